@@ -1,0 +1,72 @@
+"""Method: the one hook that a token-reduction method implements."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+
+from tokenprune.ops.checks import check_finite, check_num_keep
+from tokenprune.tokens import ReducedTokens, VisionTokens
+
+
+@dataclass(kw_only=True)
+class Method(ABC):
+    """A way to turn [B, N, D] vision tokens into [B, num_keep, D].
+
+    A method is a dataclass of options with one hook, `_reduce`, in a file of its own in
+    `tokenprune/methods/`; the file's name is the method's name.
+
+    Attributes:
+        strict: raise on tokens that are not finite. Costs one more read, and a synchronization on
+            GPUs.
+    """
+
+    strict: bool = True
+
+    def reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
+        """Reduces each crop to `num_keep` tokens.
+
+        Args:
+            tokens: B crops of N tokens.
+            num_keep: tokens to keep per crop, 1 to N.
+
+        Raises:
+            ValueError: `num_keep` out of range, tokens that are not finite (when strict), or a
+                class token that the method needs and the tower does not have.
+        """
+        if not isinstance(tokens, VisionTokens):
+            raise TypeError(f"tokens must be VisionTokens, got {type(tokens).__name__}")
+        check_num_keep(num_keep, tokens.features.shape[1])
+        if self.strict:
+            check_finite(features=tokens.features, cls=tokens.cls)
+        return self._reduce(tokens, num_keep)
+
+    @abstractmethod
+    def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
+        """The method itself, on arguments that `reduce` has checked."""
+
+
+def list_methods() -> list[str]:
+    """Names of the methods, ascending: the files of `tokenprune/methods/`."""
+    import tokenprune.methods
+
+    return sorted(module.name for module in pkgutil.iter_modules(tokenprune.methods.__path__))
+
+
+def get_method(name: str, **options: object) -> Method:
+    """The method of that name, built with its options.
+
+    Raises:
+        ValueError: no such method, or no such option; the message lists what there is.
+    """
+    if name not in list_methods():
+        raise ValueError(f"method must be one of {', '.join(list_methods())}, got {name!r}")
+    module = importlib.import_module(f"tokenprune.methods.{name}")
+    (method_class,) = (cls for cls in Method.__subclasses__() if cls.__module__ == module.__name__)
+    known = [field.name for field in fields(method_class)]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(f"{name} takes the options {', '.join(known)}, got {', '.join(unknown)}")
+    return method_class(**options)

@@ -1,0 +1,65 @@
+"""Control: average equal windows of the grid. Often hard to beat (arXiv 2510.07143)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokenprune.method import Method
+from tokenprune.ops.cluster_mean import cluster_mean
+from tokenprune.tokens import ReducedTokens, VisionTokens
+
+
+@dataclass(kw_only=True)
+class SpatialPool(Method):
+    """Cuts the grid into exactly `num_keep` windows, as equal and as square as they come.
+
+    The grid is cut into bands of rows, each band into windows. A window's root is its upper left
+    token.
+    """
+
+    def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
+        features = tokens.features
+        roots = window_roots(tokens.grid_size, num_keep).to(features.device)
+        keep_indices = roots.unique()  # sorted
+        assignment = roots.repeat(len(features), 1)
+        keep_indices = keep_indices.repeat(len(features), 1)
+        return ReducedTokens(
+            features=cluster_mean(features, assignment, keep_indices),
+            keep_indices=keep_indices,
+            valid=torch.ones_like(keep_indices, dtype=torch.bool),
+            assignment=assignment,
+            scores=torch.zeros(keep_indices.shape, device=features.device),
+            grid_size=tokens.grid_size,
+        )
+
+
+def window_roots(grid_size: tuple[int, int], num_windows: int) -> Tensor:
+    """[N] int64: the upper left token of the window that each token lies in."""
+    rows, cols = grid_size
+    bands = choose_bands(grid_size, num_windows)
+    roots = torch.empty(rows, cols, dtype=torch.int64)
+    for band in range(bands):
+        top, bottom = rows * band // bands, rows * (band + 1) // bands
+        windows = num_windows * (band + 1) // bands - num_windows * band // bands
+        for window in range(windows):
+            left, right = cols * window // windows, cols * (window + 1) // windows
+            roots[top:bottom, left:right] = top * cols + left
+    return roots.flatten()
+
+
+def choose_bands(grid_size: tuple[int, int], num_windows: int) -> int:
+    """The number of bands that divides `num_windows` if any fits, and makes windows most square."""
+    rows, cols = grid_size
+
+    def unevenness(bands: int) -> tuple[bool, float]:
+        height, width = rows / bands, cols * bands / num_windows
+        return num_windows % bands != 0, abs(math.log(height / width))
+
+    fitting = [
+        bands for bands in range(1, min(rows, num_windows) + 1) if -(-num_windows // bands) <= cols
+    ]
+    return min(fitting, key=unevenness)

@@ -1,0 +1,8 @@
+"""Token-reduction operators: plain functions on tensors, each with a readable reference."""
+
+from tokenprune.ops.anchored_select.op import anchored_select
+from tokenprune.ops.background_anchored.op import background_anchored
+from tokenprune.ops.background_merge.op import background_merge
+from tokenprune.ops.background_score.op import background_score
+
+__all__ = ["anchored_select", "background_anchored", "background_merge", "background_score"]

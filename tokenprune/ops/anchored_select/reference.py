@@ -1,0 +1,63 @@
+"""The class token ranks the clusters; the best are averaged."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from tokenprune.ops.cluster_mean import cluster_mean
+from tokenprune.ops.precision import wide_dtype, wide_matmul, without_autocast
+from tokenprune.tokens import ReducedTokens
+
+
+@without_autocast
+def anchored_select(
+    features: Tensor,
+    cls: Tensor,
+    roots: Tensor,
+    q_weight: Tensor,
+    q_bias: Tensor,
+    k_weight: Tensor,
+    k_bias: Tensor,
+    num_keep: int,
+    grid_size: tuple[int, int] | None = None,
+) -> ReducedTokens:
+    token_scores = anchor_scores(features, cls, q_weight, q_bias, k_weight, k_bias)
+    # The score is affine in the token, so the mean of scores is the score of the mean.
+    counts = torch.zeros_like(token_scores).scatter_add(1, roots, torch.ones_like(token_scores))
+    sums = torch.zeros_like(token_scores).scatter_add(1, roots, token_scores)
+    cluster_scores = (sums / counts.clamp(min=1)).masked_fill(counts == 0, -math.inf)
+
+    # A stable sort: ties go to the lowest index, and empty cells come last.
+    ranking = cluster_scores.detach().argsort(dim=1, descending=True, stable=True)
+    keep_indices = ranking[:, :num_keep].sort(dim=1).values
+    return ReducedTokens(
+        features=cluster_mean(features, roots, keep_indices),
+        keep_indices=keep_indices,
+        valid=counts.gather(1, keep_indices) > 0,
+        assignment=roots,
+        scores=cluster_scores.gather(1, keep_indices).float(),
+        grid_size=grid_size,
+    )
+
+
+def anchor_scores(
+    features: Tensor,
+    cls: Tensor,
+    q_weight: Tensor,
+    q_bias: Tensor,
+    k_weight: Tensor,
+    k_bias: Tensor,
+) -> Tensor:
+    """[B, N]: (Wq cls + bq) . (Wk f + bk) / sqrt(D) for each token f.
+
+    q . (Wk f + bk) = (Wk^T q) . f + bk . q: one vector per crop instead of a projection per token.
+    """
+    dtype = wide_dtype(features.dtype)
+    query = cls.to(dtype) @ q_weight.to(dtype).T + q_bias.to(dtype)
+    anchor = query @ k_weight.to(dtype)
+    offset = query @ k_bias.to(dtype)
+    scores = wide_matmul(features, anchor[:, :, None]).squeeze(-1)
+    return (scores + offset[:, None]) / math.sqrt(features.shape[2])

@@ -1,0 +1,59 @@
+"""ops.background_merge: tokens that lean on each other become one cluster."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from tokenprune.ops.background_merge import reference
+from tokenprune.ops.checks import check_grid, check_int, check_tensor, resolve_impl
+
+CYCLES = ("official", "merge")
+
+
+def check_merge_options(max_iters: int, cycles: str) -> None:
+    check_int("max_iters", max_iters, low=0)
+    if cycles not in CYCLES:
+        raise ValueError(f"cycles must be 'official' or 'merge', got {cycles!r}")
+
+
+def background_merge(
+    logits: Tensor,
+    grid_size: tuple[int, int],
+    *,
+    max_iters: int = 12,
+    cycles: str = "official",
+    impl: str = "auto",
+) -> Tensor:
+    """Roots of the clusters that strongest-neighbor pointers form.
+
+    Background Token Pruning of GeoLLaVA-8K (arXiv 2505.21375, section 3.2). Each token points to
+    the neighbor with the largest softmax weight; neighbors beyond the border are clamped to it, and
+    weights of offsets that name the same cell add up. Ties go to the lowest cell index.
+
+    Args:
+        logits: [B, N, 9] floating point, from `background_score`.
+        grid_size: (rows, cols) with rows * cols == N.
+        max_iters: doublings of the pointers in official mode, at least 0.
+        cycles: "official" reproduces the published pointer jumping to the bit: two tokens that
+            point at each other stay two roots, and longer cycles end where `max_iters` doublings
+            leave them. "merge" follows every pointer to its end, whatever `max_iters`, and joins
+            each cycle into one cluster whose root is its lowest index.
+        impl: "auto", "reference" or "triton"; a named one runs or raises.
+
+    Returns:
+        [B, N] int64, each token's root. Not differentiable.
+
+    Raises:
+        ValueError: shapes, `max_iters`, `cycles`, or an unknown `impl`.
+        TypeError: dtypes.
+        NotImplementedError: an `impl` that does not exist here.
+    """
+    check_tensor("logits", logits)
+    if logits.ndim != 3 or logits.shape[2] != 9:
+        raise ValueError(f"logits must be [B, N, 9], got shape {list(logits.shape)}")
+    if not logits.is_floating_point():
+        raise TypeError(f"logits must be floating point, got {logits.dtype}")
+    check_grid(grid_size, logits.shape[1])
+    check_merge_options(max_iters, cycles)
+    resolve_impl("background_merge", impl)
+    return reference.background_merge(logits, grid_size, max_iters, cycles)
