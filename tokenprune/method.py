@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
+from typing import Any
 
 from tokenprune.ops.checks import check_finite, check_num_keep
 from tokenprune.tokens import ReducedTokens, VisionTokens
@@ -55,7 +56,7 @@ def list_methods() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(tokenprune.methods.__path__))
 
 
-def get_method(name: str, **options: object) -> Method:
+def get_method(name: str, **options: Any) -> Method:
     """The method of that name, built with its options.
 
     Raises:
@@ -64,7 +65,11 @@ def get_method(name: str, **options: object) -> Method:
     if name not in list_methods():
         raise ValueError(f"method must be one of {', '.join(list_methods())}, got {name!r}")
     module = importlib.import_module(f"tokenprune.methods.{name}")
-    (method_class,) = (cls for cls in Method.__subclasses__() if cls.__module__ == module.__name__)
+    (method_class,) = (
+        cls
+        for cls in vars(module).values()
+        if isinstance(cls, type) and issubclass(cls, Method) and cls.__module__ == module.__name__
+    )
     known = [field.name for field in fields(method_class)]
     unknown = sorted(set(options) - set(known))
     if unknown:
