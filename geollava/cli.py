@@ -1,0 +1,198 @@
+"""The command line. Exit codes: 0, 2 for wrong usage or input, 1 for the rest."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Questions to very large remote-sensing images.",
+)
+# Results go to the standard output, everything else to the other.
+stderr = Console(stderr=True, highlight=False)
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@app.callback()
+def commands() -> None:
+    """Questions to very large remote-sensing images."""
+
+
+@app.command()
+def ask(
+    image: Annotated[Path, typer.Argument(help="JPEG, PNG, WebP or TIFF, of any size")],
+    question: Annotated[str, typer.Argument(help="What to ask")],
+    model: Annotated[
+        str | None, typer.Option(help="Checkpoint: a folder or a hub name [default: a small one]")
+    ] = None,
+    num_keep: Annotated[
+        int | None, typer.Option(help="Visual tokens to keep per crop [default: the model's]")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length limit of the answer")] = 128,
+    overlay: Annotated[
+        Path | None, typer.Option(help="Draw what was kept over the image, into this file")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")] = "auto",
+    dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "auto",
+    max_megapixels: Annotated[
+        int, typer.Option(min=1, help="Refuse larger images before decoding them")
+    ] = 537,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object")] = False,
+) -> None:
+    """Ask a question about an image."""
+    if not question.strip():
+        raise ValueError("the question must say something, it is empty")
+    if num_keep is not None and num_keep < 1:
+        raise ValueError(f"--num-keep must be at least 1, got {num_keep}")
+    if dtype not in DTYPES:
+        raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype}")
+
+    from geollava import imagery
+    from geollava import overlay as drawing
+    from geollava.answer import Stopwatch, answer, peak_memory_mib
+    from geollava.default_model import default_checkpoint
+
+    stopwatch = Stopwatch()
+    if overlay is not None:
+        drawing.check_path(overlay)
+    with stopwatch.stage("read"):
+        picture = imagery.read_image(image, max_pixels=max_megapixels * 1_000_000)
+    with stopwatch.stage("load"):
+        folder = model if model is not None else str(default_checkpoint())
+        network, processor = load(folder, num_keep, device, dtype)
+    if network.config.untrained:
+        stderr.print(
+            "[yellow]note:[/] this model's weights are untrained, its answer means nothing"
+        )
+
+    with progress_bar() as bar:
+        task = bar.add_task("crops", total=None)
+        result = answer(
+            network,
+            processor,
+            picture,
+            question,
+            max_new_tokens=max_new_tokens,
+            stopwatch=stopwatch,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    if overlay is not None:
+        with stopwatch.stage("overlay"):
+            drawing.save(drawing.draw(picture, result.kept, result.canvas_size), overlay)
+
+    report = {
+        "answer": result.text,
+        "model": folder,
+        "untrained": network.config.untrained,
+        "image_size": list(picture.size),
+        "canvas_size": list(result.canvas_size),
+        "crops": result.crops,
+        "tokens_before": result.tokens_before,
+        "tokens_after": result.tokens_after,
+        "seconds": {name: round(value, 3) for name, value in stopwatch.seconds.items()},
+        "peak_memory_mib": peak_memory_mib(),
+    }
+    if as_json:
+        print(json.dumps(report, ensure_ascii=False))
+    else:
+        show(report, overlay)
+
+
+def load(folder: str, num_keep: int | None, device: str, dtype: str) -> tuple[Any, Any]:
+    """Model and processor of a checkpoint; the weights are checked before the tokenizer is read."""
+    import torch
+    from transformers.utils import logging
+
+    from geollava import GeoLlavaConfig, GeoLlavaForConditionalGeneration, GeoLlavaProcessor
+    from geollava.checkpoint import resolve_folder
+
+    logging.disable_progress_bar()
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        target = torch.device(device)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device} is not available: {first_line(error)}") from error
+    if dtype == "auto":
+        dtype = "float32" if target.type == "cpu" else "bfloat16"
+
+    checkpoint = resolve_folder(folder)
+    config = GeoLlavaConfig.from_pretrained(checkpoint)
+    if num_keep is not None:
+        config.num_keep = num_keep
+        config.check()
+    network = GeoLlavaForConditionalGeneration.from_pretrained(
+        checkpoint, config=config, dtype=getattr(torch, dtype)
+    )
+    processor = GeoLlavaProcessor.from_pretrained(checkpoint, num_keep=config.num_keep)
+    return network.to(target).eval(), processor
+
+
+def progress_bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=stderr,
+        transient=True,
+    )
+
+
+def show(report: dict[str, Any], overlay: Path | None) -> None:
+    stdout = Console(highlight=False)
+    stdout.print(report["answer"], markup=False)
+    before, after = report["tokens_before"], report["tokens_after"]
+    width, height = report["image_size"]
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_row("image", f"{width:,} x {height:,} px, {report['crops']} crops")
+    table.add_row("visual tokens", f"{before:,} -> {after:,} ({before / after:.0f} times fewer)")
+    stages = [f"{name} {seconds:.1f}" for name, seconds in report["seconds"].items()]
+    table.add_row("seconds", f"{sum(report['seconds'].values()):.1f}: " + ", ".join(stages))
+    table.add_row("peak memory", f"{report['peak_memory_mib']:,} MiB")
+    if overlay is not None:
+        table.add_row("overlay", str(overlay))
+    stderr.print(table)
+
+
+def first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def main() -> None:
+    """Runs the command line; an error is one line on the standard error, never a traceback."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        app()
+    except (ValueError, TypeError, NotImplementedError, OSError, ImportError) as error:
+        fail(first_line(error), 2)
+    except KeyboardInterrupt:
+        fail("interrupted", 1)
+    except Exception as error:
+        if os.environ.get("GEOLLAVA_DEBUG"):
+            raise
+        fail(f"{type(error).__name__}: {first_line(error)} (GEOLLAVA_DEBUG=1 shows where)", 1)
+
+
+def fail(message: str, code: int) -> None:
+    stderr.print(f"[red]error:[/] {message}", soft_wrap=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""What the model looked at: kept tokens and merged background, drawn over the image."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from geollava.imagery import image_box
+from geollava.token_reduction import ReducedTokens
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+LONGEST_SIDE = 2400  # pixels of the picture
+KEPT_COLOR = (255, 176, 32)
+BACKGROUND_LIGHT = 0.32
+
+
+def check_path(path: Path) -> None:
+    """Raises ValueError if no picture can be written there; asked before the work, not after it."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"the overlay must end in {', '.join(SUFFIXES)}, got {path.name}")
+    if not path.parent.is_dir():
+        raise ValueError(f"the overlay's folder {path.parent} does not exist")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ValueError(f"the overlay {path} cannot be written")
+
+
+def token_maps(kept: ReducedTokens, canvas_grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Where the canvas's tokens went, as two bool maps [rows, cols] over its token grid.
+
+    Args:
+        kept: of all crops, row by row.
+        canvas_grid: (rows, cols) of crops.
+
+    Returns:
+        (roots, members): the tokens that were kept, and all that are averaged into them.
+    """
+    assert kept.grid_size is not None
+    num_tokens = kept.assignment.shape[1]
+    # Slots that are not valid point at cells of their own, so clearing them hides nothing valid.
+    roots = torch.zeros(len(kept.assignment), num_tokens, dtype=torch.bool)
+    roots.scatter_(1, kept.keep_indices.cpu(), kept.valid.cpu())
+    members = roots.gather(1, kept.assignment.cpu())
+    shape = (*canvas_grid, *kept.grid_size)
+    return tuple(  # type: ignore[return-value]
+        grid.view(shape).permute(0, 2, 1, 3).reshape(shape[0] * shape[2], shape[1] * shape[3])
+        for grid in (roots, members)
+    )
+
+
+def draw(image: Image.Image, kept: ReducedTokens, canvas_size: tuple[int, int]) -> Image.Image:
+    """The image, small: kept clusters in their own colors, each kept token framed, the rest dim.
+
+    Args:
+        image: the RGB image that was asked about.
+        kept: the kept tokens of its crops, row by row.
+        canvas_size: (width, height) in pixels of the canvas they were cut from.
+    """
+    assert kept.grid_size is not None
+    crop_rows, crop_cols = canvas_grid(len(kept.assignment), canvas_size)
+    roots, members = token_maps(kept, (crop_rows, crop_cols))
+    rows, cols = roots.shape
+    cell = max(2, LONGEST_SIDE // max(rows, cols))  # pixels of the picture per token
+    scale = cell * cols / canvas_size[0]
+
+    left, top, right, bottom = (round(edge * scale) for edge in image_box(image.size, canvas_size))
+    canvas = Image.new("RGB", (cell * cols, cell * rows))
+    canvas.paste(image.resize((right - left, bottom - top), Image.Resampling.BOX), (left, top))
+    pixels = np.asarray(canvas).astype(np.float32)
+
+    gray = pixels.mean(axis=2, keepdims=True) * BACKGROUND_LIGHT
+    seen = members.repeat_interleave(cell, 0).repeat_interleave(cell, 1).numpy()[..., None]
+    pixels = np.where(seen, pixels, gray)
+    frame = np.zeros((cell, cell), dtype=bool)
+    frame[[0, -1], :] = frame[:, [0, -1]] = True
+    framed = np.kron(roots.numpy(), frame)
+    pixels[framed] = 0.35 * pixels[framed] + 0.65 * np.array(KEPT_COLOR, dtype=np.float32)
+    picture = Image.fromarray(pixels.astype(np.uint8)).crop((left, top, right, bottom))
+    return with_caption(picture, roots, members)
+
+
+def canvas_grid(crops: int, canvas_size: tuple[int, int]) -> tuple[int, int]:
+    """(rows, cols) of crops on a canvas."""
+    width, height = canvas_size
+    cols = round((crops * width / height) ** 0.5)
+    return crops // cols, cols
+
+
+def with_caption(picture: Image.Image, roots: Tensor, members: Tensor) -> Image.Image:
+    size = max(14, picture.width // 80)
+    caption = Image.new("RGB", (picture.width, picture.height + 2 * size), (16, 16, 16))
+    caption.paste(picture, (0, 0))
+    text = (
+        f"{int(roots.sum()):,} of {roots.numel():,} tokens kept (framed), standing for "
+        f"{int(members.sum()):,}; {1 - float(members.float().mean()):.0%} left out (dim)"
+    )
+    font = ImageFont.load_default(size)
+    ImageDraw.Draw(caption).text(
+        (size // 2, picture.height + size), text, font=font, fill=(235, 235, 235), anchor="lm"
+    )
+    return caption
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    """Writes the picture whole or not at all."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    try:
+        picture.save(name)
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    finally:
+        Path(name).unlink(missing_ok=True)

@@ -1,0 +1,341 @@
+"""Images, video frames and text -> the model's inputs, every placeholder in its exact count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoTokenizer, BaseImageProcessor, BatchFeature, ProcessorMixin
+
+from geollava import checkpoint, imagery
+from geollava.configuration import GeoLlavaConfig
+
+IMAGE_TOKEN = "<image>"
+VIDEO_TOKEN = "<video>"
+
+# The format the published model was trained with (qwen_1_5), marks of images before the text.
+CHAT_TEMPLATE = (
+    "{% if messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}"
+    "{% endif %}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<image>\n' }}"
+    "{% elif part['type'] == 'video' %}{{ '<video>\n' }}"
+    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}"
+    "{{ '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def to_rgb(image: Any) -> Image.Image:
+    """A Pillow image, a path, or a uint8 array [H, W, 3] or tensor [3, H, W], as RGB.
+
+    Raises:
+        TypeError: anything else.
+        ValueError: an array of another shape; a file that `imagery.read_image` refuses.
+    """
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    if isinstance(image, (str, PathLike)):
+        return imagery.read_image(image)
+    if isinstance(image, Tensor):
+        image = image.permute(1, 2, 0).cpu().numpy() if image.ndim == 3 else image.cpu().numpy()
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8:
+            raise TypeError(f"an image array must be uint8, got {image.dtype}")
+        if image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"an image array must be [H, W, 3], got {list(image.shape)}")
+        return Image.fromarray(np.ascontiguousarray(image))
+    raise TypeError(
+        f"an image must be a Pillow image, a path, an array or a tensor, got {type(image).__name__}"
+    )
+
+
+def flatten(images: Any) -> list[Any]:
+    """One image, a list, or a list per prompt -> a flat list."""
+    if isinstance(images, (list, tuple)):
+        return [image for entry in images for image in flatten(entry)]
+    return [images]
+
+
+class GeoLlavaImageProcessor(BaseImageProcessor):
+    """Images -> crops, with the published model's grid choice and pixels.
+
+    Args:
+        crop_size: side of a crop in pixels.
+        image_grid_pinpoints: [[width, height], ...] of the allowed canvases; None is the 8K rule.
+        max_crops, max_aspect_ratio: the rule's limits.
+        do_normalize: return normalized float32 instead of uint8, which the model normalizes itself.
+        include_thumbnail: put the whole image, squashed into one crop, before the crops.
+        image_mean, image_std: per channel, for values scaled to [0, 1].
+    """
+
+    model_input_names = ["pixel_values", "num_crops"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        crop_size: int = 336,
+        image_grid_pinpoints: Any = None,
+        max_crops: int = 576,
+        max_aspect_ratio: int = 49,
+        do_normalize: bool = False,
+        include_thumbnail: bool = False,
+        image_mean: Sequence[float] = checkpoint.CLIP_MEAN,
+        image_std: Sequence[float] = checkpoint.CLIP_STD,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.crop_size = crop_size
+        self.image_grid_pinpoints = image_grid_pinpoints
+        self.max_crops = max_crops
+        self.max_aspect_ratio = max_aspect_ratio
+        self.do_normalize = do_normalize
+        self.include_thumbnail = include_thumbnail
+        self.image_mean = list(image_mean)
+        self.image_std = list(image_std)
+
+    @classmethod
+    def from_config(cls, config: GeoLlavaConfig, **kwargs: Any) -> GeoLlavaImageProcessor:
+        """The processor that a model's configuration asks for."""
+        options = {
+            "crop_size": config.vision_config.image_size,
+            "image_grid_pinpoints": config.image_grid_pinpoints,
+            "max_crops": config.max_crops,
+            "max_aspect_ratio": config.max_aspect_ratio,
+            "image_mean": config.image_mean,
+            "image_std": config.image_std,
+        }
+        return cls(**(options | kwargs))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """From our own saved form, or from a published checkpoint's `config.json`."""
+        folder = checkpoint.resolve_folder(pretrained_model_name_or_path, weights=False)
+        saved = ("processor_config.json", "preprocessor_config.json")
+        if is_published(folder) or not any((folder / name).is_file() for name in saved):
+            return cls.from_config(GeoLlavaConfig.from_pretrained(folder), **kwargs)
+        return super().from_pretrained(folder, **kwargs)
+
+    def canvases(self) -> list[list[int]]:
+        """Allowed canvases as [width, height] in pixels."""
+        if self.image_grid_pinpoints is not None:
+            return imagery.parse_canvases(self.image_grid_pinpoints, self.crop_size)
+        return imagery.allowed_canvases(self.crop_size, self.max_crops, self.max_aspect_ratio)
+
+    def select_canvas(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) in pixels of the canvas for an image of that size."""
+        return imagery.select_canvas(width, height, self.canvases())
+
+    def cut(self, image: Any) -> Tensor:
+        """One image -> [C, 3, crop_size, crop_size] uint8 row by row, thumbnail first if any."""
+        image = to_rgb(image)
+        canvas = imagery.fit_canvas(image, self.select_canvas(*image.size))
+        crops = imagery.cut_crops(canvas, self.crop_size)
+        if not self.include_thumbnail:
+            return crops
+        squashed = image.resize((self.crop_size, self.crop_size), Image.Resampling.BICUBIC)
+        return torch.cat([imagery.cut_crops(squashed, self.crop_size), crops])
+
+    def cut_frame(self, frame: Any) -> Tensor:
+        """One frame -> [1, 3, crop_size, crop_size] uint8: shorter side fitted, center cut out."""
+        frame, side = to_rgb(frame), self.crop_size
+        width, height = frame.size
+        shorter = min(width, height)
+        resized = frame.resize(
+            (int(side * width / shorter), int(side * height / shorter)), Image.Resampling.BICUBIC
+        )
+        left, top = (resized.width - side) // 2, (resized.height - side) // 2
+        return imagery.cut_crops(resized.crop((left, top, left + side, top + side)), side)
+
+    def finish(self, crops: Iterable[Tensor]) -> Tensor:
+        pixels = torch.cat(list(crops))
+        if self.do_normalize:
+            return imagery.normalize_crops(pixels, self.image_mean, self.image_std)
+        return pixels
+
+    def __call__(self, images: Any, **kwargs: Any) -> BatchFeature:
+        return self.preprocess(images, **kwargs)
+
+    def preprocess(self, images: Any, **kwargs: Any) -> BatchFeature:
+        """Images -> `pixel_values` [sum of crops, 3, h, w] uint8 and `num_crops` [images] int64.
+
+        Args:
+            images: one image or a list; Pillow images, paths, uint8 arrays [H, W, 3] or tensors
+                [3, H, W].
+        """
+        check_return_tensors(kwargs.pop("return_tensors", "pt"))
+        if kwargs:
+            raise TypeError(f"GeoLlavaImageProcessor does not take {', '.join(sorted(kwargs))}")
+        crops = [self.cut(image) for image in flatten(images)]
+        if not crops:
+            raise ValueError("images must hold at least one image, got none")
+        num_crops = torch.tensor([len(part) for part in crops])
+        return BatchFeature({"pixel_values": self.finish(crops), "num_crops": num_crops})
+
+
+class GeoLlavaProcessor(ProcessorMixin):
+    """Image processor, tokenizer and chat template of one model.
+
+    Args:
+        image_processor: a `GeoLlavaImageProcessor`.
+        tokenizer: the language model's; `<image>` and `<video>` are added to it as marks.
+        num_keep: visual tokens that stand for one crop.
+        tokens_per_frame: visual tokens that stand for one video frame.
+        chat_template: instead of the published format.
+    """
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        num_keep: int = 24,
+        tokens_per_frame: int = 144,
+        chat_template: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.num_keep = num_keep
+        self.tokens_per_frame = tokens_per_frame
+        super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
+        # Prompts of a batch end together, so that generation continues each of them.
+        tokenizer.padding_side = "left"
+        tokenizer.add_tokens([IMAGE_TOKEN, VIDEO_TOKEN], special_tokens=True)
+        self.image_token, self.video_token = IMAGE_TOKEN, VIDEO_TOKEN
+        self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        self.video_token_id = tokenizer.convert_tokens_to_ids(VIDEO_TOKEN)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """From our own saved form, or from a published checkpoint with its tokenizer.
+
+        Raises:
+            ValueError: no checkpoint, no tokenizer, or one that numbers `<image>` differently.
+        """
+        folder = checkpoint.resolve_folder(pretrained_model_name_or_path, weights=False)
+        if (folder / "processor_config.json").is_file() and not is_published(folder):
+            return super().from_pretrained(folder, **kwargs)
+        config = GeoLlavaConfig.from_pretrained(folder)
+        tokenizer = load_tokenizer(folder)
+        processor = cls(
+            GeoLlavaImageProcessor.from_pretrained(folder),
+            tokenizer,
+            **({"num_keep": config.num_keep, "tokens_per_frame": config.tokens_per_frame} | kwargs),
+        )
+        if processor.image_token_id != config.image_token_id:
+            raise ValueError(
+                f"{folder}: the tokenizer numbers {IMAGE_TOKEN} {processor.image_token_id}, "
+                f"config.json says image_token_id = {config.image_token_id}"
+            )
+        return processor
+
+    def __call__(
+        self, images: Any = None, text: Any = None, videos: Any = None, **kwargs: Any
+    ) -> BatchFeature:
+        """Prompts and their images -> the model's inputs.
+
+        Args:
+            images: images in the order of the `<image>` marks over all prompts, flat or per prompt.
+            text: a prompt or a list of prompts, with one `<image>` or `<video>` per image or video.
+            videos: a list of videos, each a list of frames.
+            kwargs: for the tokenizer. Prompts are padded on the left to one length by default.
+
+        Returns:
+            `input_ids` and `attention_mask` [B, L]; with images `pixel_values` and `num_crops`;
+            with videos `pixel_values_videos`.
+
+        Raises:
+            ValueError: marks and images differ in number.
+        """
+        if text is None:
+            raise ValueError("text must be a prompt or a list of prompts, got None")
+        check_return_tensors(kwargs.pop("return_tensors", "pt"))
+        prompts = [text] if isinstance(text, str) else list(text)
+        data: dict[str, Any] = {}
+        image_lengths: list[int] = []
+        if images is not None:
+            data |= self.image_processor(images)
+            image_lengths = [int(count) * self.num_keep for count in data["num_crops"]]
+        video_lengths: list[int] = []
+        if videos is not None:
+            frames = [
+                [self.image_processor.cut_frame(frame) for frame in video] for video in videos
+            ]
+            data["pixel_values_videos"] = self.image_processor.finish(
+                frame for video in frames for frame in video
+            )
+            video_lengths = [len(video) * self.tokens_per_frame for video in frames]
+        prompts = expand_marks(prompts, IMAGE_TOKEN, image_lengths)
+        prompts = expand_marks(prompts, VIDEO_TOKEN, video_lengths)
+        kwargs.setdefault("padding", len(prompts) > 1)
+        tokens = self.tokenizer(prompts, return_tensors="pt", **kwargs)
+        return BatchFeature(
+            {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]} | data
+        )
+
+    def build_prompt(self, question: str, *, num_images: int = 1) -> str:
+        """The published chat format with `num_images` marks before the question."""
+        marks = [{"type": "image"}] * num_images
+        content = [*marks, {"type": "text", "text": question}]
+        return self.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return [
+            "input_ids",
+            "attention_mask",
+            "pixel_values",
+            "num_crops",
+            "pixel_values_videos",
+        ]
+
+
+def expand_marks(prompts: list[str], mark: str, lengths: list[int]) -> list[str]:
+    """Each mark, over all prompts in order, becomes as many marks as its image has tokens."""
+    found = sum(prompt.count(mark) for prompt in prompts)
+    if found != len(lengths):
+        kind = mark.strip("<>")
+        raise ValueError(
+            f"text must hold one {mark} per {kind}: expected {len(lengths)}, got {found}"
+        )
+    remaining = iter(lengths)
+    expanded = []
+    for prompt in prompts:
+        first, *rest = prompt.split(mark)
+        expanded.append(first + "".join(mark * next(remaining) + piece for piece in rest))
+    return expanded
+
+
+def check_return_tensors(value: str | None) -> None:
+    if value not in (None, "pt"):
+        raise ValueError(f"return_tensors must be 'pt', got {value!r}")
+
+
+def is_published(folder: Path) -> bool:
+    path = folder / "config.json"
+    return (
+        path.is_file()
+        and checkpoint.read_json(path).get("model_type") == checkpoint.PUBLISHED_MODEL_TYPE
+    )
+
+
+def load_tokenizer(folder: Path) -> Any:
+    names = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
+    if not any((folder / name).is_file() for name in names):
+        raise ValueError(f"{folder} must hold the tokenizer ({' or '.join(names)}), found none")
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{folder}: the tokenizer cannot be loaded: {reason}") from error
