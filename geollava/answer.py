@@ -92,8 +92,8 @@ def answer(
     length = input_ids.shape[1]
     if length + max_new_tokens > limit:
         raise ValueError(
-            f"{crops} crops of {model.config.num_keep} make a prompt of {length} tokens; it and an "
-            f"answer of up to {max_new_tokens} must fit the model's {limit} positions; keep fewer tokens"
+            f"{crops} crops of {model.config.num_keep} tokens make a prompt of {length}; it and "
+            f"{max_new_tokens} new ones must fit the model's {limit} positions: keep fewer tokens"
         )
 
     with stopwatch.stage("encode"):

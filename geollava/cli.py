@@ -35,10 +35,11 @@ def ask(
     image: Annotated[Path, typer.Argument(help="JPEG, PNG, WebP or TIFF, of any size")],
     question: Annotated[str, typer.Argument(help="What to ask")],
     model: Annotated[
-        str | None, typer.Option(help="Checkpoint: a folder or a hub name [default: a small one]")
+        str | None,
+        typer.Option(help="Checkpoint: a folder or a hub name (default: a small one, untrained)"),
     ] = None,
     num_keep: Annotated[
-        int | None, typer.Option(help="Visual tokens to keep per crop [default: the model's]")
+        int | None, typer.Option(help="Visual tokens to keep per crop (default: the model's)")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length limit of the answer")] = 128,
     overlay: Annotated[
@@ -59,11 +60,14 @@ def ask(
     if dtype not in DTYPES:
         raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype}")
 
+    from transformers.utils import logging
+
     from geollava import imagery
     from geollava import overlay as drawing
     from geollava.answer import Stopwatch, answer, peak_memory_mib
     from geollava.default_model import default_checkpoint
 
+    logging.disable_progress_bar()  # of transformers, for loading and saving weights
     stopwatch = Stopwatch()
     if overlay is not None:
         drawing.check_path(overlay)
@@ -113,12 +117,10 @@ def ask(
 def load(folder: str, num_keep: int | None, device: str, dtype: str) -> tuple[Any, Any]:
     """Model and processor of a checkpoint; the weights are checked before the tokenizer is read."""
     import torch
-    from transformers.utils import logging
 
     from geollava import GeoLlavaConfig, GeoLlavaForConditionalGeneration, GeoLlavaProcessor
     from geollava.checkpoint import resolve_folder
 
-    logging.disable_progress_bar()
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -149,6 +151,7 @@ def progress_bar() -> Progress:
         TimeElapsedColumn(),
         console=stderr,
         transient=True,
+        disable=not stderr.is_terminal,
     )
 
 
@@ -173,24 +176,28 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Runs the command line; an error is one line on the standard error, never a traceback."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        app()
+        sys.exit(app(arguments, standalone_mode=False))
     except (ValueError, TypeError, NotImplementedError, OSError, ImportError) as error:
         fail(first_line(error), 2)
     except KeyboardInterrupt:
         fail("interrupted", 1)
     except Exception as error:
+        usage = getattr(error, "format_message", None)  # typer's own errors have one
+        if usage is not None:
+            fail(usage() or "no command given", 2)
         if os.environ.get("GEOLLAVA_DEBUG"):
             raise
         fail(f"{type(error).__name__}: {first_line(error)} (GEOLLAVA_DEBUG=1 shows where)", 1)
 
 
 def fail(message: str, code: int) -> None:
-    stderr.print(f"[red]error:[/] {message}", soft_wrap=True)
+    stderr.print("[red]error:[/] ", end="")
+    stderr.print(message, markup=False, soft_wrap=True)
     sys.exit(code)
 
 
