@@ -137,7 +137,7 @@ def set_affinity_head(model: GeoLlavaForConditionalGeneration) -> None:
     """
     head = model.reghead
     bias = torch.zeros(9)
-    bias[0] = 0.2
+    bias[0] = 1.0
     head.load_state_dict(
         {
             "dw.weight": torch.zeros_like(head.dw.weight),

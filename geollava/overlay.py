@@ -17,7 +17,7 @@ from geollava.token_reduction import ReducedTokens
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 LONGEST_SIDE = 2400  # pixels of the picture
 KEPT_COLOR = (255, 176, 32)
-BACKGROUND_LIGHT = 0.32
+MERGED_LIGHT, LEFT_OUT_LIGHT = 0.8, 0.35
 
 
 def check_path(path: Path) -> None:
@@ -54,7 +54,7 @@ def token_maps(kept: ReducedTokens, canvas_grid: tuple[int, int]) -> tuple[Tenso
 
 
 def draw(image: Image.Image, kept: ReducedTokens, canvas_size: tuple[int, int]) -> Image.Image:
-    """The image, small: kept clusters in their own colors, each kept token framed, the rest dim.
+    """The image, small: kept tokens bright and framed, those merged into them pale, the rest dark.
 
     Args:
         image: the RGB image that was asked about.
@@ -73,9 +73,12 @@ def draw(image: Image.Image, kept: ReducedTokens, canvas_size: tuple[int, int]) 
     canvas.paste(image.resize((right - left, bottom - top), Image.Resampling.BOX), (left, top))
     pixels = np.asarray(canvas).astype(np.float32)
 
-    gray = pixels.mean(axis=2, keepdims=True) * BACKGROUND_LIGHT
-    seen = members.repeat_interleave(cell, 0).repeat_interleave(cell, 1).numpy()[..., None]
-    pixels = np.where(seen, pixels, gray)
+    def light(tokens: Tensor) -> np.ndarray:
+        return tokens.repeat_interleave(cell, 0).repeat_interleave(cell, 1).numpy()[..., None]
+
+    gray = pixels.mean(axis=2, keepdims=True)
+    pixels = np.where(light(roots), pixels, MERGED_LIGHT * (pixels + gray) / 2)
+    pixels = np.where(light(members), pixels, LEFT_OUT_LIGHT * gray).astype(np.float32)
     frame = np.zeros((cell, cell), dtype=bool)
     frame[[0, -1], :] = frame[:, [0, -1]] = True
     framed = np.kron(roots.numpy(), frame)
@@ -96,8 +99,8 @@ def with_caption(picture: Image.Image, roots: Tensor, members: Tensor) -> Image.
     caption = Image.new("RGB", (picture.width, picture.height + 2 * size), (16, 16, 16))
     caption.paste(picture, (0, 0))
     text = (
-        f"{int(roots.sum()):,} of {roots.numel():,} tokens kept (framed), standing for "
-        f"{int(members.sum()):,}; {1 - float(members.float().mean()):.0%} left out (dim)"
+        f"{int(roots.sum()):,} of {roots.numel():,} tokens kept (framed): the means of "
+        f"{int(members.sum()):,} (pale); {1 - float(members.float().mean()):.0%} left out (dark)"
     )
     font = ImageFont.load_default(size)
     ImageDraw.Draw(caption).text(

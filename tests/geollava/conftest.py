@@ -1,0 +1,86 @@
+"""A whole model small enough to run in milliseconds: the recorded one, with a tokenizer added."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from geollava import GeoLlavaForConditionalGeneration, GeoLlavaProcessor
+from geollava.default_model import byte_tokenizer, default_checkpoint
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """The default checkpoint is made in a cache of the test's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(golden) -> Path:
+    return golden / "tiny_checkpoint"
+
+
+@pytest.fixture(scope="session")
+def expected(tiny_checkpoint) -> dict[str, torch.Tensor]:
+    return load_file(tiny_checkpoint / "expected.safetensors")
+
+
+@pytest.fixture(scope="session")
+def grad_norms(tiny_checkpoint) -> dict[str, float | None]:
+    return json.loads((tiny_checkpoint / "expected.json").read_text())["train.grad_norm"]
+
+
+@pytest.fixture(scope="session")
+def pictures(tiny_checkpoint) -> dict[str, Image.Image]:
+    return {name: Image.open(tiny_checkpoint / f"image_{name}.png") for name in "ab"}
+
+
+@pytest.fixture(scope="session")
+def model(tiny_checkpoint) -> GeoLlavaForConditionalGeneration:
+    """The recorded model. Shared by all tests: do not change it."""
+    return GeoLlavaForConditionalGeneration.from_pretrained(tiny_checkpoint).eval()
+
+
+@pytest.fixture(scope="session")
+def complete_checkpoint(tiny_checkpoint, tmp_path_factory) -> Path:
+    """The recorded checkpoint with a byte tokenizer beside it, as a released one has its own."""
+    folder = tmp_path_factory.mktemp("complete") / "checkpoint"
+    shutil.copytree(tiny_checkpoint, folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def checkpoint_copy(complete_checkpoint, tmp_path) -> Path:
+    """A copy of it to damage."""
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(complete_checkpoint, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pair(complete_checkpoint) -> tuple[GeoLlavaForConditionalGeneration, GeoLlavaProcessor]:
+    """Model and processor that fit each other. Shared by all tests: do not change them."""
+    model = GeoLlavaForConditionalGeneration.from_pretrained(complete_checkpoint).eval()
+    return model, GeoLlavaProcessor.from_pretrained(complete_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def default_pair() -> tuple[GeoLlavaForConditionalGeneration, GeoLlavaProcessor]:
+    folder = default_checkpoint()
+    model = GeoLlavaForConditionalGeneration.from_pretrained(folder).eval()
+    return model, GeoLlavaProcessor.from_pretrained(folder)
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8)
+    return Image.fromarray(pixels.numpy())

@@ -1,0 +1,191 @@
+"""`geollava ask`: what it prints, and how it says no."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from geollava import cli
+
+from .conftest import noise
+from .test_imagery import bad_files
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs the command line in this process -> (exit code, standard output, standard error)."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as end:
+            cli.main([str(argument) for argument in arguments])
+        output = capsys.readouterr()
+        return end.value.code or 0, output.out, output.err
+
+    return run
+
+
+@pytest.fixture
+def scene(tmp_path):
+    path = tmp_path / "scene.jpg"
+    noise(900, 600).resize((1200, 800)).save(path)
+    return path
+
+
+def test_json(run, scene):
+    code, out, err = run("ask", scene, "How many ships?", "--json", "--max-new-tokens", 4)
+    assert code == 0
+    report = json.loads(out)
+    assert report["image_size"] == [1200, 800]
+    assert report["canvas_size"] == [1344, 1008]
+    assert report["crops"] == 12
+    assert report["tokens_before"] == 12 * 576
+    assert report["tokens_after"] == 12 * 24
+    assert set(report["seconds"]) == {"read", "load", "crop", "encode", "answer"}
+    assert all(value >= 0 for value in report["seconds"].values())
+    assert report["peak_memory_mib"] > 0
+    assert isinstance(report["answer"], str)
+    assert report["untrained"] is True
+    assert "untrained" in err
+    assert err.count("\n") == 1
+
+
+def test_text(run, scene):
+    code, out, err = run("ask", scene, "How many ships?", "--max-new-tokens", 4)
+    assert code == 0
+    assert "6,912 -> 288 (24 times fewer)" in err
+    assert "visual tokens" not in out
+
+
+def test_num_keep(run, scene):
+    code, out, _ = run("ask", scene, "What?", "--num-keep", 7, "--json", "--max-new-tokens", 1)
+    assert code == 0
+    assert json.loads(out)["tokens_after"] == 12 * 7
+
+
+def test_published_checkpoint(run, scene, complete_checkpoint):
+    arguments = ("ask", scene, "What?", "--model", complete_checkpoint, "--json")
+    code, out, err = run(*arguments, "--max-new-tokens", 3)
+    assert code == 0, err
+    report = json.loads(out)
+    assert report["model"] == str(complete_checkpoint)
+    assert report["tokens_after"] == report["crops"] * 5
+    assert err == ""
+
+
+def test_overlay(run, scene, tmp_path):
+    target = tmp_path / "overlay.png"
+    arguments = ("ask", scene, "What?", "--overlay", target, "--json", "--max-new-tokens", 1)
+    assert run(*arguments)[0] == 0
+    picture = Image.open(target)
+    assert picture.width / (picture.height - picture.width // 80 * 2) == pytest.approx(
+        1.5, abs=0.05
+    )
+    pixels = np.asarray(picture).astype(int)
+    colored = (pixels[..., 0] - pixels[..., 2]) > 60  # frames around kept tokens
+    assert 0 < colored.mean() < 0.5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["overlay.png", "scene.jpg"]
+
+
+def check_refusal(result, message):
+    code, out, err = result
+    assert code == 2, err
+    assert out == ""
+    assert err.count("\n") == 1, err
+    assert err.startswith("error: ")
+    assert message in err
+
+
+def test_bad_images(run, tmp_path):
+    for name in bad_files(tmp_path):
+        check_refusal(run("ask", tmp_path / name, "What?"), name if name != "." else "not a file")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["What?", "--num-keep", 0], "--num-keep must be at least 1, got 0"),
+        (["What?", "--num-keep", 577], "num_keep must be between 1 and the 576 tokens"),
+        (["What?", "--num-keep", "many"], "'--num-keep'"),
+        (["What?", "--model", "/nowhere"], "/nowhere does not exist"),
+        (["What?", "--overlay", "/nowhere/overlay.png"], "folder /nowhere does not exist"),
+        (["What?", "--overlay", "overlay.txt"], "must end in .png"),
+        (["What?", "--dtype", "int8"], "--dtype must be one of"),
+        (["What?", "--device", "tpu"], "--device tpu is not available"),
+        (["What?", "--nonsense"], "No such option: --nonsense"),
+        (["  "], "the question must say something"),
+        ([], "Missing argument 'question'"),
+    ],
+)
+def test_bad_usage(run, scene, arguments, message):
+    check_refusal(run("ask", scene, *arguments), message)
+
+
+def test_no_command(run):
+    assert run()[0] == 2
+    assert run("fly")[0] == 2
+
+
+def last_line(result):
+    code, out, err = result
+    assert (code, out) == (2, ""), err
+    assert "Traceback" not in err
+    return err.strip().splitlines()[-1]
+
+
+def test_answer_that_cannot_fit(run, scene):
+    line = last_line(run("ask", scene, "What?", "--max-new-tokens", 40_000))
+    assert "must fit the model's 32768 positions" in line
+
+
+def test_question_with_a_mark(run, scene):
+    assert "expected 1, got 2" in last_line(run("ask", scene, "What is <image>?"))
+
+
+def test_damaged_checkpoint(run, scene, checkpoint_copy):
+    tensors = load_file(checkpoint_copy / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, checkpoint_copy / "model.safetensors")
+    result = run("ask", scene, "What?", "--model", checkpoint_copy)
+    check_refusal(result, "missing model.norm.weight")
+
+
+def test_features_that_are_not_finite(run, scene, checkpoint_copy):
+    tensors = load_file(checkpoint_copy / "model.safetensors")
+    name = "model.vision_tower.vision_tower.vision_model.pre_layrnorm.weight"
+    tensors[name] = torch.full_like(tensors[name], float("nan"))
+    save_file(tensors, checkpoint_copy / "model.safetensors")
+    result = run("ask", scene, "What?", "--model", checkpoint_copy)
+    check_refusal(result, "features must be finite")
+
+
+def test_anything_else_is_exit_code_1_and_no_traceback(run, scene, monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("out of luck\nsecond line")
+
+    monkeypatch.setattr("geollava.answer.answer", broken)
+    code, out, err = run("ask", scene, "What?")
+    assert (code, out) == (1, "")
+    assert "RuntimeError: out of luck" in err
+    assert "second line" not in err
+    monkeypatch.setenv("GEOLLAVA_DEBUG", "1")
+    with pytest.raises(RuntimeError):
+        cli.main(["ask", str(scene), "What?"])
+
+
+def test_as_a_process(scene):
+    command = [sys.executable, "-m", "geollava.cli", "ask", str(scene)]
+    good = subprocess.run(
+        [*command, "What?", "--json", "--max-new-tokens", "2"], capture_output=True, text=True
+    )
+    assert good.returncode == 0, good.stderr
+    assert json.loads(good.stdout)["crops"] == 12
+    bad = subprocess.run([*command, ""], capture_output=True, text=True)
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert bad.stderr == "error: the question must say something, it is empty\n"
