@@ -12,7 +12,7 @@ from torch import Tensor
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Crops widened to float32 at a time: 16 x 576 x 1024 is 36 MiB, whatever the batch.
+# Crops in work at a time: 16 x 576 x 1024 in float32 is 36 MiB, whatever the batch.
 BLOCK_CROPS = 16
 
 

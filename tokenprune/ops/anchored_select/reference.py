@@ -22,9 +22,39 @@ def anchored_select(
     k_weight: Tensor,
     k_bias: Tensor,
     num_keep: int,
+) -> ReducedTokens:
+    dtype = wide_dtype(features.dtype)
+    anchor, offset = anchor_vector(cls, q_weight, q_bias, k_weight, k_bias, dtype)
+    token_scores = wide_matmul(features, anchor.mT).squeeze(-1) + offset
+    return select_clusters(features, token_scores, roots, num_keep)
+
+
+def anchor_vector(
+    cls: Tensor,
+    q_weight: Tensor,
+    q_bias: Tensor,
+    k_weight: Tensor,
+    k_bias: Tensor,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """([B, 1, D], [B, 1]) such that anchor . f + offset = (Wq cls + bq) . (Wk f + bk) / sqrt(D).
+
+    q . (Wk f + bk) = (Wk^T q) . f + bk . q: one vector per crop instead of a projection per token.
+    """
+    query = cls.to(dtype) @ q_weight.to(dtype).T + q_bias.to(dtype)
+    query = query / math.sqrt(cls.shape[1])
+    anchor, offset = query @ k_weight.to(dtype), query @ k_bias.to(dtype)
+    return anchor[:, None, :], offset[:, None]
+
+
+def select_clusters(
+    features: Tensor,
+    token_scores: Tensor,
+    roots: Tensor,
+    num_keep: int,
     grid_size: tuple[int, int] | None = None,
 ) -> ReducedTokens:
-    token_scores = anchor_scores(features, cls, q_weight, q_bias, k_weight, k_bias)
+    """Keeps the clusters whose tokens score best on average: [B, N, D], [B, N] scores and roots."""
     # The score is affine in the token, so the mean of scores is the score of the mean.
     counts = torch.zeros_like(token_scores).scatter_add(1, roots, torch.ones_like(token_scores))
     sums = torch.zeros_like(token_scores).scatter_add(1, roots, token_scores)
@@ -41,23 +71,3 @@ def anchored_select(
         scores=cluster_scores.gather(1, keep_indices).float(),
         grid_size=grid_size,
     )
-
-
-def anchor_scores(
-    features: Tensor,
-    cls: Tensor,
-    q_weight: Tensor,
-    q_bias: Tensor,
-    k_weight: Tensor,
-    k_bias: Tensor,
-) -> Tensor:
-    """[B, N]: (Wq cls + bq) . (Wk f + bk) / sqrt(D) for each token f.
-
-    q . (Wk f + bk) = (Wk^T q) . f + bk . q: one vector per crop instead of a projection per token.
-    """
-    dtype = wide_dtype(features.dtype)
-    query = cls.to(dtype) @ q_weight.to(dtype).T + q_bias.to(dtype)
-    anchor = query @ k_weight.to(dtype)
-    offset = query @ k_bias.to(dtype)
-    scores = wide_matmul(features, anchor[:, :, None]).squeeze(-1)
-    return (scores + offset[:, None]) / math.sqrt(features.shape[2])

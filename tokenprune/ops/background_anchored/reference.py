@@ -1,15 +1,18 @@
-"""Score, merge, select: the three references in a row."""
+"""Score, merge, select, with one product for all that the scores need."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from tokenprune.ops.anchored_select.reference import anchored_select
+from tokenprune.ops.anchored_select.reference import anchor_vector, select_clusters
 from tokenprune.ops.background_merge.reference import background_merge
-from tokenprune.ops.background_score.reference import background_score
+from tokenprune.ops.background_score.reference import shift_and_add, tap_weights
+from tokenprune.ops.precision import BLOCK_CROPS, wide_dtype, wide_matmul, without_autocast
 from tokenprune.tokens import ReducedTokens
 
 
+@without_autocast
 def background_anchored(
     features: Tensor,
     cls: Tensor,
@@ -25,8 +28,21 @@ def background_anchored(
     max_iters: int,
     cycles: str,
 ) -> ReducedTokens:
-    logits = background_score(features, grid_size, dw_weight, pw_weight, pw_bias)
-    roots = background_merge(logits, grid_size, max_iters, cycles)
-    return anchored_select(
-        features, cls, roots, q_weight, q_bias, k_weight, k_bias, num_keep, grid_size
-    )
+    """Each token meets 82 vectors once: nine taps of nine outputs, and its crop's anchor.
+
+    A few crops at a time: their products stay in the cache, and memory does not grow with B.
+    """
+    dtype = wide_dtype(features.dtype)
+    taps = tap_weights(dw_weight, pw_weight, dtype)
+    anchors, offsets = anchor_vector(cls, q_weight, q_bias, k_weight, k_bias, dtype)
+
+    def reduce(features: Tensor, anchor: Tensor, offset: Tensor) -> ReducedTokens:
+        vectors = torch.cat([taps.expand(len(features), -1, -1), anchor], dim=1)
+        products = wide_matmul(features, vectors.mT)
+        logits = shift_and_add(products[:, :, :81], grid_size, pw_bias)
+        roots = background_merge(logits, grid_size, max_iters, cycles)
+        token_scores = products[:, :, 81] + offset
+        return select_clusters(features, token_scores, roots, num_keep, grid_size)
+
+    blocks = (tensor.split(BLOCK_CROPS) for tensor in (features, anchors, offsets))
+    return ReducedTokens.cat([reduce(*block) for block in zip(*blocks, strict=True)])

@@ -20,20 +20,28 @@ def background_score(
 
         logits[y, x, k] = bias[k] + sum over taps (i, j) of f[y+i-1, x+j-1] . (pw[k] * dw[:, i, j])
 
-    so each token meets 81 columns once, and the taps are shifted and added afterwards.
+    so each token meets 81 vectors once, and the products are shifted and added afterwards.
     """
-    batch, _, width = features.shape
-    rows, cols = grid_size
-    dtype = wide_dtype(features.dtype)
+    taps = tap_weights(dw_weight, pw_weight, wide_dtype(features.dtype))
+    return shift_and_add(wide_matmul(features, taps.T), grid_size, pw_bias)
 
-    depthwise = dw_weight.to(dtype).reshape(width, 3, 3)
+
+def tap_weights(dw_weight: Tensor, pw_weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """[81, D]: for each of nine taps the nine outputs' weights."""
+    width = len(dw_weight)
+    depthwise = dw_weight.to(dtype).reshape(width, 9).T.contiguous()
     pointwise = pw_weight.to(dtype).reshape(9, width)
-    columns = torch.einsum("dij,kd->dijk", depthwise, pointwise).reshape(width, 81)
-    taps = wide_matmul(features, columns).reshape(batch, rows, cols, 3, 3, 9)
+    return (depthwise[:, None] * pointwise).reshape(81, width)
 
+
+def shift_and_add(taps: Tensor, grid_size: tuple[int, int], pw_bias: Tensor) -> Tensor:
+    """[B, N, 81] products of each token with the taps -> [B, N, 9] logits."""
+    batch = len(taps)
+    rows, cols = grid_size
+    taps = taps.unflatten(2, (3, 3, 9)).unflatten(1, grid_size)
     logits = taps.new_zeros(batch, rows + 2, cols + 2, 9)
     for i in range(3):
         for j in range(3):
             # Token (y, x) is tap (i, j) of output (y-i+1, x-j+1); the frame takes the overhang.
             logits[:, 2 - i : 2 - i + rows, 2 - j : 2 - j + cols] += taps[:, :, :, i, j]
-    return logits[:, 1:-1, 1:-1].reshape(batch, rows * cols, 9) + pw_bias.to(dtype)
+    return logits[:, 1:-1, 1:-1].reshape(batch, rows * cols, 9) + pw_bias.to(taps.dtype)

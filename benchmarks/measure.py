@@ -1,0 +1,66 @@
+"""Seconds and memory of a call, on this machine, as fairly as it lets us."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def interleaved_seconds(
+    calls: Mapping[str, Callable[[], Any]], repeats: int
+) -> dict[str, list[float]]:
+    """Wall-clock seconds of each call, taken in turn so that a noisy minute hits all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    for _ in range(repeats):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def percentiles_ms(seconds: list[float]) -> dict[str, float]:
+    """p20, p50 and p80 in milliseconds."""
+    cuts = statistics.quantiles(seconds, n=10, method="inclusive")
+    return {"p20": 1e3 * cuts[1], "p50": 1e3 * cuts[4], "p80": 1e3 * cuts[7]}
+
+
+def extra_memory_mib(prepare: Callable[..., Callable[[], Any]], *arguments: Any) -> float:
+    """Largest resident size during a call beyond what its inputs take, in MiB, in a new process.
+
+    Args:
+        prepare: importable function that builds the inputs and returns the call. The call is the
+            first of its process, so what it allocates once and keeps counts too.
+        arguments: of `prepare`.
+    """
+    if sys.platform != "linux":
+        raise NotImplementedError(f"peak memory is read from /proc, this is {sys.platform}")
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_extra_memory_mib, (prepare, arguments))
+
+
+def _extra_memory_mib(
+    prepare: Callable[..., Callable[[], Any]], arguments: tuple[Any, ...]
+) -> float:
+    call = prepare(*arguments)
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the present size
+    before = _status_mib("VmRSS")
+    call()
+    return _status_mib("VmHWM") - before
+
+
+def _status_mib(field: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"/proc/self/status has no {field}")
