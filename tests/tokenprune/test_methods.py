@@ -1,0 +1,157 @@
+"""Every method in the folder keeps the same promises."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from tokenprune import Method, ReducedTokens, VisionTokens, get_method, list_methods
+
+from .cases import assert_same, fields, make_inputs
+
+NEEDS_WEIGHTS = {"background_anchored"}
+
+
+def build(name, width):
+    inputs = make_inputs(1, (1, 1), width, 1, seed=5)
+    weights = ("dw_weight", "pw_weight", "pw_bias", "q_weight", "q_bias", "k_weight", "k_bias")
+    options = {key: inputs[key] for key in weights} if name in NEEDS_WEIGHTS else {}
+    return get_method(name, **options)
+
+
+def tokens_of(batch=3, grid_size=(6, 5), width=8, seed=0):
+    inputs = make_inputs(batch, grid_size, width, 1, seed=seed)
+    return VisionTokens(inputs["features"], grid_size, cls=inputs["cls"])
+
+
+def test_list():
+    assert list_methods() == ["background_anchored", "random", "spatial_pool"]
+    assert all(isinstance(build(name, 8), Method) for name in list_methods())
+
+
+@pytest.mark.parametrize("name", list_methods())
+@pytest.mark.parametrize("num_keep", [1, 7, 30])
+def test_contract(name, num_keep):
+    tokens = tokens_of()
+    method = build(name, 8)
+    result = method.reduce(tokens, num_keep)
+    assert isinstance(result, ReducedTokens)
+    assert result.features.shape == (3, num_keep, 8)
+    assert (result.keep_indices.diff(dim=1) > 0).all()
+    assert ((result.keep_indices >= 0) & (result.keep_indices < 30)).all()
+    assert result.assignment.shape == (3, 30)
+    assert result.scores.dtype == torch.float32
+    assert result.grid_size == (6, 5)
+    assert (result.counts[result.valid] >= 1).all()
+    for name_, value in fields(method.reduce(tokens, num_keep)).items():
+        assert torch.equal(value, fields(result)[name_])
+
+
+@pytest.mark.parametrize("name", list_methods())
+def test_bad_budgets_and_tokens(name):
+    method = build(name, 8)
+    for num_keep, error in ((0, ValueError), (31, ValueError), (2.5, TypeError)):
+        with pytest.raises(error, match="num_keep must be"):
+            method.reduce(tokens_of(), num_keep)
+    with pytest.raises(TypeError, match="must be VisionTokens, got Tensor"):
+        method.reduce(torch.zeros(1, 4, 8), 2)
+    broken = tokens_of()
+    broken.features[0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="features must be finite, got NaN or infinity in 1 of 3"):
+        method.reduce(broken, 5)
+    method.strict = False
+    method.reduce(broken, 5)
+
+
+@pytest.mark.parametrize("name", ["random", "spatial_pool"])
+def test_whole_budget_is_the_identity(name):
+    tokens = tokens_of()
+    result = get_method(name).reduce(tokens, 30)
+    assert torch.equal(result.features, tokens.features)
+
+
+def test_unknown_names_list_what_there_is():
+    with pytest.raises(ValueError, match="background_anchored, random, spatial_pool, got 'best'"):
+        get_method("best")
+    with pytest.raises(ValueError, match="random takes the options strict, seed, got temperature"):
+        get_method("random", temperature=1)
+
+
+def test_background_anchored_needs_a_class_token():
+    tokens = VisionTokens(torch.zeros(1, 4, 8), (2, 2))
+    with pytest.raises(ValueError, match="needs the class token"):
+        build("background_anchored", 8).reduce(tokens, 2)
+
+
+def test_random_depends_on_its_seed_alone():
+    tokens = tokens_of()
+    first = get_method("random", seed=1).reduce(tokens, 7)
+    other = get_method("random", seed=2).reduce(tokens, 7)
+    assert not torch.equal(first.keep_indices, other.keep_indices)
+    assert torch.equal(
+        first.features, tokens.features.gather(1, first.keep_indices[:, :, None].expand(-1, -1, 8))
+    )
+    state = torch.get_rng_state()
+    get_method("random").reduce(tokens, 7)
+    assert torch.equal(torch.get_rng_state(), state)  # nobody else's numbers are drawn
+
+
+@pytest.mark.parametrize("grid_size", [(6, 5), (1, 7), (7, 1), (4, 4), (3, 8)])
+def test_spatial_pool_partitions_the_grid_for_every_budget(grid_size):
+    rows, cols = grid_size
+    tokens = tokens_of(1, grid_size)
+    for num_keep in range(1, rows * cols + 1):
+        result = get_method("spatial_pool").reduce(tokens, num_keep)
+        windows = result.assignment[0].view(rows, cols)
+        assert len(windows.unique()) == num_keep
+        for root in windows.unique().tolist():
+            inside = (windows == root).nonzero()
+            (top, left), (bottom, right) = inside.min(0).values, inside.max(0).values
+            assert len(inside) == (bottom - top + 1) * (right - left + 1)  # a rectangle
+            assert root == top * cols + left
+
+
+@pytest.mark.parametrize(("num_keep", "window"), [(16, (6, 6)), (24, (6, 4)), (144, (2, 2))])
+def test_spatial_pool_is_average_pooling_where_it_divides(num_keep, window):
+    tokens = tokens_of(2, (24, 24), 8)
+    result = get_method("spatial_pool").reduce(tokens, num_keep)
+    grid = tokens.features.mT.unflatten(2, (24, 24))
+    pooled = functional.avg_pool2d(grid, window).flatten(2).mT
+    transposed = functional.avg_pool2d(grid, window[::-1]).flatten(2).mT
+    assert any(
+        torch.allclose(result.features, expected, atol=1e-6) for expected in (pooled, transposed)
+    )
+
+
+def test_cat_and_counts():
+    tokens = tokens_of(5)
+    method = build("background_anchored", 8)
+    whole = method.reduce(tokens, 7)
+    halves = [
+        method.reduce(VisionTokens(tokens.features[part], (6, 5), tokens.cls[part]), 7)
+        for part in (slice(0, 2), slice(2, 5))
+    ]
+    joined = ReducedTokens.cat(halves)
+    assert_same(joined, whole)
+    assert joined.grid_size == (6, 5)
+    assert ReducedTokens.cat(halves[:1]) is halves[0]
+
+
+def test_a_method_is_one_file(tmp_path, monkeypatch):
+    (tmp_path / "first_tokens.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from tokenprune.method import Method\n"
+        "from tokenprune.methods.random import Random\n"
+        "@dataclass(kw_only=True)\n"
+        "class FirstTokens(Method):\n"
+        "    def _reduce(self, tokens, num_keep):\n"
+        "        return Random(seed=num_keep)._reduce(tokens, num_keep)\n"
+    )
+    import tokenprune.methods
+
+    monkeypatch.setattr(
+        tokenprune.methods, "__path__", [*tokenprune.methods.__path__, str(tmp_path)]
+    )
+    assert "first_tokens" in list_methods()
+    assert get_method("first_tokens").reduce(tokens_of(), 4).features.shape == (3, 4, 8)

@@ -1,0 +1,79 @@
+"""Against float64: no further from it than twice the dense writing in the same dtype."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks.baselines.background_anchored_dense import background_anchored_dense
+from tokenprune import ops
+
+from .cases import anchor_of, head_of, make_inputs, widened
+
+SHAPES = [(2, (24, 24), 1024, 24), (3, (24, 24), 64, 24), (4, (7, 11), 48, 9), (2, (1, 13), 32, 4)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("seed", range(3))
+def test_logits_and_scores(dtype, shape, seed):
+    inputs = make_inputs(*shape, dtype=dtype, seed=seed)
+    truth = background_anchored_dense(**widened(inputs))
+    dense = background_anchored_dense(**inputs)
+
+    logits = ops.background_score(inputs["features"], inputs["grid_size"], *head_of(inputs))
+    error = (logits.double() - truth.logits).abs().max()
+    assert error <= 2 * (dense.logits.double() - truth.logits).abs().max()
+
+    # Scores of all clusters, on the same clusters: what the dense form makes of the true roots.
+    num_tokens = inputs["features"].shape[1]
+    ours = ops.anchored_select(
+        inputs["features"], inputs["cls"], truth.roots, *anchor_of(inputs), num_tokens
+    )
+    theirs = dense_scores(inputs, truth.roots)
+    cells = truth.counts > 0
+    assert torch.equal(ours.valid, cells)
+    error = (ours.scores.double() - truth.cluster_scores)[cells].abs().max()
+    assert error <= 2 * (theirs.double() - truth.cluster_scores)[cells].abs().max()
+
+    means = widened(inputs)["features"]
+    expected = torch.stack(
+        [
+            means[crop][truth.roots[crop] == root].mean(0)
+            for crop in range(len(means))
+            for root in ours.keep_indices[crop][ours.valid[crop]].tolist()
+        ]
+    )
+    rounding = torch.finfo(dtype).eps * expected.abs().max()
+    assert (ours.features[ours.valid].double() - expected).abs().max() <= rounding
+
+
+def dense_scores(inputs, roots):
+    """[B, N]: the dense form's cluster scores, given roots."""
+    features, width = inputs["features"], inputs["features"].shape[2]
+    counts = torch.zeros_like(roots).scatter_add_(1, roots, torch.ones_like(roots))
+    index = roots[:, :, None].expand(-1, -1, width)
+    sums = torch.zeros_like(features).scatter_add_(1, index, features)
+    means = sums / counts.clamp(min=1)[:, :, None].to(features.dtype)
+    query = inputs["cls"] @ inputs["q_weight"].T + inputs["q_bias"]
+    keys = means @ inputs["k_weight"].T + inputs["k_bias"]
+    return (keys @ query[:, :, None]).squeeze(-1) / width**0.5
+
+
+def test_autocast_changes_nothing():
+    inputs = make_inputs(2, (6, 6), 32, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = ops.background_anchored(**inputs)
+        logits = ops.background_score(inputs["features"], inputs["grid_size"], *head_of(inputs))
+    plain = ops.background_anchored(**inputs)
+    assert logits.dtype == torch.float32
+    assert torch.equal(cast.features, plain.features)
+    assert torch.equal(cast.scores, plain.scores)
+
+
+def test_weights_may_be_wider_than_features():
+    inputs = make_inputs(2, (6, 6), 32, 5)
+    inputs["features"], inputs["cls"] = inputs["features"].bfloat16(), inputs["cls"].bfloat16()
+    result = ops.background_anchored(**inputs)
+    assert result.features.dtype == torch.bfloat16
+    assert result.scores.dtype == torch.float32
