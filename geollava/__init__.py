@@ -2,10 +2,12 @@
 
 try:
     import transformers as _transformers  # noqa: F401
-except ImportError as error:
+except ModuleNotFoundError as error:
+    if error.name != "transformers":
+        raise
     raise ImportError("geollava needs the extra hf: pip install 'tokenprune-vlm[hf]'") from error
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from geollava.configuration import GeoLlavaConfig, PublishedConfig
 from geollava.modeling import GeoLlavaForConditionalGeneration
@@ -14,7 +16,6 @@ from geollava.processing import GeoLlavaImageProcessor, GeoLlavaProcessor
 AutoConfig.register(GeoLlavaConfig.model_type, GeoLlavaConfig)
 AutoConfig.register(PublishedConfig.model_type, PublishedConfig)
 AutoModelForImageTextToText.register(GeoLlavaConfig, GeoLlavaForConditionalGeneration)
-AutoImageProcessor.register(GeoLlavaConfig, slow_image_processor_class=GeoLlavaImageProcessor)
 AutoProcessor.register(GeoLlavaConfig, GeoLlavaProcessor)
 
 __all__ = [

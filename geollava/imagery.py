@@ -41,7 +41,8 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
     """Decodes a JPEG, PNG, WebP or TIFF file to RGB.
 
     Gray, palette, CMYK and YCbCr images are converted; an alpha channel is dropped, as the
-    published pipeline does. Of several frames the first is taken.
+    published pipeline does, and EXIF orientation is not applied. Of several frames the first is
+    taken.
 
     Args:
         path: the file.

@@ -16,6 +16,17 @@ from transformers import AutoTokenizer, BaseImageProcessor, BatchFeature, Proces
 from geollava import checkpoint, imagery
 from geollava.configuration import GeoLlavaConfig
 
+# What a `GeoLlavaImageProcessor` is made of, and saved as.
+OPTIONS = (
+    "crop_size",
+    "image_grid_pinpoints",
+    "max_crops",
+    "max_aspect_ratio",
+    "do_normalize",
+    "include_thumbnail",
+    "image_mean",
+    "image_std",
+)
 IMAGE_TOKEN = "<image>"
 VIDEO_TOKEN = "<video>"
 
@@ -122,10 +133,13 @@ class GeoLlavaImageProcessor(BaseImageProcessor):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         """From our own saved form, or from a published checkpoint's `config.json`."""
         folder = checkpoint.resolve_folder(pretrained_model_name_or_path, weights=False)
-        saved = ("processor_config.json", "preprocessor_config.json")
-        if is_published(folder) or not any((folder / name).is_file() for name in saved):
+        saved = saved_options(folder, "preprocessor_config.json")
+        if not saved:
+            saved = saved_options(folder, "processor_config.json").get("image_processor", {})
+        if not saved:
             return cls.from_config(GeoLlavaConfig.from_pretrained(folder), **kwargs)
-        return super().from_pretrained(folder, **kwargs)
+        saved = {name: value for name, value in saved.items() if name in OPTIONS}
+        return cls(**(saved | kwargs))
 
     def canvases(self) -> list[list[int]]:
         """Allowed canvases as [width, height] in pixels."""
@@ -222,15 +236,18 @@ class GeoLlavaProcessor(ProcessorMixin):
             ValueError: no checkpoint, no tokenizer, or one that numbers `<image>` differently.
         """
         folder = checkpoint.resolve_folder(pretrained_model_name_or_path, weights=False)
-        if (folder / "processor_config.json").is_file() and not is_published(folder):
-            return super().from_pretrained(folder, **kwargs)
-        config = GeoLlavaConfig.from_pretrained(folder)
+        images = GeoLlavaImageProcessor.from_pretrained(folder)
         tokenizer = load_tokenizer(folder)
-        processor = cls(
-            GeoLlavaImageProcessor.from_pretrained(folder),
-            tokenizer,
-            **({"num_keep": config.num_keep, "tokens_per_frame": config.tokens_per_frame} | kwargs),
-        )
+        saved = saved_options(folder, "processor_config.json")
+        if saved:
+            template = folder / "chat_template.jinja"
+            options = {name: saved[name] for name in ("num_keep", "tokens_per_frame")}
+            if template.is_file():
+                options["chat_template"] = template.read_text(encoding="utf-8")
+            return cls(images, tokenizer, **(options | kwargs))
+        config = GeoLlavaConfig.from_pretrained(folder)
+        options = {"num_keep": config.num_keep, "tokens_per_frame": config.tokens_per_frame}
+        processor = cls(images, tokenizer, **(options | kwargs))
         if processor.image_token_id != config.image_token_id:
             raise ValueError(
                 f"{folder}: the tokenizer numbers {IMAGE_TOKEN} {processor.image_token_id}, "
@@ -322,12 +339,19 @@ def check_return_tensors(value: str | None) -> None:
         raise ValueError(f"return_tensors must be 'pt', got {value!r}")
 
 
-def is_published(folder: Path) -> bool:
-    path = folder / "config.json"
-    return (
-        path.is_file()
-        and checkpoint.read_json(path).get("model_type") == checkpoint.PUBLISHED_MODEL_TYPE
-    )
+def saved_options(folder: Path, name: str) -> dict[str, Any]:
+    """One file of our own saved form; nothing where it is absent or the checkpoint is published.
+
+    A published checkpoint may hold its tower's settings under the same name.
+    """
+    path, config = folder / name, folder / "config.json"
+    if not path.is_file():
+        return {}
+    if config.is_file():
+        model_type = checkpoint.read_json(config).get("model_type")
+        if model_type == checkpoint.PUBLISHED_MODEL_TYPE:
+            return {}
+    return checkpoint.read_json(path)
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -335,7 +359,7 @@ def load_tokenizer(folder: Path) -> Any:
     if not any((folder / name).is_file() for name in names):
         raise ValueError(f"{folder} must hold the tokenizer ({' or '.join(names)}), found none")
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{folder}: the tokenizer cannot be loaded: {reason}") from error
