@@ -45,6 +45,10 @@ class ReducedTokens:
             `keep_indices` was dropped; the others are averaged into their root's slot.
         scores: [B, K] float32, the rank that kept each slot; -inf where `valid` is False.
         grid_size: (rows, cols) of the patch grid where it is known, else None.
+        cu_seqlens: None, or [B + 1] int32 where each crop had a quota of its own: then the slots of
+            all crops lie packed, features [T, D] and keep_indices, valid and scores [T], those of
+            crop b from cu_seqlens[b] to cu_seqlens[b + 1], as FlashAttention's varlen functions
+            take them.
     """
 
     features: Tensor
@@ -53,13 +57,16 @@ class ReducedTokens:
     assignment: Tensor
     scores: Tensor
     grid_size: tuple[int, int] | None = None
+    cu_seqlens: Tensor | None = None
 
     @property
     def counts(self) -> Tensor:
-        """[B, K] int64: how many of the crop's tokens each slot stands for, 0 where not valid."""
+        """[B, K] or [T] int64: how many tokens each slot stands for, 0 where not valid."""
         per_root = torch.zeros_like(self.assignment)
         per_root.scatter_add_(1, self.assignment, torch.ones_like(self.assignment))
-        return per_root.gather(1, self.keep_indices) * self.valid
+        if self.cu_seqlens is None:
+            return per_root.gather(1, self.keep_indices) * self.valid
+        return per_root[crops_of(self.cu_seqlens), self.keep_indices] * self.valid
 
     @staticmethod
     def cat(parts: Sequence[ReducedTokens]) -> ReducedTokens:
@@ -75,4 +82,23 @@ class ReducedTokens:
             assignment=torch.cat([part.assignment for part in parts]),
             scores=torch.cat([part.scores for part in parts]),
             grid_size=parts[0].grid_size,
+            cu_seqlens=_cat_cu_seqlens([part.cu_seqlens for part in parts]),
         )
+
+
+def cu_seqlens_of(quotas: Tensor) -> Tensor:
+    """[B] slots per crop -> [B + 1] int32, where each crop's slots start."""
+    return torch.nn.functional.pad(quotas.cumsum(0), (1, 0)).int()
+
+
+def crops_of(cu_seqlens: Tensor, total: int | None = None) -> Tensor:
+    """[T] int64: the crop of each packed slot. Knowing `total` = T spares a synchronization."""
+    crops = torch.arange(len(cu_seqlens) - 1, device=cu_seqlens.device)
+    return crops.repeat_interleave(cu_seqlens.diff(), output_size=total)
+
+
+def _cat_cu_seqlens(parts: Sequence[Tensor | None]) -> Tensor | None:
+    packed = [part for part in parts if part is not None]
+    if len(packed) != len(parts):
+        return None
+    return cu_seqlens_of(torch.cat([part.diff() for part in packed]))

@@ -66,12 +66,28 @@ def check_grid(grid_size: tuple[int, int], num_tokens: int) -> None:
         )
 
 
-def check_num_keep(num_keep: int, num_tokens: int) -> None:
+def check_num_keep(num_keep: int | Tensor, num_tokens: int) -> None:
     if isinstance(num_keep, int) and not isinstance(num_keep, bool) and num_keep > num_tokens:
         raise ValueError(
             f"num_keep must be between 1 and the number of tokens N = {num_tokens}, got {num_keep}"
         )
     check_int("num_keep", num_keep, low=1)
+
+
+def check_quotas(quotas: Tensor, features: Tensor) -> list[int]:
+    """A quota per crop, [B] integers from 0 to N, as a list. Costs a synchronization on GPUs."""
+    batch, num_tokens, _ = features.shape
+    if quotas.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"num_keep must be int64 or int32 where it is a tensor, got {quotas.dtype}")
+    if tuple(quotas.shape) != (batch,):
+        raise ValueError(f"num_keep must be [B] = [{batch}], got {list(quotas.shape)}")
+    values = quotas.tolist()
+    if values and not 0 <= min(values) <= max(values) <= num_tokens:
+        raise ValueError(
+            f"num_keep must be between 0 and the number of tokens N = {num_tokens} for each crop, "
+            f"got {min(values)} to {max(values)}"
+        )
+    return values
 
 
 def check_indices(
@@ -83,7 +99,8 @@ def check_indices(
         raise TypeError(f"{name} must be int64, got {value.dtype}")
     if tuple(value.shape) != shape:
         raise ValueError(f"{name} must be {form} = {list(shape)}, got {list(value.shape)}")
-    if value.device.type == "cpu" and value.numel():  # elsewhere it would cost a synchronization
+    # Elsewhere a look at the values would be a synchronization, or a graph break.
+    if value.device.type == "cpu" and value.numel() and not torch.compiler.is_compiling():
         low_seen, high_seen = (int(bound) for bound in value.aminmax())
         if low_seen < 0 or high_seen >= high:
             raise ValueError(
@@ -107,14 +124,3 @@ def check_finite(**tensors: Tensor | None) -> None:
             raise ValueError(
                 f"{name} must be finite, got NaN or infinity in {bad} of {len(rows)} crops"
             )
-
-
-def resolve_impl(operator: str, impl: str) -> str:
-    """The implementation that runs: a named one or an error, never another in its stead."""
-    if impl not in ("auto", "reference", "triton"):
-        raise ValueError(f"impl must be 'auto', 'reference' or 'triton', got {impl!r}")
-    if impl == "triton":
-        raise NotImplementedError(
-            f"ops.{operator} has no Triton kernel yet; use impl='reference' or impl='auto'"
-        )
-    return "reference"

@@ -20,20 +20,24 @@ def cluster_mean(features: Tensor, roots: Tensor, keep_indices: Tensor) -> Tenso
         [B, K, D] in the dtype of `features`, summed in float32 and rounded once; zero where no
         token has that root.
     """
-    batch, _, width = features.shape
-    num_keep = keep_indices.shape[1]
-    numbers = torch.arange(num_keep, device=roots.device).expand(batch, -1)
-    slots = torch.full_like(roots, -1).scatter(1, keep_indices, numbers).gather(1, roots)
+    batch, num_keep = keep_indices.shape
+    crops = torch.arange(batch, device=roots.device).repeat_interleave(num_keep)
+    means = packed_cluster_mean(features, roots, crops, keep_indices.flatten())
+    return means.view(batch, num_keep, features.shape[2])
 
-    sums = torch.zeros(
-        batch * num_keep, width, dtype=wide_dtype(features.dtype), device=features.device
-    )
-    counts = torch.zeros(batch * num_keep, dtype=sums.dtype, device=features.device)
-    for start in range(0, batch, BLOCK_CROPS):  # bounds the copy of the members
+
+def packed_cluster_mean(features: Tensor, roots: Tensor, crops: Tensor, cells: Tensor) -> Tensor:
+    """As `cluster_mean` for slots (crops [T], cells [T]) -> [T, D]."""
+    slots = torch.full_like(roots, -1)
+    slots[crops, cells] = torch.arange(len(cells), device=roots.device)
+    slots = slots.gather(1, roots)
+
+    dtype, device = wide_dtype(features.dtype), features.device
+    sums = torch.zeros(len(cells), features.shape[2], dtype=dtype, device=device)
+    counts = torch.zeros(len(cells), dtype=dtype, device=device)
+    for start in range(0, len(features), BLOCK_CROPS):  # bounds the copy of the members
         crop, token = (slots[start : start + BLOCK_CROPS] >= 0).nonzero(as_tuple=True)
-        members = features[crop + start, token].to(sums.dtype)
-        slot = (crop + start) * num_keep + slots[crop + start, token]
-        sums.index_add_(0, slot, members)
-        counts.index_add_(0, slot, torch.ones_like(slot, dtype=sums.dtype))
-    means = sums / counts.clamp(min=1)[:, None]
-    return means.to(features.dtype).view(batch, num_keep, width)
+        slot = slots[crop + start, token]
+        sums.index_add_(0, slot, features[crop + start, token].to(dtype))
+        counts.index_add_(0, slot, torch.ones_like(slot, dtype=dtype))
+    return (sums / counts.clamp(min=1)[:, None]).to(features.dtype)

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from tokenprune.ops.cluster_mean import cluster_mean
+from tokenprune.ops.cluster_mean import cluster_mean, packed_cluster_mean
 from tokenprune.ops.precision import wide_dtype, wide_matmul, without_autocast
-from tokenprune.tokens import ReducedTokens
+from tokenprune.tokens import ReducedTokens, cu_seqlens_of
 
 
 @without_autocast
@@ -21,7 +21,7 @@ def anchored_select(
     q_bias: Tensor,
     k_weight: Tensor,
     k_bias: Tensor,
-    num_keep: int,
+    num_keep: int | Tensor,
 ) -> ReducedTokens:
     dtype = wide_dtype(features.dtype)
     anchor, offset = anchor_vector(cls, q_weight, q_bias, k_weight, k_bias, dtype)
@@ -51,10 +51,13 @@ def select_clusters(
     features: Tensor,
     token_scores: Tensor,
     roots: Tensor,
-    num_keep: int,
+    num_keep: int | Tensor,
     grid_size: tuple[int, int] | None = None,
 ) -> ReducedTokens:
-    """Keeps the clusters whose tokens score best on average: [B, N, D], [B, N] scores and roots."""
+    """Keeps the clusters whose tokens score best on average: [B, N, D], [B, N] scores and roots.
+
+    `num_keep` is one number, or a quota per crop [B] and then the result is packed.
+    """
     # The score is affine in the token, so the mean of scores is the score of the mean.
     counts = torch.zeros_like(token_scores).scatter_add(1, roots, torch.ones_like(token_scores))
     sums = torch.zeros_like(token_scores).scatter_add(1, roots, token_scores)
@@ -62,6 +65,18 @@ def select_clusters(
 
     # A stable sort: ties go to the lowest index, and empty cells come last.
     ranking = cluster_scores.detach().argsort(dim=1, descending=True, stable=True)
+    if isinstance(num_keep, Tensor):
+        rank = ranking.argsort(dim=1)
+        crops, cells = (rank < num_keep.to(rank.device)[:, None]).nonzero(as_tuple=True)
+        return ReducedTokens(
+            features=packed_cluster_mean(features, roots, crops, cells),
+            keep_indices=cells,
+            valid=counts[crops, cells] > 0,
+            assignment=roots,
+            scores=cluster_scores[crops, cells].float(),
+            grid_size=grid_size,
+            cu_seqlens=cu_seqlens_of(num_keep.to(rank.device)),
+        )
     keep_indices = ranking[:, :num_keep].sort(dim=1).values
     return ReducedTokens(
         features=cluster_mean(features, roots, keep_indices),

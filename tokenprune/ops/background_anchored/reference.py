@@ -24,7 +24,7 @@ def background_anchored(
     q_bias: Tensor,
     k_weight: Tensor,
     k_bias: Tensor,
-    num_keep: int,
+    num_keep: int | Tensor,
     max_iters: int,
     cycles: str,
 ) -> ReducedTokens:
@@ -33,16 +33,21 @@ def background_anchored(
     A few crops at a time: their products stay in the cache, and memory does not grow with B.
     """
     dtype = wide_dtype(features.dtype)
-    taps = tap_weights(dw_weight, pw_weight, dtype)
+    taps = tap_weights(dw_weight, pw_weight, features.dtype).to(dtype)
     anchors, offsets = anchor_vector(cls, q_weight, q_bias, k_weight, k_bias, dtype)
 
-    def reduce(features: Tensor, anchor: Tensor, offset: Tensor) -> ReducedTokens:
+    def reduce(
+        features: Tensor, anchor: Tensor, offset: Tensor, quota: int | Tensor
+    ) -> ReducedTokens:
         vectors = torch.cat([taps.expand(len(features), -1, -1), anchor], dim=1)
         products = wide_matmul(features, vectors.mT)
         logits = shift_and_add(products[:, :, :81], grid_size, pw_bias)
         roots = background_merge(logits, grid_size, max_iters, cycles)
         token_scores = products[:, :, 81] + offset
-        return select_clusters(features, token_scores, roots, num_keep, grid_size)
+        return select_clusters(features, token_scores, roots, quota, grid_size)
 
-    blocks = (tensor.split(BLOCK_CROPS) for tensor in (features, anchors, offsets))
-    return ReducedTokens.cat([reduce(*block) for block in zip(*blocks, strict=True)])
+    blocks = [tensor.split(BLOCK_CROPS) for tensor in (features, anchors, offsets)]
+    quotas = (
+        num_keep.split(BLOCK_CROPS) if isinstance(num_keep, Tensor) else [num_keep] * len(blocks[0])
+    )
+    return ReducedTokens.cat([reduce(*block) for block in zip(*blocks, quotas, strict=True)])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from tokenprune.ops.background_merge import reference
-from tokenprune.ops.checks import check_grid, check_int, check_tensor, resolve_impl
+from tokenprune.ops.checks import check_grid, check_int, check_tensor
+from tokenprune.ops.launch import resolve_impl, tokens_obstacle
 
 CYCLES = ("official", "merge")
 
@@ -38,7 +40,8 @@ def background_merge(
             point at each other stay two roots, and longer cycles end where `max_iters` doublings
             leave them. "merge" follows every pointer to its end, whatever `max_iters`, and joins
             each cycle into one cluster whose root is its lowest index.
-        impl: "auto", "reference" or "triton"; a named one runs or raises.
+        impl: "auto" (Triton on CUDA), "reference" or "triton"; a named one runs or raises. Triton
+            takes N up to 1,024, and no float64.
 
     Returns:
         [B, N] int64, each token's root. Not differentiable.
@@ -46,7 +49,7 @@ def background_merge(
     Raises:
         ValueError: shapes, `max_iters`, `cycles`, or an unknown `impl`.
         TypeError: dtypes.
-        NotImplementedError: an `impl` that does not exist here.
+        NotImplementedError: Triton is not installed.
     """
     check_tensor("logits", logits)
     if logits.ndim != 3 or logits.shape[2] != 9:
@@ -55,5 +58,19 @@ def background_merge(
         raise TypeError(f"logits must be floating point, got {logits.dtype}")
     check_grid(grid_size, logits.shape[1])
     check_merge_options(max_iters, cycles)
-    resolve_impl("background_merge", impl)
+    obstacle = tokens_obstacle("background_merge", logits)
+    if resolve_impl(impl, obstacle, on_gpu=logits.is_cuda) == "triton":
+        return _background_merge(logits.detach(), *grid_size, max_iters, cycles)
     return reference.background_merge(logits, grid_size, max_iters, cycles)
+
+
+@torch.library.custom_op("tokenprune::background_merge", mutates_args=())
+def _background_merge(logits: Tensor, rows: int, cols: int, max_iters: int, cycles: str) -> Tensor:
+    from tokenprune.ops.background_merge import kernel
+
+    return kernel.launch_merge(logits, (rows, cols), max_iters, cycles)
+
+
+@_background_merge.register_fake
+def _(logits: Tensor, rows: int, cols: int, max_iters: int, cycles: str) -> Tensor:
+    return logits.new_empty(logits.shape[:2], dtype=torch.int64)

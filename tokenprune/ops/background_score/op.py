@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
+from torch.nn import functional
 
 from tokenprune.ops.background_score import reference
-from tokenprune.ops.checks import check_features, check_grid, check_shape, resolve_impl
+from tokenprune.ops.checks import check_features, check_grid, check_shape
+from tokenprune.ops.launch import grid_obstacle, resolve_impl
+from tokenprune.ops.precision import without_autocast
 
 
 def check_affinity_head(
@@ -38,7 +44,8 @@ def background_score(
         dw_weight: [D, 1, 3, 3] depth-wise kernel.
         pw_weight: [9, D, 1, 1] point-wise kernel.
         pw_bias: [9].
-        impl: "auto", "reference" or "triton"; a named one runs or raises.
+        impl: "auto" (Triton on CUDA), "reference" or "triton"; a named one runs or raises. Triton
+            takes D in multiples of 16, N up to 1,024, and no float64.
 
     Returns:
         [B, N, 9] logits, float32 (float64 for float64 features), neighbors in row-major order
@@ -47,10 +54,80 @@ def background_score(
     Raises:
         ValueError: shapes, devices, or an unknown `impl`.
         TypeError: dtypes.
-        NotImplementedError: an `impl` that does not exist here.
+        NotImplementedError: Triton is not installed.
     """
     check_features(features)
     check_grid(grid_size, features.shape[1])
     check_affinity_head(features, dw_weight, pw_weight, pw_bias)
-    resolve_impl("background_score", impl)
+    obstacle = grid_obstacle("background_score", features)
+    if resolve_impl(impl, obstacle, on_gpu=features.is_cuda) == "triton":
+        return _triton(features, grid_size, dw_weight, pw_weight, pw_bias)
     return reference.background_score(features, grid_size, dw_weight, pw_weight, pw_bias)
+
+
+@without_autocast
+def _triton(
+    features: Tensor,
+    grid_size: tuple[int, int],
+    dw_weight: Tensor,
+    pw_weight: Tensor,
+    pw_bias: Tensor,
+) -> Tensor:
+    taps = reference.tap_weights(dw_weight, pw_weight, features.dtype)
+    return _background_score(features, taps, pw_bias, *grid_size)
+
+
+@torch.library.custom_op("tokenprune::background_score", mutates_args=())
+def _background_score(features: Tensor, taps: Tensor, bias: Tensor, rows: int, cols: int) -> Tensor:
+    from tokenprune.ops.background_score import kernel
+
+    return kernel.launch_score(features, (rows, cols), taps, bias)
+
+
+@_background_score.register_fake
+def _(features: Tensor, taps: Tensor, bias: Tensor, rows: int, cols: int) -> Tensor:
+    return features.new_empty(*features.shape[:2], 9, dtype=torch.float32)
+
+
+@torch.library.custom_op("tokenprune::background_score_bwd", mutates_args=())
+def _background_score_bwd(grads: Tensor, taps: Tensor, rows: int, cols: int) -> Tensor:
+    from tokenprune.ops.background_score import kernel
+
+    return kernel.launch_score_bwd(grads, (rows, cols), taps)
+
+
+@_background_score_bwd.register_fake
+def _(grads: Tensor, taps: Tensor, rows: int, cols: int) -> Tensor:
+    return taps.new_empty(*grads.shape[:2], taps.shape[1])
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    features, taps, bias, ctx.rows, ctx.cols = inputs
+    ctx.save_for_backward(features, taps)
+    ctx.bias_dtype = bias.dtype
+
+
+def _backward(ctx: Any, grads: Tensor) -> tuple[Tensor | None, ...]:
+    features, taps = ctx.saved_tensors
+    of_features, of_taps, of_bias = ctx.needs_input_grad[:3]
+    grad_features = _background_score_bwd(grads, taps, ctx.rows, ctx.cols) if of_features else None
+    grad_taps = None
+    if of_taps:
+        spread = spread_to_taps(grads, (ctx.rows, ctx.cols)).flatten(0, 1)
+        tokens = features.flatten(0, 1).to(spread.dtype)
+        grad_taps = (spread.T @ tokens).to(taps.dtype)
+    grad_bias = grads.sum((0, 1)).to(ctx.bias_dtype) if of_bias else None
+    return grad_features, grad_taps, grad_bias, None, None
+
+
+def spread_to_taps(grads: Tensor, grid_size: tuple[int, int]) -> Tensor:
+    """[B, N, 9] gradient of the logits -> [B, N, 81] of the products that were added up."""
+    rows, cols = grid_size
+    framed = functional.pad(grads.unflatten(1, grid_size), (0, 0, 1, 1, 1, 1))
+    taps = [
+        framed[:, 2 - i : 2 - i + rows, 2 - j : 2 - j + cols] for i in range(3) for j in range(3)
+    ]
+    return torch.stack(taps, dim=3).reshape(len(grads), rows * cols, 81)
+
+
+_background_score.register_autograd(_backward, setup_context=_setup)

@@ -22,16 +22,20 @@ def background_score(
 
     so each token meets 81 vectors once, and the products are shifted and added afterwards.
     """
-    taps = tap_weights(dw_weight, pw_weight, wide_dtype(features.dtype))
+    taps = tap_weights(dw_weight, pw_weight, features.dtype)
     return shift_and_add(wide_matmul(features, taps.T), grid_size, pw_bias)
 
 
-def tap_weights(dw_weight: Tensor, pw_weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """[81, D]: for each of nine taps the nine outputs' weights."""
-    width = len(dw_weight)
+def tap_weights(dw_weight: Tensor, pw_weight: Tensor, features_dtype: torch.dtype) -> Tensor:
+    """[81, D]: for each of nine taps the nine outputs' weights.
+
+    Rounded to the dtype of the features, as the tensor cores of a GPU take them; products and sums
+    are wide.
+    """
+    width, dtype = len(dw_weight), wide_dtype(features_dtype)
     depthwise = dw_weight.to(dtype).reshape(width, 9).T.contiguous()
     pointwise = pw_weight.to(dtype).reshape(9, width)
-    return (depthwise[:, None] * pointwise).reshape(81, width)
+    return (depthwise[:, None] * pointwise).reshape(81, width).to(features_dtype)
 
 
 def shift_and_add(taps: Tensor, grid_size: tuple[int, int], pw_bias: Tensor) -> Tensor:

@@ -1,0 +1,325 @@
+"""Selecting on the GPU: pointers to roots, scores to clusters, clusters to means."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tokenprune.ops.background_merge.kernel import jump, merge_cycles, padded
+from tokenprune.ops.launch import launch_config, unit_stride
+from tokenprune.tokens import crops_of
+
+
+@triton.jit
+def _segmented_sum(left, left_first, right, right_first):
+    return tl.where(right_first != 0, right, left + right), left_first | right_first
+
+
+@triton.jit
+def _larger(left, right):
+    return tl.maximum(left, right)
+
+
+@triton.jit
+def descending(score):
+    """float32 -> int32 that sorts ascending where the score sorts descending, NaN first."""
+    score = tl.where(score == score, score + 0.0, float("nan"))  # one NaN, one zero
+    bits = score.to(tl.int32, bitcast=True)
+    return ~tl.where(score == score, bits ^ ((bits >> 31) & 0x7FFFFFFF), 0x7FFFFFFF)
+
+
+@triton.jit
+def _anchored_select_fwd_kernel(
+    pointers,  # [B, N] int32 parents, or roots where DOUBLINGS is 0
+    scores,  # [B, N] float32 of tokens
+    sums,  # [B, N] float32 scratch: cluster sums by root
+    counts,  # [B, N] int32 scratch: cluster sizes by root
+    starts,  # [B, N] int32 scratch: where a root's members start in `order`
+    roots,  # [B, N] int64
+    order,  # [B, N] int32: tokens sorted by root, then by token
+    keep_indices,  # [B, K] or packed [T] int64, ascending in each crop
+    valid,  # [B, K] or [T] int8
+    keep_scores,  # [B, K] or [T] float32
+    cu_seqlens,  # [B + 1] int32 (RAGGED only)
+    num_tokens,
+    num_keep,  # not RAGGED only
+    doublings,
+    PADDED: tl.constexpr,  # power of two, at least N
+    MERGE: tl.constexpr,
+    RAGGED: tl.constexpr,
+):
+    crop = tl.program_id(0).to(tl.int64)
+    token = tl.arange(0, PADDED)
+    inside = token < num_tokens
+    row = crop * num_tokens + token
+
+    pointer = tl.load(pointers + row, mask=inside, other=0)
+    pointer = tl.where(inside, pointer, token)
+    root = merge_cycles(pointer, token, doublings) if MERGE else jump(pointer, doublings)
+    tl.store(roots + row, root.to(tl.int64), mask=inside)
+    tl.store(counts + row, 0, mask=inside)
+
+    # Members of a cluster side by side, in raster order: sums are the same in every run.
+    key = tl.sort(tl.where(inside, root * PADDED + token, 0x7FFFFFFF))
+    present = key != 0x7FFFFFFF
+    member = tl.where(present, key % PADDED, 0)
+    cluster = tl.where(present, key // PADDED, PADDED)
+    tl.store(order + row, member, mask=inside)
+    score = tl.load(scores + crop * num_tokens + member, mask=present, other=0.0)
+    before = tl.gather(cluster, tl.maximum(token - 1, 0), 0)
+    after = tl.gather(cluster, tl.minimum(token + 1, PADDED - 1), 0)
+    first = ((token == 0) | (before != cluster)).to(tl.int32)
+    last = present & ((token == PADDED - 1) | (after != cluster))
+    total, _ = tl.associative_scan((score, first), 0, _segmented_sum)
+    start = tl.associative_scan(tl.where(first != 0, token, 0), 0, _larger)
+    tl.debug_barrier()
+    cell = crop * num_tokens + cluster
+    tl.store(sums + cell, total, mask=last)
+    tl.store(counts + cell, token - start + 1, mask=last)
+    tl.store(starts + cell, start, mask=last)
+    tl.debug_barrier()
+
+    first_slot = crop * num_keep
+    if RAGGED:
+        first_slot = tl.load(cu_seqlens + crop).to(tl.int64)
+        num_keep = tl.load(cu_seqlens + crop + 1) - first_slot.to(tl.int32)
+    # The best clusters; empty cells come last, ties go to the lowest index.
+    count = tl.load(counts + row, mask=inside, other=0)
+    total = tl.load(sums + row, mask=count > 0, other=0.0)
+    mean = tl.where(count > 0, total / tl.maximum(count, 1).to(tl.float32), -float("inf"))
+    rank = (descending(mean).to(tl.int64) << 32) | token.to(tl.int64)
+    rank = tl.sort(tl.where(inside, rank, 0x7FFFFFFFFFFFFFFF))
+    best = (rank & 0xFFFFFFFF).to(tl.int32)
+    kept = tl.sort(tl.where(token < num_keep, best, 0x7FFFFFFF))
+    slot = token < num_keep
+    kept = tl.where(slot, kept, 0)
+    count = tl.load(counts + crop * num_tokens + kept, mask=slot, other=0)
+    total = tl.load(sums + crop * num_tokens + kept, mask=slot & (count > 0), other=0.0)
+    mean = tl.where(count > 0, total / tl.maximum(count, 1).to(tl.float32), -float("inf"))
+    out = first_slot + token
+    tl.store(keep_indices + out, kept.to(tl.int64), mask=slot)
+    tl.store(valid + out, (count > 0).to(tl.int8), mask=slot)
+    tl.store(keep_scores + out, mean, mask=slot)
+
+
+@triton.jit
+def _cluster_mean_fwd_kernel(
+    features,  # [B, N, D], strided
+    order,  # [B, N] int32
+    starts,  # [B, N] int32
+    counts,  # [B, N] int32
+    keep_indices,  # [B, K] or packed [T] int64
+    crops,  # [T] int64: each slot's crop (RAGGED only)
+    means,  # [B, K, D] or [T, D]
+    stride_batch,
+    stride_token,
+    num_tokens,
+    num_keep,
+    width,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    RAGGED: tl.constexpr,
+):
+    slot = tl.program_id(0).to(tl.int64)
+    crop = tl.load(crops + slot) if RAGGED else slot // num_keep
+    channel = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    present = channel < width
+    cell = crop * num_tokens + tl.load(keep_indices + slot)
+    count = tl.load(counts + cell)
+    start = tl.load(starts + cell, mask=count > 0, other=0)
+    total = tl.zeros((BLOCK_D,), tl.float32)
+    for first in range(0, count, BLOCK_M):
+        member = first + tl.arange(0, BLOCK_M)
+        token = tl.load(order + crop * num_tokens + start + member, mask=member < count, other=0)
+        tile = tl.load(  # [BLOCK_M, BLOCK_D]
+            features
+            + crop * stride_batch
+            + token[:, None].to(tl.int64) * stride_token
+            + channel[None, :],
+            mask=(member < count)[:, None] & present[None, :],
+            other=0.0,
+        )
+        total += tl.sum(tile.to(tl.float32), 0)
+    total = total / tl.maximum(count, 1).to(tl.float32)
+    tl.store(means + slot * width + channel, total.to(means.dtype.element_ty), mask=present)
+
+
+@triton.jit
+def _anchor_score_fwd_kernel(
+    features,  # [B, N, D], strided
+    anchors,  # [B, D] float32
+    offsets,  # [B] float32
+    scores,  # [B, N] float32
+    stride_batch,
+    stride_token,
+    num_tokens,
+    width,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    crop = tl.program_id(0).to(tl.int64)
+    token = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = token < num_tokens
+    total = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    for first in range(0, width, BLOCK_D):
+        channel = first + tl.arange(0, BLOCK_D)
+        present = channel < width
+        tile = tl.load(  # [BLOCK_N, BLOCK_D]
+            features
+            + crop * stride_batch
+            + token[:, None].to(tl.int64) * stride_token
+            + channel[None, :],
+            mask=inside[:, None] & present[None, :],
+            other=0.0,
+        )
+        anchor = tl.load(anchors + crop * width + channel, mask=present, other=0.0)
+        total += tile.to(tl.float32) * anchor[None, :]
+    score = tl.sum(total, 1) + tl.load(offsets + crop)
+    tl.store(scores + crop * num_tokens + token, score, mask=inside)
+
+
+@triton.jit
+def _cluster_mean_bwd_kernel(
+    roots,  # [B, N] int64
+    slots,  # [B, N] int64: the kept slot of each root over all crops, -1 where it is not kept
+    shares,  # [T, D] float32: what each member of a slot receives
+    grad_features,  # [B, N, D]
+    num_tokens,
+    width,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    crop = tl.program_id(0).to(tl.int64)
+    token = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    channel = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
+    inside = token < num_tokens
+    stored = inside[:, None] & (channel < width)[None, :]
+    root = tl.load(roots + crop * num_tokens + token, mask=inside, other=0)
+    slot = tl.load(slots + crop * num_tokens + root, mask=inside, other=-1)
+    share = tl.load(
+        shares + slot[:, None] * width + channel[None, :],
+        mask=stored & (slot >= 0)[:, None],
+        other=0.0,
+    )
+    tl.store(
+        grad_features + (crop * num_tokens + token[:, None]) * width + channel[None, :],
+        share.to(grad_features.dtype.element_ty),
+        mask=stored,
+    )
+
+
+def launch_anchor_scores(features: Tensor, anchors: Tensor, offsets: Tensor) -> Tensor:
+    """[B, N, D], [B, D] and [B] -> [B, N] float32 scores of tokens."""
+    batch, num_tokens, width = features.shape
+    scores = features.new_empty(batch, num_tokens, dtype=torch.float32)
+    features = unit_stride(features)
+    config = launch_config("anchor_score_fwd", features)
+    if batch:
+        _anchor_score_fwd_kernel[(batch, triton.cdiv(num_tokens, config["BLOCK_N"]))](
+            features,
+            anchors.contiguous(),
+            offsets.contiguous(),
+            scores,
+            features.stride(0),
+            features.stride(1),
+            num_tokens,
+            width,
+            **config,
+        )
+    return scores
+
+
+def launch_select(
+    features: Tensor,
+    pointers: Tensor,
+    token_scores: Tensor,
+    num_keep: int,
+    cu_seqlens: Tensor | None,
+    total: int,
+    doublings: int,
+    merge: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Pointers [B, N] int32 and scores [B, N] -> (means, keep_indices, valid, roots, scores).
+
+    Slots are [B, num_keep], or packed [total] where `cu_seqlens` [B + 1] int32 is given.
+    """
+    batch, num_tokens, width = features.shape
+    features = unit_stride(features)
+    ragged = cu_seqlens is not None
+
+    def per_token(dtype: torch.dtype) -> Tensor:
+        return features.new_empty(batch, num_tokens, dtype=dtype)
+
+    slots = (total,) if ragged else (batch, num_keep)
+    roots, order = per_token(torch.int64), per_token(torch.int32)
+    counts, starts = per_token(torch.int32), per_token(torch.int32)
+    keep_indices = features.new_empty(slots, dtype=torch.int64)
+    valid = features.new_empty(slots, dtype=torch.int8)
+    scores = features.new_empty(slots, dtype=torch.float32)
+    means = features.new_empty(*slots, width)
+    if batch:
+        _anchored_select_fwd_kernel[(batch,)](
+            pointers,
+            token_scores,
+            per_token(torch.float32),
+            counts,
+            starts,
+            roots,
+            order,
+            keep_indices,
+            valid,
+            scores,
+            cu_seqlens,
+            num_tokens,
+            num_keep,
+            doublings,
+            PADDED=padded(num_tokens),
+            MERGE=merge,
+            RAGGED=ragged,
+            **launch_config("anchored_select_fwd", features),
+        )
+    if total:
+        config = launch_config("cluster_mean_fwd", features)
+        _cluster_mean_fwd_kernel[(total, triton.cdiv(width, config["BLOCK_D"]))](
+            features,
+            order,
+            starts,
+            counts,
+            keep_indices,
+            crops_of(cu_seqlens, total) if cu_seqlens is not None else None,
+            means,
+            features.stride(0),
+            features.stride(1),
+            num_tokens,
+            num_keep,
+            width,
+            RAGGED=ragged,
+            **config,
+        )
+    return means, keep_indices, valid.bool(), roots, scores
+
+
+def launch_mean_bwd(roots: Tensor, slots: Tensor, shares: Tensor, dtype: torch.dtype) -> Tensor:
+    """What each member of a kept cluster receives -> [B, N, D] gradient.
+
+    Args:
+        roots: [B, N] int64.
+        slots: [B, N] int64, the slot of each root in `shares`, -1 where it is not kept.
+        shares: [T, D] float32.
+    """
+    batch, num_tokens = roots.shape
+    width = shares.shape[1]
+    grad_features = shares.new_empty(batch, num_tokens, width, dtype=dtype)
+    config = launch_config("cluster_mean_bwd", shares)
+    if batch:
+        grid = (
+            batch,
+            triton.cdiv(num_tokens, config["BLOCK_N"]),
+            triton.cdiv(width, config["BLOCK_D"]),
+        )
+        _cluster_mean_bwd_kernel[grid](
+            roots, slots, shares.contiguous(), grad_features, num_tokens, width, **config
+        )
+    return grad_features

@@ -1,0 +1,119 @@
+"""Which implementation runs, and how a kernel is launched. Torch only: Triton is imported late."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+MAX_TOKENS = 1024  # a grid of 32 x 32
+CONFIGS = Path(__file__).parent / "launch_configs"
+
+
+def interpreting() -> bool:
+    """Whether Triton runs its kernels on CPU tensors, for tests."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def resolve_impl(impl: str, obstacle: Exception | None, *, on_gpu: bool) -> str:
+    """The implementation that runs: a named one or an error, never another in its stead.
+
+    Args:
+        obstacle: why Triton cannot run this call, None if it can.
+        on_gpu: "auto" takes Triton there, where nothing is in its way.
+    """
+    if impl not in ("auto", "reference", "triton"):
+        raise ValueError(f"impl must be 'auto', 'reference' or 'triton', got {impl!r}")
+    if impl == "triton" and obstacle is not None:
+        raise obstacle
+    if impl == "triton" or (impl == "auto" and on_gpu and obstacle is None):
+        return "triton"
+    return "reference"
+
+
+def triton_obstacle(operator: str, tensor: Tensor) -> Exception | None:
+    """What keeps Triton from running an operator on a tensor's device and dtype, or None."""
+    if not triton_installed():
+        return NotImplementedError(
+            f"impl='triton' of ops.{operator} needs the extra triton: "
+            "pip install 'tokenprune-vlm[triton]'"
+        )
+    if tensor.device.type != "cuda" and not (tensor.device.type == "cpu" and interpreting()):
+        return ValueError(
+            f"impl='triton' of ops.{operator} expects tensors on a CUDA device, got {tensor.device}"
+        )
+    if tensor.dtype not in TRITON_DTYPES:
+        expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in TRITON_DTYPES)
+        return TypeError(f"impl='triton' of ops.{operator} expects {expected}, got {tensor.dtype}")
+    return None
+
+
+def tokens_obstacle(operator: str, tensor: Tensor) -> Exception | None:
+    """As `triton_obstacle`, for a tensor [B, N, ...] of which one program holds all N."""
+    obstacle = triton_obstacle(operator, tensor)
+    if obstacle is None and tensor.shape[1] > MAX_TOKENS:
+        return ValueError(
+            f"impl='triton' of ops.{operator} expects at most {MAX_TOKENS} tokens (32 x 32), "
+            f"got {tensor.shape[1]}"
+        )
+    return obstacle
+
+
+def grid_obstacle(operator: str, features: Tensor) -> Exception | None:
+    """As `tokens_obstacle`, for [B, N, D] features."""
+    obstacle = tokens_obstacle(operator, features)
+    if obstacle is None and features.shape[2] % 16:
+        return ValueError(
+            f"impl='triton' of ops.{operator} expects D to be a multiple of 16, "
+            f"got {features.shape[2]}"
+        )
+    return obstacle
+
+
+@functools.cache
+def triton_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def num_programs(device: torch.device) -> int:
+    """Programs of a persistent kernel: one per multiprocessor."""
+    if device.type != "cuda":
+        return 2
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def launch_config(kernel: str, tensor: Tensor) -> dict[str, Any]:
+    """Block sizes, warps and stages of a kernel for a tensor's device and dtype."""
+    if tensor.device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(tensor.device)
+        table = read_configs(nearest(10 * major + minor))
+    else:
+        table = read_configs("interpreter")
+    by_dtype = table[kernel]
+    kind = "float32" if tensor.dtype == torch.float32 else "half"
+    return dict(by_dtype.get(kind, by_dtype.get("any")))
+
+
+@functools.cache
+def nearest(capability: int) -> str:
+    """The newest known architecture that is not newer than the device's, or the oldest known."""
+    known = sorted(int(path.stem.removeprefix("sm_")) for path in CONFIGS.glob("sm_*.json"))
+    fitting = [number for number in known if number <= capability]
+    return f"sm_{fitting[-1] if fitting else known[0]}"
+
+
+@functools.cache
+def read_configs(name: str) -> dict[str, Any]:
+    return json.loads((CONFIGS / f"{name}.json").read_text())
+
+
+def unit_stride(tensor: Tensor) -> Tensor:
+    """The tensor as it is if its last dimension is dense, as kernels read it, else a copy."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
