@@ -50,7 +50,14 @@ def inputs():
             "must be on cpu .* got meta",
         ),
         ({"impl": "fast"}, ValueError, "'auto', 'reference' or 'triton', got 'fast'"),
-        ({"impl": "triton"}, NotImplementedError, "background_anchored has no Triton kernel"),
+        (
+            {"num_keep": torch.ones(2).long()},
+            ValueError,
+            r"must be \[B\] = \[3\], got \[2\]",
+        ),
+        ({"num_keep": torch.ones(3)}, TypeError, "must be int64 or int32 .* got torch.float32"),
+        ({"num_keep": torch.tensor([1, 2, 21])}, ValueError, "between 0 and .* got 1 to 21"),
+        ({"num_keep": torch.tensor([-1, 2, 3])}, ValueError, "between 0 and .* got -1 to 3"),
         ({"cycles": "none"}, ValueError, "'official' or 'merge', got 'none'"),
         ({"max_iters": -1}, ValueError, "max_iters must be at least 0, got -1"),
     ],
@@ -87,21 +94,6 @@ def test_background_merge(logits, error, message):
 def test_anchored_select(inputs, roots, error, message):
     with pytest.raises(error, match=message):
         ops.anchored_select(inputs["features"], inputs["cls"], roots, *anchor_of(inputs), KEEP)
-
-
-@pytest.mark.parametrize("operator", ["background_score", "background_merge", "anchored_select"])
-def test_triton_says_that_it_is_missing(inputs, operator):
-    arguments = {
-        "background_score": (
-            inputs["features"], GRID, *[inputs[n] for n in ("dw_weight", "pw_weight", "pw_bias")]
-        ),
-        "background_merge": (torch.zeros(3, 20, 9), GRID),
-        "anchored_select": (
-            inputs["features"], inputs["cls"], torch.zeros(3, 20).long(), *anchor_of(inputs), KEEP
-        ),
-    }[operator]  # fmt: skip
-    with pytest.raises(NotImplementedError, match=f"ops.{operator} has no Triton kernel"):
-        getattr(ops, operator)(*arguments, impl="triton")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

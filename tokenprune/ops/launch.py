@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 MAX_TOKENS = 1024  # a grid of 32 x 32
 CONFIGS = Path(__file__).parent / "launch_configs"
 
@@ -40,7 +41,7 @@ def resolve_impl(impl: str, obstacle: Exception | None, *, on_gpu: bool) -> str:
 
 def triton_obstacle(operator: str, tensor: Tensor) -> Exception | None:
     """What keeps Triton from running an operator on a tensor's device and dtype, or None."""
-    if not triton_installed():
+    if not TRITON_INSTALLED:
         return NotImplementedError(
             f"impl='triton' of ops.{operator} needs the extra triton: "
             "pip install 'tokenprune-vlm[triton]'"
@@ -75,11 +76,6 @@ def grid_obstacle(operator: str, features: Tensor) -> Exception | None:
             f"got {features.shape[2]}"
         )
     return obstacle
-
-
-@functools.cache
-def triton_installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
 
 
 def num_programs(device: torch.device) -> int:

@@ -1,0 +1,120 @@
+"""Compiles every kernel for GPUs that need not be there, and prints what each takes as JSON.
+
+Runs in a process of its own: under TRITON_INTERPRET=1 there is nothing to compile.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from tokenprune.ops.anchored_select import kernel as select
+from tokenprune.ops.attention_received import kernel as received
+from tokenprune.ops.background_merge import kernel as merge
+from tokenprune.ops.background_score import kernel as score
+from tokenprune.ops.cls_attention import kernel as cls
+from tokenprune.ops.launch import read_configs
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+ALIGNED = [["tt.divisibility", 16]]
+POINTERS = {
+    "features": "T", "vectors": "T", "anchors": "T", "means": "T", "grad_features": "T", "q": "T",
+    "k": "T", "offsets": "fp32", "bias": "fp32", "products": "fp32", "logits": "fp32",
+    "scores": "fp32", "grads": "fp32", "sums": "fp32", "keep_scores": "fp32", "shares": "fp32",
+    "weights": "fp32", "normalizers": "fp32", "received": "fp32", "parents": "i32",
+    "pointers": "i32", "counts": "i32", "starts": "i32", "order": "i32", "cu_seqlens": "i32",
+    "roots": "i64", "keep_indices": "i64", "crops": "i64", "slots": "i64", "valid": "i8",
+}  # fmt: skip
+# Kernel, the name of its launch configuration, and the constants beside it.
+JOBS = [
+    (score._background_score_fwd_kernel, "background_score_fwd", {"FUSED": True, "UPCAST": False}),
+    (score._background_score_fwd_kernel, "background_score_fwd", {"FUSED": False, "UPCAST": False}),
+    (score._background_score_bwd_kernel, "background_score_bwd", {"UPCAST": False}),
+    (merge._background_merge_fwd_kernel, "background_merge_fwd", {"PADDED": 1024, "MERGE": False}),
+    (merge._background_merge_fwd_kernel, "background_merge_fwd", {"PADDED": 1024, "MERGE": True}),
+    (select._anchor_score_fwd_kernel, "anchor_score_fwd", {}),
+    (
+        select._anchored_select_fwd_kernel,
+        "anchored_select_fwd",
+        {"PADDED": 1024, "MERGE": False, "RAGGED": False},
+    ),
+    (
+        select._anchored_select_fwd_kernel,
+        "anchored_select_fwd",
+        {"PADDED": 1024, "MERGE": True, "RAGGED": True},
+    ),
+    (select._cluster_mean_fwd_kernel, "cluster_mean_fwd", {"RAGGED": False}),
+    (select._cluster_mean_fwd_kernel, "cluster_mean_fwd", {"RAGGED": True}),
+    (select._cluster_mean_bwd_kernel, "cluster_mean_bwd", {}),
+    (cls._cls_attention_fwd_kernel, "cls_attention_fwd", {"PADDED_D": 64}),
+    (received._attention_stats_kernel, "attention_stats", {"PADDED_D": 64, "UPCAST": False}),
+    (received._attention_received_fwd_kernel, "attention_stats", {"PADDED_D": 64, "UPCAST": False}),
+]  # fmt: skip
+
+
+def compile_kernel(kernel, name, constants, dtype, capability):
+    table = read_configs(f"sm_{capability}")[name]
+    config = dict(table.get("float32" if dtype == "fp32" else "half", table.get("any")))
+    options = {key: config.pop(key) for key in ("num_warps", "num_stages") if key in config}
+    constants = constants | config
+    signature, aligned = {}, {}
+    for index, argument in enumerate(kernel.arg_names):
+        if argument in constants:
+            signature[argument] = "constexpr"
+        elif argument in POINTERS:
+            signature[argument] = "*" + POINTERS[argument].replace("T", dtype)
+            aligned[(index,)] = ALIGNED
+        elif argument == "scale":
+            signature[argument] = "fp32"
+        else:
+            signature[argument] = "i64" if argument == "stride_batch" else "i32"
+            if argument.startswith("stride") or argument == "width":
+                aligned[(index,)] = ALIGNED
+    source = ASTSource(
+        fn=kernel,
+        signature=signature,
+        constexprs={(kernel.arg_names.index(key),): value for key, value in constants.items()},
+        attrs=aligned,
+    )
+    target = GPUTarget("cuda", capability, 32)
+    return triton.compile(source, target=target, options=options)
+
+
+def resources(compiled):
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as ptx:
+        ptx.write(compiled.asm["ptx"])
+        ptx.flush()
+        architecture = re.search(r"\.target (sm_\w+)", compiled.asm["ptx"]).group(1)
+        command = [TOOLS / "ptxas", "-v", f"-arch={architecture}", ptx.name, "-o", "/dev/null"]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    return {
+        "registers": int(re.search(r"Used (\d+) registers", report).group(1)),
+        "spilled_bytes": sum(map(int, re.findall(r"(\d+) bytes spill", report))),
+        "shared_bytes": compiled.metadata.shared,
+    }
+
+
+def main():
+    for capability in map(int, sys.argv[1:]):
+        for dtype in ("bf16", "fp32"):
+            for kernel, name, constants in JOBS:
+                compiled = compile_kernel(kernel, name, constants, dtype, capability)
+                row = {
+                    "kernel": kernel.fn.__name__,
+                    "constants": constants,
+                    "dtype": dtype,
+                    "capability": capability,
+                }
+                print(json.dumps(row | resources(compiled)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

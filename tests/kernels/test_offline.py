@@ -1,0 +1,31 @@
+"""Every kernel compiles for the GPUs we know, fits the chip and spills nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}  # bytes a block may have
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", SHARED_LIMIT)
+def test_compiles_and_fits(capability):
+    environment = os.environ | {"TRITON_INTERPRET": "0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.offline", str(capability)],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(rows) == 2 * 14
+    for row in rows:
+        assert row["spilled_bytes"] == 0, row
+        assert row["registers"] <= 255, row
+        assert row["shared_bytes"] <= SHARED_LIMIT[capability], row
