@@ -1,16 +1,37 @@
-"""Inputs of the benchmarks: random, seeded, in the sizes of the released model."""
+"""What is measured: operators, their implementations, and inputs in the sizes of real models."""
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.baselines.attention_dense import attention_received_dense, cls_attention_dense
+from benchmarks.baselines.background_anchored_dense import background_anchored_dense
+from tokenprune import ops
+
+BASELINE = "dense"
+
 
 def background_anchored_inputs(
-    crops: int, grid_size: tuple[int, int], width: int, num_keep: int, dtype: torch.dtype
-) -> dict[str, object]:
-    """Arguments of `background_anchored`; the features are a view behind a class token."""
-    generator = torch.Generator().manual_seed(0)
+    crops: int,
+    grid_size: tuple[int, int],
+    width: int,
+    num_keep: int,
+    dtype: torch.dtype,
+    *,
+    seed: int = 0,
+    sharp: float = 1.0,
+) -> dict[str, Any]:
+    """Arguments of `background_anchored`; the features are a view behind a class token.
+
+    `sharp` scales the logits, and with them how clusters form.
+    """
+    generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int, scale: float = 1.0) -> Tensor:
         return torch.randn(*shape, generator=generator).mul_(scale).to(dtype)
@@ -21,7 +42,7 @@ def background_anchored_inputs(
         "features": tokens[:, 1:],
         "cls": tokens[:, 0],
         "grid_size": grid_size,
-        "dw_weight": normal(width, 1, 3, 3, scale=1 / 3),
+        "dw_weight": normal(width, 1, 3, 3, scale=sharp / 3),
         "pw_weight": normal(9, width, 1, 1, scale=width**-0.5),
         "pw_bias": normal(9, scale=0.1),
         "q_weight": normal(width, width, scale=width**-0.5),
@@ -30,3 +51,105 @@ def background_anchored_inputs(
         "k_bias": normal(width, scale=0.1),
         "num_keep": num_keep,
     }
+
+
+def attention_inputs(
+    images: int, heads: int, num_tokens: int, head_dim: int, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Queries and keys as views of one fused projection."""
+    generator = torch.Generator().manual_seed(0)
+    packed = torch.randn(images, num_tokens, 3, heads, head_dim, generator=generator).to(dtype)
+    return {"q": packed[:, :, 0].transpose(1, 2), "k": packed[:, :, 1].transpose(1, 2)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operator at one size. `shape` holds the arguments of its inputs, dtype aside."""
+
+    op: str
+    shape: tuple[Any, ...]
+    dtype: torch.dtype
+
+    def inputs(self, device: str) -> dict[str, Any]:
+        build: Callable[..., dict[str, Any]] = attention_inputs
+        if self.op in SELECTIONS:
+            build = background_anchored_inputs
+        made = build(*self.shape, dtype=self.dtype)
+        return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in made.items()}
+
+    def bytes_at_least(self) -> int:
+        """What any implementation must read and write: features or q and k once, results once."""
+        size = self.dtype.itemsize
+        if self.op in SELECTIONS:
+            crops, (rows, cols), width, num_keep = self.shape
+            tokens = rows * cols
+            return crops * (size * width * (tokens + 1 + num_keep) + 8 * tokens)
+        images, heads, tokens, head_dim = self.shape
+        queries = 1 if self.op == "cls_attention" else tokens
+        return images * heads * (size * head_dim * (tokens + queries) + 4 * tokens)
+
+
+@functools.cache
+def compile_dense() -> Callable[..., Any]:
+    return torch.compile(background_anchored_dense)
+
+
+def compiled_dense(**inputs: Any) -> Any:
+    return compile_dense()(**inputs)
+
+
+SELECTIONS = ("background_anchored",)
+IMPLEMENTATIONS: dict[str, dict[str, Callable[..., Any]]] = {
+    "background_anchored": {
+        BASELINE: background_anchored_dense,
+        "dense, compiled": compiled_dense,
+        "reference": functools.partial(ops.background_anchored, impl="reference"),
+        "triton": functools.partial(ops.background_anchored, impl="triton"),
+    },
+    "cls_attention": {
+        BASELINE: cls_attention_dense,
+        "reference": functools.partial(ops.cls_attention, impl="reference"),
+        "triton": functools.partial(ops.cls_attention, impl="triton"),
+    },
+    "attention_received": {
+        BASELINE: attention_received_dense,
+        "reference": functools.partial(ops.attention_received, impl="reference"),
+        "triton": functools.partial(ops.attention_received, impl="triton"),
+    },
+}
+
+CPU_CASES = (
+    Case("background_anchored", (144, (24, 24), 1024, 24), torch.float32),
+    Case("attention_received", (4, 16, 1024, 64), torch.float32),
+    Case("cls_attention", (4, 16, 1024, 64), torch.float32),
+)
+GPU_CASES = (
+    Case("background_anchored", (576, (24, 24), 1024, 24), torch.bfloat16),
+    Case("background_anchored", (144, (24, 24), 1024, 24), torch.bfloat16),
+    Case("background_anchored", (144, (24, 24), 1024, 24), torch.float32),
+    Case("background_anchored", (144, (24, 24), 1024, 144), torch.bfloat16),
+    Case("background_anchored", (144, (32, 32), 1152, 64), torch.bfloat16),
+    Case("background_anchored", (1, (24, 24), 1024, 24), torch.bfloat16),
+    Case("attention_received", (1, 16, 4096, 64), torch.bfloat16),
+    Case("attention_received", (16, 16, 1024, 64), torch.bfloat16),
+    Case("cls_attention", (144, 16, 577, 64), torch.bfloat16),
+)
+
+
+def differences(case: Case, result: Any, dense: Any) -> list[str]:
+    """What of a result is not equal to the baseline's, as far as their dtype can tell."""
+    if case.op not in SELECTIONS:
+        same = torch.allclose(result, dense, atol=1e-4, rtol=1e-3)
+        return [] if same else ["weights"]
+    found = []
+    # In a narrow dtype the dense form rounds at every step, and near ties fall either way.
+    exact = case.dtype == torch.float32
+    enough = 1.0 if exact else 0.9
+    if (result.assignment == dense.roots).float().mean() < enough:
+        found.append("roots")
+    same = (result.keep_indices[:, :, None] == dense.keep_indices[:, None, :]).any(2)
+    if same.float().mean() < enough:
+        found.append("kept indices")
+    elif exact and not torch.allclose(result.features, dense.features, atol=1e-5, rtol=0):
+        found.append("features")
+    return found

@@ -64,3 +64,51 @@ def _status_mib(field: str) -> float:
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) / 1024
     raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+def gpu_seconds(call: Callable[[], Any], repeats: int) -> list[float]:
+    """Device seconds of a call, between events, after two calls that do not count."""
+    import torch
+
+    for _ in range(2):
+        call()
+    torch.cuda.synchronize()
+    pairs = []
+    for _ in range(repeats):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        pairs.append((start, end))
+    torch.cuda.synchronize()
+    return [start.elapsed_time(end) / 1e3 for start, end in pairs]
+
+
+def gpu_extra_memory_mib(call: Callable[[], Any]) -> float:
+    """Largest allocation during a call beyond what is allocated before it, in MiB."""
+    import torch
+
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def copy_bytes_per_second(device: str) -> float:
+    """What the device's memory gives: bytes read plus bytes written by a large copy."""
+    import torch
+
+    size = 2**30 if device == "cuda" else 2**28
+    source = torch.ones(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+
+    def copy() -> None:
+        target.copy_(source)
+
+    if device == "cuda":
+        seconds = gpu_seconds(copy, 20)
+    else:
+        seconds = interleaved_seconds({"copy": copy}, 9)["copy"]
+    return 2 * size / statistics.median(seconds)

@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 
-from benchmarks import measure, results, run
+from benchmarks import measure, plot, results, run
+from benchmarks.cases import Case, differences
 
 
 def test_extra_memory_sees_what_a_call_allocates():
@@ -38,11 +39,37 @@ def test_rows_are_replaced_by_key(tmp_path):
 
 
 def test_differences_are_found():
-    reference, dense = (run.prepare(name, 2, 2)() for name in ("reference", "dense"))
-    assert run.differences(reference, dense) == []
-    assert run.differences(reference, dense._replace(roots=dense.roots + 1)) == ["roots"]
-    assert run.differences(reference, dense._replace(features=dense.features + 1e-3)) == [
-        "features"
-    ]
+    case = Case("background_anchored", (2, (6, 5), 16, 4), torch.float32)
+    result, dense = (run.prepare(case, name, "cpu", 2)() for name in ("reference", "dense"))
+    assert differences(case, result, dense) == []
+    assert differences(case, result, dense._replace(roots=dense.roots + 1)) == ["roots"]
+    moved = dense._replace(features=dense.features + 1e-3)
+    assert differences(case, result, moved) == ["features"]
     swapped = dense._replace(keep_indices=dense.keep_indices + 1)
-    assert run.differences(reference, swapped) == ["kept indices"]
+    assert differences(case, result, swapped) == ["kept indices"]
+
+
+@pytest.mark.parametrize("op", ["cls_attention", "attention_received"])
+def test_attention_baselines_agree(op):
+    case = Case(op, (1, 2, 33, 8), torch.float32)
+    result, dense = (run.prepare(case, name, "cpu", 2)() for name in ("reference", "dense"))
+    assert differences(case, result, dense) == []
+    assert differences(case, result, dense + 1) == ["weights"]
+
+
+def test_what_must_move():
+    anchored = Case("background_anchored", (2, (3, 3), 16, 4), torch.bfloat16)
+    assert anchored.bytes_at_least() == 2 * (2 * 16 * (9 + 1 + 4) + 8 * 9)
+    received = Case("attention_received", (1, 2, 10, 8), torch.float32)
+    assert received.bytes_at_least() == 2 * (4 * 8 * 20 + 4 * 10)
+
+
+def test_rows_and_plot(tmp_path):
+    case = Case("background_anchored", (2, (6, 5), 16, 4), torch.float32)
+    rows = run.measure_case(case, "cpu", 2, 2, False, 1e9)
+    assert [row["impl"] for row in rows] == ["dense", "reference"]
+    assert rows[0]["times_faster"] == 1
+    path = results.upsert(rows, "device", tmp_path)
+    figure = plot.draw(results.read(path), "device")
+    figure.savefig(tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000

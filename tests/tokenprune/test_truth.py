@@ -1,4 +1,7 @@
-"""Against float64: no further from it than twice the dense writing in the same dtype."""
+"""Against float64: no further from it than twice the dense writing in the same dtype.
+
+Beside that only what float32 results cannot hold is allowed.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,8 @@ def test_logits_and_scores(dtype, shape, seed):
 
     logits = ops.background_score(inputs["features"], inputs["grid_size"], *head_of(inputs))
     error = (logits.double() - truth.logits).abs().max()
-    assert error <= 2 * (dense.logits.double() - truth.logits).abs().max()
+    allowed = (dense.logits.double() - truth.logits).abs().max() + rounding(truth.logits)
+    assert error <= 2 * allowed
 
     # Scores of all clusters, on the same clusters: what the dense form makes of the true roots.
     num_tokens = inputs["features"].shape[1]
@@ -34,7 +38,8 @@ def test_logits_and_scores(dtype, shape, seed):
     cells = truth.counts > 0
     assert torch.equal(ours.valid, cells)
     error = (ours.scores.double() - truth.cluster_scores)[cells].abs().max()
-    assert error <= 2 * (theirs.double() - truth.cluster_scores)[cells].abs().max()
+    allowed = (theirs.double() - truth.cluster_scores)[cells].abs().max()
+    assert error <= 2 * (allowed + rounding(truth.cluster_scores[cells]))
 
     means = widened(inputs)["features"]
     expected = torch.stack(
@@ -44,8 +49,12 @@ def test_logits_and_scores(dtype, shape, seed):
             for root in ours.keep_indices[crop][ours.valid[crop]].tolist()
         ]
     )
-    rounding = torch.finfo(dtype).eps * expected.abs().max()
-    assert (ours.features[ours.valid].double() - expected).abs().max() <= rounding
+    error = (ours.features[ours.valid].double() - expected).abs().max()
+    assert error <= torch.finfo(dtype).eps * expected.abs().max()
+
+
+def rounding(truth):
+    return torch.finfo(torch.float32).eps * truth.abs().max()
 
 
 def dense_scores(inputs, roots):
