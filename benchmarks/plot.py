@@ -52,7 +52,12 @@ def draw(rows: list[dict[str, Any]], title: str) -> Any:
             places = [labels.index(label(row)) + (number + 0.5) * height - 0.4 for row in chosen]
             values = [max(value(row), 1e-3) for row in chosen]
             bars = axis.barh(places, values, height * 0.9, color=COLORS[impl], label=impl)
-            axis.bar_label(bars, [f"{v:,.3g}" for v in values], padding=3, fontsize=8)
+            axis.bar_label(
+                bars,
+                [f"{v:,.0f}" if v >= 10 else f"{v:.2g}" for v in values],
+                padding=3,
+                fontsize=8,
+            )
         axis.set_xscale("log")
         axis.set_xlabel(heading)
         axis.margins(x=0.2)
