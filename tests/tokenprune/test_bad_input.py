@@ -7,7 +7,7 @@ import torch
 
 from tokenprune import ReducedTokens, VisionTokens, ops
 
-from .cases import anchor_of, make_inputs
+from .cases import anchor_of, head_of, make_inputs
 
 BATCH, GRID, WIDTH, KEEP = 3, (4, 5), 8, 6
 
@@ -43,7 +43,9 @@ def inputs():
         ({"pw_bias": torch.zeros(8)}, ValueError, r"pw_bias must be \[9\] = \[9\], got \[8\]"),
         ({"q_weight": torch.zeros(8, 4)}, ValueError, r"q_weight must be \[D, D\] = \[8, 8\]"),
         ({"q_bias": torch.zeros(4)}, ValueError, r"q_bias must be \[D\] = \[8\], got \[4\]"),
-        ({"k_weight": torch.zeros(8, 8).long()}, TypeError, "k_weight must be floating point"),
+        ({"k_weight": torch.zeros(8, 4)}, ValueError, r"k_weight must be \[D, D\] = \[8, 8\]"),
+        ({"k_weight": torch.zeros(8, 8).long()}, TypeError, "floating point, got torch.int64"),
+        ({"k_bias": torch.zeros(4)}, ValueError, r"k_bias must be \[D\] = \[8\], got \[4\]"),
         (
             {"k_bias": torch.zeros(8, device="meta")},
             ValueError,
@@ -89,6 +91,7 @@ def test_background_merge(logits, error, message):
         (torch.zeros(3, 19).long(), ValueError, r"\[B, N\] = \[3, 20\], got \[3, 19\]"),
         (torch.full((3, 20), 20), ValueError, r"roots must lie in \[0, 20\), got .* 20 to 20"),
         (torch.full((3, 20), -1), ValueError, "got values from -1 to -1"),
+        (torch.zeros(3, 20, device="meta").long(), ValueError, "must be on cpu .* got meta"),
     ],
 )
 def test_anchored_select(inputs, roots, error, message):
@@ -120,7 +123,35 @@ def test_without_strict_nan_is_kept_where_it_shows(inputs):
         assert result.features[clean].isfinite().all()
 
 
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"impl": "fast"}, ValueError, "'auto', 'reference' or 'triton', got 'fast'"),
+        ({"cycles": "none"}, ValueError, "'official' or 'merge', got 'none'"),
+        ({"max_iters": -1}, ValueError, "max_iters must be at least 0, got -1"),
+        ({"max_iters": 1.5}, TypeError, "max_iters must be an int, got float"),
+        ({"max_iters": True}, TypeError, "max_iters must be an int, got bool"),
+    ],
+)
+def test_background_merge_options(options, error, message):
+    with pytest.raises(error, match=message):
+        ops.background_merge(torch.zeros(2, 20, 9), GRID, **options)
+
+
+def test_unknown_impl(inputs):
+    features, cls, head = inputs["features"], inputs["cls"], head_of(inputs)
+    with pytest.raises(ValueError, match="'auto', 'reference' or 'triton', got 'fast'"):
+        ops.background_score(features, GRID, *head, impl="fast")
+    roots = torch.zeros(3, 20).long()
+    with pytest.raises(ValueError, match="'auto', 'reference' or 'triton', got 'fast'"):
+        ops.anchored_select(features, cls, roots, *anchor_of(inputs), KEEP, impl="fast")
+
+
 def test_vision_tokens():
+    with pytest.raises(ValueError, match=r"features must be \[B, N, D\], got shape \[6, 4\]"):
+        VisionTokens(torch.zeros(6, 4), (2, 3))
+    with pytest.raises(TypeError, match=r"must be one of float32, .* got torch.int32"):
+        VisionTokens(torch.zeros(2, 6, 4).int(), (2, 3))
     with pytest.raises(ValueError, match="must equal the number of tokens"):
         VisionTokens(torch.zeros(2, 6, 4), (2, 2))
     with pytest.raises(ValueError, match=r"cls must be \[B, D\] = \[2, 4\], got \[2, 5\]"):

@@ -6,10 +6,17 @@ import math
 
 import torch
 
-from benchmarks.baselines.background_anchored_dense import background_anchored_dense
+from tests.conftest import OPS_CASES
 from tokenprune import VisionTokens, get_method, ops
 
+from .cases import fields
+
 TOLERANCE = {"atol": 1e-5, "rtol": 0}
+
+
+def test_every_recorded_case_is_run(golden):
+    recorded = {path.stem.removeprefix("ops_") for path in golden.glob("ops_*.safetensors")}
+    assert recorded == set(OPS_CASES)
 
 
 def test_logits(ops_case):
@@ -44,16 +51,15 @@ def check_kept(ops_case, result):
         assert (result.scores[crop][~valid] == -math.inf).all()
 
 
-def test_three_operators_in_a_row(ops_case):
+def in_a_row(ops_case):
     logits = ops.background_score(ops_case.features, ops_case.grid_size, *ops_case.head)
     roots = ops.background_merge(logits, ops_case.grid_size, max_iters=ops_case.max_iters)
     anchor = ops_case.anchor
-    result = ops.anchored_select(ops_case.features, ops_case.cls, roots, *anchor, ops_case.num_keep)
-    check_kept(ops_case, result)
+    return ops.anchored_select(ops_case.features, ops_case.cls, roots, *anchor, ops_case.num_keep)
 
 
-def test_all_in_one(ops_case):
-    result = ops.background_anchored(
+def all_in_one(ops_case):
+    return ops.background_anchored(
         ops_case.features,
         ops_case.cls,
         ops_case.grid_size,
@@ -61,34 +67,27 @@ def test_all_in_one(ops_case):
         num_keep=ops_case.num_keep,
         max_iters=ops_case.max_iters,
     )
+
+
+def test_three_operators_in_a_row(ops_case):
+    check_kept(ops_case, in_a_row(ops_case))
+
+
+def test_all_in_one(ops_case):
+    result = all_in_one(ops_case)
     check_kept(ops_case, result)
     assert result.grid_size == ops_case.grid_size
+
+
+def test_both_ways_choose_the_same(ops_case):
+    separate, fused = fields(in_a_row(ops_case)), fields(all_in_one(ops_case))
+    # One product for logits and scores may round the scores otherwise; nothing else may differ.
+    torch.testing.assert_close(fused.pop("scores"), separate.pop("scores"), **TOLERANCE)
+    for name, value in fused.items():
+        assert torch.equal(value, separate[name]), name
 
 
 def test_as_a_method(ops_case):
     method = get_method("background_anchored", **ops_case.weights, max_iters=ops_case.max_iters)
     tokens = VisionTokens(ops_case.features, ops_case.grid_size, cls=ops_case.cls)
     check_kept(ops_case, method.reduce(tokens, ops_case.num_keep))
-
-
-def test_the_dense_baseline_is_the_published_algorithm(ops_case):
-    dense = background_anchored_dense(
-        ops_case.features,
-        ops_case.cls,
-        ops_case.grid_size,
-        **ops_case.weights,
-        num_keep=ops_case.num_keep,
-        max_iters=ops_case.max_iters,
-    )
-    recorded = ops_case.tensors
-    torch.testing.assert_close(dense.logits, recorded["logits"].flatten(1, 2), **TOLERANCE)
-    assert torch.equal(dense.parents, recorded["parent"])
-    assert torch.equal(dense.roots, recorded["roots"])
-    assert torch.equal(dense.counts, recorded["counts"])
-    for crop in range(len(dense.features)):
-        valid = dense.counts[crop][dense.keep_indices[crop]] > 0
-        expected = recorded["counts"][crop][recorded["index"][crop]] > 0
-        assert torch.equal(dense.keep_indices[crop][valid], recorded["index"][crop][expected])
-        torch.testing.assert_close(
-            dense.features[crop][valid], recorded["selected"][crop][expected], **TOLERANCE
-        )

@@ -38,6 +38,12 @@ def test_contract(name, num_keep):
     result = method.reduce(tokens, num_keep)
     assert isinstance(result, ReducedTokens)
     assert result.features.shape == (3, num_keep, 8)
+    assert result.features.dtype == tokens.features.dtype
+    for per_slot in (result.keep_indices, result.valid, result.scores):
+        assert per_slot.shape == (3, num_keep)
+    assert result.keep_indices.dtype == result.assignment.dtype == torch.int64
+    assert result.valid.dtype == torch.bool
+    assert ((result.assignment >= 0) & (result.assignment < 30)).all()
     assert (result.keep_indices.diff(dim=1) > 0).all()
     assert ((result.keep_indices >= 0) & (result.keep_indices < 30)).all()
     assert result.assignment.shape == (3, 30)

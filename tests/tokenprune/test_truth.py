@@ -11,9 +11,18 @@ import torch
 from benchmarks.baselines.background_anchored_dense import background_anchored_dense
 from tokenprune import ops
 
-from .cases import anchor_of, head_of, make_inputs, widened
+from .cases import anchor_of, fields, head_of, make_inputs, widened
 
 SHAPES = [(2, (24, 24), 1024, 24), (3, (24, 24), 64, 24), (4, (7, 11), 48, 9), (2, (1, 13), 32, 4)]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The float64 depth-wise convolution starts its threads a thousand times over."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -69,15 +78,34 @@ def dense_scores(inputs, roots):
     return (keys @ query[:, :, None]).squeeze(-1) / width**0.5
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_scores_of_all_three_in_one(dtype, shape):
+    inputs = make_inputs(*shape, dtype=dtype)
+    result = ops.background_anchored(**inputs)
+    # What the dense form makes of the roots that were found, in float64 and in its own dtype.
+    truth = dense_scores(widened(inputs), result.assignment).gather(1, result.keep_indices)
+    dense = dense_scores(inputs, result.assignment).gather(1, result.keep_indices)
+    error = (result.scores.double() - truth)[result.valid].abs().max()
+    allowed = (dense.double() - truth)[result.valid].abs().max()
+    eps = torch.finfo(torch.float32).eps * truth[result.valid].abs().max()  # of a float32 result
+    assert error <= 2 * (allowed + eps)
+
+
 def test_autocast_changes_nothing():
     inputs = make_inputs(2, (6, 6), 32, 5)
+
+    def run_all():
+        grid_size, anchor = inputs["grid_size"], anchor_of(inputs)
+        logits = ops.background_score(inputs["features"], grid_size, *head_of(inputs))
+        roots = ops.background_merge(logits, grid_size)
+        selected = ops.anchored_select(inputs["features"], inputs["cls"], roots, *anchor, 5)
+        return [logits, roots, fields(selected), fields(ops.background_anchored(**inputs))]
+
+    plain = run_all()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        cast = ops.background_anchored(**inputs)
-        logits = ops.background_score(inputs["features"], inputs["grid_size"], *head_of(inputs))
-    plain = ops.background_anchored(**inputs)
-    assert logits.dtype == torch.float32
-    assert torch.equal(cast.features, plain.features)
-    assert torch.equal(cast.scores, plain.scores)
+        cast = run_all()
+    torch.testing.assert_close(cast, plain, atol=0, rtol=0)  # dtypes are compared too
 
 
 def test_weights_may_be_wider_than_features():
