@@ -40,4 +40,4 @@ def packed_cluster_mean(features: Tensor, roots: Tensor, crops: Tensor, cells: T
         slot = slots[crop + start, token]
         sums.index_add_(0, slot, features[crop + start, token].to(dtype))
         counts.index_add_(0, slot, torch.ones_like(slot, dtype=dtype))
-    return (sums / counts.clamp(min=1)[:, None]).to(features.dtype)
+    return sums.div_(counts.clamp(min=1)[:, None]).to(features.dtype)

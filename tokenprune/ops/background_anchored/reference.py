@@ -36,18 +36,13 @@ def background_anchored(
     taps = tap_weights(dw_weight, pw_weight, features.dtype).to(dtype)
     anchors, offsets = anchor_vector(cls, q_weight, q_bias, k_weight, k_bias, dtype)
 
-    def reduce(
-        features: Tensor, anchor: Tensor, offset: Tensor, quota: int | Tensor
-    ) -> ReducedTokens:
-        vectors = torch.cat([taps.expand(len(features), -1, -1), anchor], dim=1)
-        products = wide_matmul(features, vectors.mT)
-        logits = shift_and_add(products[:, :, :81], grid_size, pw_bias)
-        roots = background_merge(logits, grid_size, max_iters, cycles)
-        token_scores = products[:, :, 81] + offset
-        return select_clusters(features, token_scores, roots, quota, grid_size)
-
-    blocks = [tensor.split(BLOCK_CROPS) for tensor in (features, anchors, offsets)]
-    quotas = (
-        num_keep.split(BLOCK_CROPS) if isinstance(num_keep, Tensor) else [num_keep] * len(blocks[0])
-    )
-    return ReducedTokens.cat([reduce(*block) for block in zip(*blocks, quotas, strict=True)])
+    logits, token_scores = [], []
+    for block, anchor, offset in zip(
+        *(tensor.split(BLOCK_CROPS) for tensor in (features, anchors, offsets)), strict=True
+    ):
+        vectors = torch.cat([taps.expand(len(block), -1, -1), anchor], dim=1)
+        products = wide_matmul(block, vectors.mT)
+        logits.append(shift_and_add(products[:, :, :81], grid_size, pw_bias))
+        token_scores.append(products[:, :, 81] + offset)
+    roots = background_merge(torch.cat(logits), grid_size, max_iters, cycles)
+    return select_clusters(features, torch.cat(token_scores), roots, num_keep, grid_size)
