@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from tokenprune.ops.checks import check_finite, check_num_keep
+from tokenprune.plugins import load_plugin, plugin_names
 from tokenprune.tokens import ReducedTokens, VisionTokens
 
 
@@ -17,13 +17,16 @@ class Method(ABC):
     """A way to turn [B, N, D] vision tokens into [B, num_keep, D].
 
     A method is a dataclass of options with one hook, `_reduce`, in a file of its own in
-    `tokenprune/methods/`; the file's name is the method's name.
+    `tokenprune/methods/`; the file's name is the method's name. Other packages add theirs by an
+    entry point in the group `tokenprune.methods`, name = "package.module:Class".
 
     Attributes:
+        needs: the fields of `VisionTokens` that it cannot do without: "cls", "attention".
         strict: raise on tokens that are not finite. Costs one more read, and a synchronization on
             GPUs.
     """
 
+    needs: ClassVar[tuple[str, ...]] = ()
     strict: bool = True
 
     def reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
@@ -34,12 +37,17 @@ class Method(ABC):
             num_keep: tokens to keep per crop, 1 to N.
 
         Raises:
-            ValueError: `num_keep` out of range, tokens that are not finite (when strict), or a
-                class token that the method needs and the tower does not have.
+            ValueError: `num_keep` out of range, tokens that are not finite (when strict), or
+                something that the method needs and the tokens do not carry.
         """
         if not isinstance(tokens, VisionTokens):
             raise TypeError(f"tokens must be VisionTokens, got {type(tokens).__name__}")
         check_num_keep(num_keep, tokens.features.shape[1])
+        for name in self.needs:
+            if getattr(tokens, name) is None:
+                raise ValueError(
+                    f"{type(self).__name__} needs VisionTokens.{name}, got VisionTokens.{name} = None"
+                )
         if self.strict:
             check_finite(features=tokens.features, cls=tokens.cls)
         return self._reduce(tokens, num_keep)
@@ -50,10 +58,11 @@ class Method(ABC):
 
 
 def list_methods() -> list[str]:
-    """Names of the methods, ascending: the files of `tokenprune/methods/`."""
+    """Names of the methods, ascending: the files of `tokenprune/methods/`, and plug-ins."""
     import tokenprune.methods
 
-    return sorted(module.name for module in pkgutil.iter_modules(tokenprune.methods.__path__))
+    own = [module.name for module in pkgutil.iter_modules(tokenprune.methods.__path__)]
+    return sorted({*own, *plugin_names("tokenprune.methods")})
 
 
 def get_method(name: str, **options: Any) -> Method:
@@ -64,12 +73,7 @@ def get_method(name: str, **options: Any) -> Method:
     """
     if name not in list_methods():
         raise ValueError(f"method must be one of {', '.join(list_methods())}, got {name!r}")
-    module = importlib.import_module(f"tokenprune.methods.{name}")
-    (method_class,) = (
-        cls
-        for cls in vars(module).values()
-        if isinstance(cls, type) and issubclass(cls, Method) and cls.__module__ == module.__name__
-    )
+    method_class = load_plugin("tokenprune.methods", name, Method)
     known = [field.name for field in fields(method_class)]
     unknown = sorted(set(options) - set(known))
     if unknown:

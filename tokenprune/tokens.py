@@ -17,20 +17,28 @@ class VisionTokens:
         features: [B, N, D] floating point, the patch tokens in raster order, without class token.
         grid_size: (rows, cols) of the patch grid, with rows * cols == N.
         cls: [B, D], the class token's output, or None where the tower has none.
+        attention: [B, N] float32, the attention that each token receives in the tower's last used
+            layer, from the class token where there is one, else from all tokens; mean over heads.
+            None where nobody asked for it.
     """
 
     features: Tensor
     grid_size: tuple[int, int]
     cls: Tensor | None = None
+    attention: Tensor | None = None
 
     def __post_init__(self) -> None:
         from tokenprune.ops.checks import check_features, check_grid, check_shape
 
         check_features(self.features)
         check_grid(self.grid_size, self.features.shape[1])
+        batch, num_tokens, width = self.features.shape
         if self.cls is not None:
-            batch, _, width = self.features.shape
             check_shape("cls", self.cls, (batch, width), "[B, D]", like=self.features)
+        if self.attention is not None:
+            check_shape(
+                "attention", self.attention, (batch, num_tokens), "[B, N]", like=self.features
+            )
 
 
 @dataclass(frozen=True)

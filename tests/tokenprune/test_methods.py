@@ -22,11 +22,13 @@ def build(name, width):
 
 def tokens_of(batch=3, grid_size=(6, 5), width=8, seed=0):
     inputs = make_inputs(batch, grid_size, width, 1, seed=seed)
-    return VisionTokens(inputs["features"], grid_size, cls=inputs["cls"])
+    attention = inputs["features"].square().mean(-1)
+    return VisionTokens(inputs["features"], grid_size, cls=inputs["cls"], attention=attention)
 
 
 def test_list():
-    assert list_methods() == ["background_anchored", "random", "spatial_pool"]
+    expected = ["background_anchored", "divprune", "fastervlm", "random", "spatial_pool"]
+    assert list_methods() == expected
     assert all(isinstance(build(name, 8), Method) for name in list_methods())
 
 
@@ -78,16 +80,59 @@ def test_whole_budget_is_the_identity(name):
 
 
 def test_unknown_names_list_what_there_is():
-    with pytest.raises(ValueError, match="background_anchored, random, spatial_pool, got 'best'"):
+    with pytest.raises(ValueError, match="fastervlm, random, spatial_pool, got 'best'"):
         get_method("best")
     with pytest.raises(ValueError, match="random takes the options strict, seed, got temperature"):
         get_method("random", temperature=1)
 
 
-def test_background_anchored_needs_a_class_token():
+@pytest.mark.parametrize("name", [n for n in list_methods() if build(n, 8).needs])
+def test_what_a_method_needs(name):
     tokens = VisionTokens(torch.zeros(1, 4, 8), (2, 2))
-    with pytest.raises(ValueError, match="needs the class token"):
-        build("background_anchored", 8).reduce(tokens, 2)
+    method = build(name, 8)
+    with pytest.raises(ValueError, match=rf"needs VisionTokens.{method.needs[0]}, got .* = None"):
+        method.reduce(tokens, 2)
+
+
+def test_fastervlm_keeps_what_is_looked_at():
+    attention = torch.tensor([[0.1, 0.4, 0.4, 0.1], [0.3, 0.1, 0.2, 0.4]])
+    features = torch.randn(2, 4, 3)
+    result = get_method("fastervlm").reduce(VisionTokens(features, (2, 2), attention=attention), 2)
+    assert result.keep_indices.tolist() == [[1, 2], [0, 3]]
+    assert torch.equal(result.features[1], features[1, [0, 3]])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_divprune_is_its_formula(seed):
+    tokens = tokens_of(1, (4, 5), seed=seed)
+    directions = functional.normalize(tokens.features[0].double(), dim=-1)
+    distance = 1 - directions @ directions.T
+    distance.fill_diagonal_(torch.inf)
+    kept = [int(distance.amin(1).argmax())]
+    while len(kept) < 7:
+        rest = [token for token in range(20) if token not in kept]
+        kept.append(max(rest, key=lambda token: float(distance[token, kept].min())))
+    assert get_method("divprune").reduce(tokens, 7).keep_indices[0].tolist() == sorted(kept)
+
+
+def test_a_method_from_another_package(tmp_path, monkeypatch):
+    (tmp_path / "far_away.py").write_text(
+        "from tokenprune.methods.random import Random\n"
+        "class FarAway(Random):\n"
+        "    pass\n"
+        "not_a_method = 3\n"
+    )
+    info = tmp_path / "far_away-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: far-away\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[tokenprune.methods]\nfar_away = far_away:FarAway\nbroken = far_away:not_a_method\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "far_away" in list_methods()
+    assert get_method("far_away").reduce(tokens_of(), 4).features.shape == (3, 4, 8)
+    with pytest.raises(TypeError, match="must name a subclass of Method, got far_away:not_a_meth"):
+        get_method("broken")
 
 
 def test_random_depends_on_its_seed_alone():

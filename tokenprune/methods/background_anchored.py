@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -18,6 +19,7 @@ class BackgroundAnchored(Method):
     Needs a class token and the model's weights; see `tokenprune.ops.background_anchored`.
     """
 
+    needs: ClassVar[tuple[str, ...]] = ("cls",)
     dw_weight: Tensor
     pw_weight: Tensor
     pw_bias: Tensor
@@ -30,10 +32,7 @@ class BackgroundAnchored(Method):
     impl: str = "auto"
 
     def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
-        if tokens.cls is None:
-            raise ValueError(
-                "background_anchored needs the class token, got VisionTokens.cls = None"
-            )
+        assert tokens.cls is not None  # it is in `needs`
         return ops.background_anchored(
             tokens.features,
             tokens.cls,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from tokenprune.method import Method
+from tokenprune.selection import select_tokens
 from tokenprune.tokens import ReducedTokens, VisionTokens
 
 
@@ -21,15 +22,8 @@ class Random(Method):
     seed: int = 0
 
     def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
-        batch, num_tokens, width = tokens.features.shape
+        batch, num_tokens, _ = tokens.features.shape
         generator = torch.Generator().manual_seed(self.seed)
         scores = torch.rand(batch, num_tokens, generator=generator).to(tokens.features.device)
         keep_indices = scores.topk(num_keep, dim=1).indices.sort(dim=1).values
-        return ReducedTokens(
-            features=tokens.features.gather(1, keep_indices[:, :, None].expand(-1, -1, width)),
-            keep_indices=keep_indices,
-            valid=torch.ones_like(keep_indices, dtype=torch.bool),
-            assignment=torch.arange(num_tokens, device=scores.device).repeat(batch, 1),
-            scores=scores.gather(1, keep_indices),
-            grid_size=tokens.grid_size,
-        )
+        return select_tokens(tokens, keep_indices, scores)

@@ -1,0 +1,49 @@
+"""Classes by name: a file in one of our folders, or an entry point of another package."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from importlib.metadata import EntryPoint, entry_points
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def plugin_names(group: str) -> list[str]:
+    """Names that installed packages registered in an entry point group."""
+    return [entry.name for entry in entry_points(group=group)]
+
+
+def load_plugin(group: str, name: str, kind: type[T]) -> type[T]:
+    """The subclass of `kind` called `name`: from the folder named like the group, else plugged in.
+
+    Raises:
+        TypeError: the entry point names something that is no subclass of `kind`.
+    """
+    entry = next(iter(entry_points(group=group, name=name)), None)
+    if entry is not None and not _is_own_module(group, name):
+        return _checked(entry, kind)
+    module = importlib.import_module(f"{group}.{name}")
+    (own,) = (
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, kind)
+        and value.__module__ == module.__name__
+    )
+    return own
+
+
+def _is_own_module(group: str, name: str) -> bool:
+    return importlib.util.find_spec(f"{group}.{name}") is not None
+
+
+def _checked(entry: EntryPoint, kind: type[T]) -> type[T]:
+    value = entry.load()
+    if not (isinstance(value, type) and issubclass(value, kind)):
+        raise TypeError(
+            f"entry point {entry.name} in {entry.group} must name a subclass of {kind.__name__}, "
+            f"got {entry.value}"
+        )
+    return value
