@@ -45,9 +45,8 @@ class Method(ABC):
         check_num_keep(num_keep, tokens.features.shape[1])
         for name in self.needs:
             if getattr(tokens, name) is None:
-                raise ValueError(
-                    f"{type(self).__name__} needs VisionTokens.{name}, got VisionTokens.{name} = None"
-                )
+                needed = f"VisionTokens.{name}"
+                raise ValueError(f"{type(self).__name__} needs {needed}, got {needed} = None")
         if self.strict:
             check_finite(features=tokens.features, cls=tokens.cls)
         return self._reduce(tokens, num_keep)
@@ -73,7 +72,7 @@ def get_method(name: str, **options: Any) -> Method:
     """
     if name not in list_methods():
         raise ValueError(f"method must be one of {', '.join(list_methods())}, got {name!r}")
-    method_class = load_plugin("tokenprune.methods", name, Method)
+    method_class: type[Method] = load_plugin("tokenprune.methods", name, Method)
     known = [field.name for field in fields(method_class)]
     unknown = sorted(set(options) - set(known))
     if unknown:

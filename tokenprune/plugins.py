@@ -5,9 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from importlib.metadata import EntryPoint, entry_points
-from typing import TypeVar
-
-T = TypeVar("T")
+from typing import Any
 
 
 def plugin_names(group: str) -> list[str]:
@@ -15,7 +13,7 @@ def plugin_names(group: str) -> list[str]:
     return [entry.name for entry in entry_points(group=group)]
 
 
-def load_plugin(group: str, name: str, kind: type[T]) -> type[T]:
+def load_plugin(group: str, name: str, kind: type[Any]) -> type[Any]:
     """The subclass of `kind` called `name`: from the folder named like the group, else plugged in.
 
     Raises:
@@ -39,7 +37,7 @@ def _is_own_module(group: str, name: str) -> bool:
     return importlib.util.find_spec(f"{group}.{name}") is not None
 
 
-def _checked(entry: EntryPoint, kind: type[T]) -> type[T]:
+def _checked(entry: EntryPoint, kind: type[Any]) -> type[Any]:
     value = entry.load()
     if not (isinstance(value, type) and issubclass(value, kind)):
         raise TypeError(
