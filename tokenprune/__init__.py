@@ -1,15 +1,18 @@
 """Fewer visual tokens for vision-language models. Needs torch alone."""
 
 from tokenprune import ops
+from tokenprune.apply import Handle, apply
 from tokenprune.method import Method, get_method, list_methods
 from tokenprune.tokens import ReducedTokens, VisionTokens
 from tokenprune.version import __version__
 
 __all__ = [
+    "Handle",
     "Method",
     "ReducedTokens",
     "VisionTokens",
     "__version__",
+    "apply",
     "get_method",
     "list_methods",
     "ops",

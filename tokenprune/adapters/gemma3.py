@@ -1,0 +1,16 @@
+"""Gemma 3: SigLIP tokens average-pooled to a square; images attend in both directions."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+from tokenprune.adapter import Adapter, ImageLayout
+
+
+class Gemma3(Adapter):
+    model_types: ClassVar[tuple[str, ...]] = ("gemma3",)
+
+    def layout(self, size: Any) -> ImageLayout:
+        side = math.isqrt(self.config.mm_tokens_per_image)
+        return ImageLayout.one_grid(side, side)

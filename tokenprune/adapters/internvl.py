@@ -1,0 +1,19 @@
+"""InternVL: crops of one size, pixel-shuffled; each crop counts as an image."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from tokenprune.adapter import Adapter, ImageLayout
+
+
+class InternVL(Adapter):
+    model_types: ClassVar[tuple[str, ...]] = ("internvl",)
+
+    def layout(self, size: Any) -> ImageLayout:
+        vision, ratio = self.config.vision_config, self.config.downsample_ratio
+        rows, cols = (
+            int(side // patch * ratio)
+            for side, patch in zip(vision.image_size, vision.patch_size, strict=True)
+        )
+        return ImageLayout.one_grid(rows, cols)

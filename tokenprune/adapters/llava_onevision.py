@@ -1,0 +1,33 @@
+"""LLaVA-OneVision: LLaVA-NeXT's layout, its mosaic shrunk to a budget of crops."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from tokenprune.adapters.llava_next import LlavaNext
+
+
+class LlavaOnevision(LlavaNext):
+    """Of several images in a prompt each is its overview alone."""
+
+    model_types: ClassVar[tuple[str, ...]] = ("llava_onevision",)
+
+    def sizes(self, arguments: Mapping[str, Any], num_images: int) -> Sequence[Any]:
+        sizes = super().sizes(arguments, num_images)
+        counts = arguments.get("batch_num_images")
+        if counts is None:
+            return sizes
+        alone = [int(count) == 1 for count in counts for _ in range(int(count))]
+        return [size if one else None for size, one in zip(sizes, alone, strict=True)]
+
+    def num_crops(self, size: Any) -> int:
+        """`size` None: an image that is not alone in its prompt."""
+        return 1 if size is None else super().num_crops(size)
+
+    def pack(self, crops: Tensor, size: Any, newline: Tensor | None) -> Tensor:
+        return self.model.pack_image_features(
+            [crops], [size], newline, self.config.vision_aspect_ratio
+        )[0][0]

@@ -1,0 +1,15 @@
+"""PaliGemma: SigLIP tokens as they come; the prompt attends in both directions."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from tokenprune.adapter import Adapter, ImageLayout
+
+
+class PaliGemma(Adapter):
+    model_types: ClassVar[tuple[str, ...]] = ("paligemma",)
+
+    def layout(self, size: Any) -> ImageLayout:
+        side = self.config.vision_config.image_size // self.config.vision_config.patch_size
+        return ImageLayout.one_grid(side, side)

@@ -1,0 +1,107 @@
+"""What a KV cache of a shortened prompt must remember, and how the tokens after it fit on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_ATTRIBUTE = "_tokenprune_state"
+
+
+@dataclass(frozen=True)
+class CacheState:
+    """Lies on the cache itself: copies of a cache carry it along, and it dies with the cache.
+
+    Attributes:
+        mask: [B, C] bool, False where the cache holds padding.
+        columns: [B, C] int64, the column of the whole sequence that each entry comes from.
+        original_length: columns that the cache would hold had nothing been removed.
+        next_position: [B] int64, the position of the token that follows.
+        shift: [B] int64, how far positions have moved from what the host believes.
+    """
+
+    mask: Tensor
+    columns: Tensor
+    original_length: int
+    next_position: Tensor
+    shift: Tensor
+
+    @staticmethod
+    def of(cache: Any) -> CacheState | None:
+        return getattr(cache, _ATTRIBUTE, None)
+
+    def attach(self, cache: Any) -> None:
+        setattr(cache, _ATTRIBUTE, self)
+
+    @property
+    def length(self) -> int:
+        return self.mask.shape[1]
+
+    def original_past(self, past: int) -> int:
+        """Columns before this step as the host counts them; `past` as the cache does."""
+        return past - self.length + self.original_length
+
+    def for_batch(self, batch: int) -> CacheState:
+        """The state of a cache whose rows were repeated (beams)."""
+        rows = len(self.mask)
+        if batch == rows:
+            return self
+        if batch % rows:
+            raise ValueError(f"the cache was filled with {rows} rows, got {batch}")
+        times = batch // rows
+        return CacheState(
+            self.mask.repeat_interleave(times, 0),
+            self.columns.repeat_interleave(times, 0),
+            self.original_length,
+            self.next_position.repeat_interleave(times),
+            self.shift.repeat_interleave(times),
+        )
+
+    def attention_mask(self, given: Tensor | None, past: int, step: int) -> Tensor:
+        """[B, past + step] for the shortened cache, from a mask of the host's length, or None.
+
+        Raises:
+            ValueError: a length that fits neither the prompt as it was nor the cache as it is.
+        """
+        if given is None:
+            tail = self.mask.new_ones(len(self.mask), past - self.length + step)
+        elif given.shape[1] == self.original_past(past) + step:
+            tail = given[:, self.original_length :]
+        elif given.shape[1] == past + step:
+            tail = given[:, self.length :]
+        else:
+            raise ValueError(
+                f"attention_mask must have {self.original_past(past) + step} columns (the sequence "
+                f"before tokens were removed) or {past + step} (what the cache holds), "
+                f"got {given.shape[1]}"
+            )
+        return torch.cat([self.mask.to(tail), tail], dim=1)
+
+    def all_columns(self, past: int, step: int) -> Tensor:
+        """[B, past + step] columns of the whole sequence, those of this step included."""
+        later = torch.arange(past - self.length + step, device=self.columns.device)
+        later = (later + self.original_length).expand(len(self.columns), -1)
+        return torch.cat([self.columns, later], dim=1)
+
+    def positions(self, given: Tensor | None, past: int, step: int) -> Tensor:
+        """[B, step], or [A, B, step] where the host gave several axes.
+
+        Raises:
+            ValueError: positions that the cache has already passed.
+        """
+        following = self.next_position[:, None] + past - self.length
+        following = following + torch.arange(step, device=following.device)
+        if given is None:
+            return following
+        moved = given - self.shift[:, None].to(given.device)
+        text = moved[-1] if moved.ndim == 3 else moved
+        if bool((text[:, 0] < following[:, 0].to(text.device)).any()):
+            raise ValueError(
+                "the tokens given lie before the end of the cache: a conversation cannot be "
+                "continued with a cache whose visual tokens were removed by passing the whole "
+                "prompt again. Pass the new tokens alone to forward, or start with a new cache"
+            )
+        return moved
