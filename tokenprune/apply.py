@@ -98,7 +98,7 @@ class Report:
         tokens_before, tokens_after: per image.
         merged: per image, tokens averaged into one that remains.
         dropped: per image, tokens of which nothing remains.
-        seconds_reducing: time spent on scoring, selecting and shortening, without the model.
+        seconds_reducing: time spent on reading attention, scoring, selecting and shortening.
         kv_cache_bytes_saved: by the shorter prompt, over all layers and rows.
     """
 
@@ -149,13 +149,13 @@ class Handle:
         self.strict = strict
         self.kept_positions: list[Tensor] = []
         self._images: ReducedImages | None = None
-        self._stopwatch: Stopwatch | None = None
+        self._stopwatches: list[Stopwatch] = []
         self._cache_bytes_saved = 0
         self._adapter = find_adapter(base)
         missing = [name for name in method.needs if name != "attention"]
         if missing:
             raise NotImplementedError(
-                f"{type(method).__name__} needs {', '.join(missing)}, which apply does not hand over"
+                f"{type(method).__name__} needs {', '.join(missing)}, apply does not hand it over"
             )
         self._hooks = HostHooks.enter(model, self._adapter, self)
 
@@ -213,8 +213,8 @@ class Handle:
         Raises:
             RuntimeError: no images came yet.
         """
-        images, stopwatch = self._images, self._stopwatch
-        if images is None or stopwatch is None:
+        images = self._images
+        if images is None:
             raise RuntimeError("no images have come through the model yet, there is no report")
         merged = merged_per_image(images)
         before, after = images.tokens_before, images.tokens_after
@@ -224,7 +224,7 @@ class Handle:
             tokens_after=after,
             merged=merged,
             dropped=[total - kept - joined for total, kept, joined in counts],
-            seconds_reducing=stopwatch.seconds,
+            seconds_reducing=sum(stopwatch.seconds for stopwatch in self._stopwatches),
             kv_cache_bytes_saved=self._cache_bytes_saved,
         )
 
@@ -232,10 +232,9 @@ class Handle:
         self,
         images: ReducedImages,
         kept_positions: list[Tensor],
-        stopwatch: Stopwatch,
-        length: int,
+        stopwatches: list[Stopwatch],
     ) -> None:
-        self._images, self.kept_positions, self._stopwatch = images, kept_positions, stopwatch
+        self._images, self.kept_positions, self._stopwatches = images, kept_positions, stopwatches
         self._cache_bytes_saved = 0
 
     def _note_cache(self, cache: Any, columns: KeptColumns) -> None:

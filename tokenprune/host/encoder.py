@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tokenprune import ops
 from tokenprune.adapter import Adapter
+from tokenprune.host.stopwatch import Stopwatch
 
 _ATTENTION_NAME = "tokenprune_reads_attention"
 
@@ -30,12 +31,14 @@ class EncodedImages:
         lengths: tokens of each image.
         attention: for each image [tokens in its grids] float32, or None where no one asked.
         output: weak reference to what the host passes on as `mm_encoder_outputs`.
+        stopwatches: time spent on reading attention.
     """
 
     sizes: Sequence[Any]
     lengths: list[int]
     attention: list[Tensor] | None
     output: Callable[[], Any]
+    stopwatches: Sequence[Stopwatch] = ()
 
     def is_of(self, output: Any) -> bool:
         """Whether these images are those of `output`, itself or copied to another device."""
@@ -60,16 +63,16 @@ def watch_encoder(
     def watched(*args: Any, **kwargs: Any) -> Any:
         bound = signature.bind_partial(*args, **kwargs).arguments
         arguments = {**bound.pop("kwargs", {}), **bound}
-        if not wants_attention():
-            output, received = get_image_features(*args, **kwargs), None
-        else:
-            with attention_of(adapter.attention_layer, adapter.num_prefix_tokens) as parts:
+        reader = AttentionReader(adapter.num_prefix_tokens)
+        if wants_attention():
+            with reader.reading(adapter.attention_layer):
                 output = get_image_features(*args, **kwargs)
-            received = join_attention(parts)
+        else:
+            output = get_image_features(*args, **kwargs)
         lengths = adapter.lengths(image_features(output))
         sizes = adapter.sizes(arguments, len(lengths))
-        attention = None if received is None else adapter.token_attention(received, sizes)
-        report(EncodedImages(sizes, lengths, attention, reference_to(output)))
+        attention = adapter.token_attention(reader.joined(), sizes) if wants_attention() else None
+        report(EncodedImages(sizes, lengths, attention, reference_to(output), reader.stopwatches))
         return output
 
     return watched
@@ -87,53 +90,64 @@ def reference_to(output: Any) -> Callable[[], Any]:
         return lambda: None
 
 
-def join_attention(parts: list[Tensor]) -> Tensor:
-    """One call of the layer gives [crops, patches]; a call per image is joined to [1, patches]."""
-    if not parts:
-        raise RuntimeError("the attention layer was not reached, its scores cannot be read")
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+class AttentionReader:
+    """The attention that each patch receives in one layer, in O(patches) memory.
 
-
-@contextmanager
-def attention_of(layer: nn.Module, num_prefix_tokens: int) -> Iterator[list[Tensor]]:
-    """Collects the attention that each patch receives in `layer`, in O(patches) memory.
-
-    Only this layer's own configuration is exchanged, for as long as the context lasts: its queries
-    and keys pass through a function of ours on their way to the implementation that was set.
-
-    Yields:
-        A list that fills with [crops, patches] float32 per call: the class token's row where there
-        is one, else the mean over all queries; mean over heads; prefix tokens taken out.
+    Args:
+        num_prefix_tokens: 1 where the tower has a class token; then its row is read, else the mean
+            over all queries.
     """
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    config: Any = layer.config
-    implementation = config._attn_implementation
-    if "flash" in implementation:
-        # Its packed form takes all images in one call; this one layer runs image by image.
-        implementation = "sdpa"
-    eager = getattr(sys.modules[type(layer).__module__], "eager_attention_forward", None)
-    attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
-    parts: list[Tensor] = []
+    def __init__(self, num_prefix_tokens: int) -> None:
+        self.num_prefix_tokens = num_prefix_tokens
+        self.parts: list[Tensor] = []
+        self.stopwatches: list[Stopwatch] = []
 
-    def reading(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
-    ) -> Any:
-        with torch.no_grad():
-            scale = kwargs.get("scaling")
-            if num_prefix_tokens:
+    def joined(self) -> Tensor:
+        """[crops, patches] of one call; calls image by image are joined to [1, patches]."""
+        if not self.parts:
+            raise RuntimeError("the attention layer was not reached, its scores cannot be read")
+        return self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts, dim=1)
+
+    @contextmanager
+    def reading(self, layer: nn.Module) -> Iterator[None]:
+        """For as long as it lasts, queries and keys of `layer` pass by us on their way.
+
+        Only this layer's own configuration is exchanged, for one that names a function of ours,
+        which hands everything on to the implementation that was set.
+        """
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+        config: Any = layer.config
+        implementation = config._attn_implementation
+        if "flash" in implementation:
+            # Its packed form takes all images in one call; this one layer runs image by image.
+            implementation = "sdpa"
+        eager = getattr(sys.modules[type(layer).__module__], "eager_attention_forward", None)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
+
+        def passing_by(
+            module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+        ) -> Any:
+            self._read(query, key, kwargs.get("scaling"))
+            return attend(module, query, key, value, *args, **kwargs)
+
+        exchanged = copy.copy(config)
+        exchanged._attn_implementation_internal = _ATTENTION_NAME
+        ALL_ATTENTION_FUNCTIONS[_ATTENTION_NAME] = passing_by
+        layer.config = exchanged
+        try:
+            yield
+        finally:
+            layer.config = config
+            del ALL_ATTENTION_FUNCTIONS[_ATTENTION_NAME]
+
+    @torch.no_grad()
+    def _read(self, query: Tensor, key: Tensor, scale: float | None) -> None:
+        with Stopwatch(query.device) as stopwatch:
+            if self.num_prefix_tokens:
                 received = ops.cls_attention(query, key, scale=scale)
             else:
                 received = ops.attention_received(query, key, scale=scale) / key.shape[2]
-            parts.append(received.mean(1)[:, num_prefix_tokens:])
-        return attend(module, query, key, value, *args, **kwargs)
-
-    reading_config = copy.copy(config)
-    ALL_ATTENTION_FUNCTIONS[_ATTENTION_NAME] = reading
-    reading_config._attn_implementation_internal = _ATTENTION_NAME
-    layer.config = reading_config
-    try:
-        yield parts
-    finally:
-        layer.config = config
-        del ALL_ATTENTION_FUNCTIONS[_ATTENTION_NAME]
+            self.parts.append(received.mean(1)[:, self.num_prefix_tokens :])
+        self.stopwatches.append(stopwatch)

@@ -215,14 +215,13 @@ class HostHooks:
             return (), self._keep_windows(given)
         embeddings = given["inputs_embeds"]
         placeholders = step.placeholders.to(embeddings.device)
+        layouts, attention = self._layouts(placeholders)
         with Stopwatch(embeddings.device) as stopwatch:
-            layouts, attention = self._layouts(placeholders)
             features = embeddings[placeholders]
             images = reduce_images(
                 self.handle.method, self.handle.budget, features, layouts, attention
             )
             step.done = True
-            length = embeddings.shape[1]
             now = self._now(placeholders)
             if bool(images.keep.all()):
                 columns = None
@@ -232,7 +231,9 @@ class HostHooks:
         step.columns = columns
         kept = ~edge_padding(now)[0] if columns is None else columns.keep
         self.handle._note(
-            images, [row.nonzero()[:, 0] + step.original_past for row in kept], stopwatch, length
+            images,
+            [row.nonzero()[:, 0] + step.original_past for row in kept],
+            [stopwatch, *(self.encoded.stopwatches if self.encoded else ())],
         )
         return (), given
 
@@ -400,6 +401,7 @@ class HostHooks:
         keys, queries = columns[:, None, -held:], columns[:, -length:, None]
         near = (queries - keys < window)[:, None]  # [B, 1, length, held]
         if mask is None:
+            assert self.step.attention_mask is not None  # the state has set it
             real = self.step.attention_mask[:, None, None, -held:].bool()
             mask = near & (keys <= queries)[:, None] & real
         elif mask.dtype == torch.bool:
