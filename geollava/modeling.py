@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as checkpoint_activations
 from transformers import GenerationMixin, PreTrainedModel, Qwen2Model
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from geollava import checkpoint
+from geollava import checkpoint, sharding
 from geollava.configuration import GeoLlavaConfig
 from geollava.imagery import normalize_crops
 from geollava.projector import build_projector, pool_frames
@@ -117,16 +118,21 @@ class GeoLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("exactly one of input_ids and inputs_embeds must be given")
 
+        unused = None
         if pixel_values is not None:
             check_num_crops(num_crops, pixel_values)
+        if self.training and sharding.is_sharded(self):
+            image_features, unused = self.encode_in_step(pixel_values)
+        elif pixel_values is not None:
             image_features = self.get_image_features(pixel_values)
         if pixel_values_videos is not None:
             video_features = self.get_video_features(pixel_values_videos)
         if input_ids is not None:
             inputs_embeds = self.embed_prompt(input_ids, image_features, video_features)
+            if unused is not None:  # no effect, but the backward pass gathers weights for it too
+                inputs_embeds = inputs_embeds + 0 * unused.sum()
         elif image_features is not None or video_features is not None:
             raise ValueError("pixels are placed by input_ids, got inputs_embeds beside them")
-
         outputs = self.model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -153,6 +159,20 @@ class GeoLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """[C, 3, h, w] crops -> [C * num_keep, text width], ready for the language model."""
         return self.project(self.encode_crops(pixel_values))
 
+    def encode_in_step(self, pixel_values: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """(features, those of blank crops): as many crops as the process that has most of them."""
+        crops = 0 if pixel_values is None else len(pixel_values)
+        blank = sharding.blank_crops(crops, self.device)
+        if crops + blank == 0:
+            return None, None
+        side = self.config.vision_config.image_size
+        if pixel_values is None:
+            pixel_values = torch.empty(0, 3, side, side, dtype=torch.uint8)
+        padded = torch.cat([pixel_values, pixel_values.new_zeros(blank, 3, side, side)])
+        features = self.get_image_features(padded)
+        own = crops * self.config.num_keep
+        return features[:own] if crops else None, features[own:]
+
     def project(self, kept: ReducedTokens) -> Tensor:
         """Kept tokens of C crops -> [C * K, text width]."""
         return self.model.mm_projector(kept.features).flatten(0, 1)
@@ -170,16 +190,23 @@ class GeoLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.check_pixels(pixel_values)
         parts, done = [], 0
         for chunk in pixel_values.split(self.config.encoder_chunk_size):
-            vision_tokens = self.model.vision_tower(self.prepare_pixels(chunk))
-            parts.append(
-                reduce_tokens(
-                    vision_tokens, self.reghead, self.model.vision_tower.anchor, self.config
-                )
-            )
+            if self.model.gradient_checkpointing and self.training:
+                # Of a chunk only pixels and kept tokens stay; even one input per layer would be
+                # 15 GB for an 8K image in bfloat16.
+                kept = checkpoint_activations(self.encode_chunk, chunk, use_reentrant=False)
+            else:
+                kept = self.encode_chunk(chunk)
+            parts.append(kept)
             done += len(chunk)
             if progress is not None:
                 progress(done)
         return ReducedTokens.cat(parts)
+
+    def encode_chunk(self, pixel_values: Tensor) -> ReducedTokens:
+        """Crops that fit the memory at once -> their kept vision tokens."""
+        tower = self.model.vision_tower
+        vision_tokens = tower(self.prepare_pixels(pixel_values))
+        return reduce_tokens(vision_tokens, self.reghead, tower.anchor, self.config)
 
     def get_video_features(self, pixel_values_videos: Tensor) -> Tensor:
         """[F, 3, h, w] frames -> [F * tokens per frame, text width]: projected, then pooled."""

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from geollava.configuration import GeoLlavaConfig
+from geollava.sharding import whole
 from tokenprune import ReducedTokens, VisionTokens, get_method
 
 __all__ = ["AffinityHead", "ReducedTokens", "reduce_tokens"]
@@ -31,19 +32,21 @@ def reduce_tokens(
         head: the affinity head.
         anchor: an attention module with `q_proj` and `v_proj`; as in the released model the keys
             are projected by `v_proj`.
-        config: `num_keep`, `merge_max_iters`, `merge_cycles` and `strict` count here.
+        config: `num_keep`, `strict` and what begins with `merge_` count here.
     """
     method = get_method(
         "background_anchored",
         dw_weight=head.dw.weight,
         pw_weight=head.pw.weight,
         pw_bias=head.pw.bias,
-        q_weight=anchor.q_proj.weight,
-        q_bias=anchor.q_proj.bias,
-        k_weight=anchor.v_proj.weight,
-        k_bias=anchor.v_proj.bias,
+        q_weight=whole(anchor.q_proj.weight),
+        q_bias=whole(anchor.q_proj.bias),
+        k_weight=whole(anchor.v_proj.weight),
+        k_bias=whole(anchor.v_proj.bias),
         max_iters=config.merge_max_iters,
         cycles=config.merge_cycles,
+        assignment=config.merge_assignment,
+        temperature=config.merge_temperature,
         strict=config.strict,
     )
     tokens = VisionTokens(hidden_states[:, 1:], config.grid_size, cls=hidden_states[:, 0])
