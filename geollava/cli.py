@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 app = typer.Typer(
     add_completion=False,
@@ -112,6 +113,50 @@ def ask(
         print(json.dumps(report, ensure_ascii=False))
     else:
         show(report, overlay)
+
+
+@app.command()
+def validate(
+    data: Annotated[list[Path], typer.Argument(help="Training data: JSON files")],
+    image_folder: Annotated[
+        Path | None, typer.Option(help="Where image paths start (default: the file's folder)")
+    ] = None,
+    headers_only: Annotated[
+        bool, typer.Option("--headers-only", help="Do not decode images: quick, misses cut files")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object")] = False,
+) -> None:
+    """Check training data. Exit code 2 where a row is bad."""
+    from geollava.data import check_files
+    from geollava.processing import GeoLlavaImageProcessor
+
+    with progress_bar() as bar:
+        task = bar.add_task("images", total=None)
+        report, _ = check_files(
+            data,
+            image_folder,
+            select_canvas=GeoLlavaImageProcessor().select_canvas,
+            decode=not headers_only,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    if as_json:
+        print(json.dumps(report.to_json(), ensure_ascii=False))
+    else:
+        show_problems(report)
+    if report.problems:
+        raise typer.Exit(2)
+
+
+def show_problems(report: Any) -> None:
+    table = Table("file", "row", "id", "kind", "problem", box=None, padding=(0, 2, 0, 0))
+    for problem in report.problems:
+        cells = (problem.file, str(problem.row), problem.id, problem.kind, problem.message)
+        table.add_row(*(Text(cell) for cell in cells))
+    stdout = Console(highlight=False)
+    if report.problems:
+        stdout.print(table)
+    counts = [f"{count} {kind}" for kind, count in report.counts().items() if count]
+    stdout.print(f"{report.rows:,} rows, problems: {', '.join(counts) or 'none'}")
 
 
 def load(folder: str, num_keep: int | None, device: str, dtype: str) -> tuple[Any, Any]:

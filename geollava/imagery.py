@@ -53,6 +53,23 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
             truncated.
     """
     path = Path(path)
+    image = open_checked(path, max_pixels)
+    try:
+        return image.convert("RGB")
+    except (OSError, SyntaxError, EOFError, MemoryError) as error:
+        raise ValueError(f"{path} cannot be decoded: {error}") from error
+    finally:
+        image.close()
+
+
+def read_size(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """(width, height) in pixels from the header; raises as `read_image` does, decodes nothing."""
+    with open_checked(Path(path), max_pixels) as image:
+        return image.size
+
+
+def open_checked(path: Path, max_pixels: int) -> Image.Image:
+    """The opened file, its size and kind of samples checked, no pixel decoded."""
     if not path.exists():
         raise ValueError(f"{path} does not exist")
     if not path.is_file():
@@ -67,11 +84,10 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
                 f"{path} has samples of Pillow mode {image.mode}; 8-bit gray, RGB, palette or CMYK "
                 "is expected. Stretch it to 8 bits first"
             )
-        return image.convert("RGB")
-    except (OSError, SyntaxError, EOFError, MemoryError) as error:
-        raise ValueError(f"{path} cannot be decoded: {error}") from error
-    finally:
+    except ValueError:
         image.close()
+        raise
+    return image
 
 
 def open_header(path: Path) -> Image.Image:

@@ -133,6 +133,7 @@ class GeoLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 inputs_embeds = inputs_embeds + 0 * unused.sum()
         elif image_features is not None or video_features is not None:
             raise ValueError("pixels are placed by input_ids, got inputs_embeds beside them")
+
         outputs = self.model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
