@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -145,6 +146,44 @@ def validate(
         show_problems(report)
     if report.problems:
         raise typer.Exit(2)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file; examples/train has some")],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the run's last checkpoint")
+    ] = False,
+) -> None:
+    """Train: in full, with LoRA or QLoRA, on one device or sharded."""
+    from geollava.train_config import read_config
+
+    settings = read_config(config)  # before anything heavy is imported
+
+    from geollava.train import train as run
+
+    with contextlib.redirect_stdout(sys.stderr):  # the trainer prints its progress
+        target = run(settings, resume=resume)
+    print(target)
+
+
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(help="A training run, or a checkpoint of either form")],
+    target: Annotated[Path, typer.Argument(help="New folder for the checkpoint")],
+    form: Annotated[str, typer.Option(help="own, published")] = "published",
+) -> None:
+    """Write a run's result, or a checkpoint, in the published form or in our own."""
+    if form not in ("own", "published"):
+        raise ValueError(f"--form must be own or published, got {form}")
+
+    from geollava.train import RUN_FILE, export_run, save_checkpoint
+
+    if (source / RUN_FILE).is_file():
+        export_run(source, target, form)
+    else:
+        network, processor = load(str(source), None, "cpu", "float32")
+        save_checkpoint(network, processor, target, form)
 
 
 def show_problems(report: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
@@ -41,6 +43,12 @@ class VisionTower(nn.Module):
     def anchor(self) -> Any:
         """The attention whose query and value projections anchor the selection."""
         return self.encoder.encoder.layers[self.feature_layer].self_attn
+
+    def idle_parameters(self) -> Iterator[nn.Parameter]:
+        """Weights that no output depends on: layers beyond the feature layer, the last norm."""
+        layers = self.encoder.encoder.layers
+        beyond = layers[len(layers) + 1 + self.feature_layer :]
+        return chain(beyond.parameters(), self.encoder.post_layernorm.parameters())
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """[B, 3, h, w] normalized crops -> [B, 1 + N, D] in the tower's dtype."""
