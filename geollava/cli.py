@@ -186,6 +186,22 @@ def export(
         save_checkpoint(network, processor, target, form)
 
 
+@app.command()
+def scenes(
+    folder: Annotated[Path, typer.Argument(help="Where images, train.json and test.json go")],
+    count: Annotated[int, typer.Option(min=1, help="How many scenes")] = 10,
+    first_seed: Annotated[int, typer.Option(min=0, help="Seed of the first scene")] = 0,
+    size: Annotated[int, typer.Option(help="Side of a scene in pixels")] = 8064,
+    scale: Annotated[float, typer.Option(help="Size of objects; 1: cars of 6 px")] = 1.0,
+    ground: Annotated[str, typer.Option(help="mixed, earth, procedural")] = "mixed",
+) -> None:
+    """Make scenes with known answers, to train and to test on."""
+    from geollava.scenes import write_scenes
+
+    seeds = range(first_seed, first_seed + count)
+    write_scenes(folder, seeds, size=size, scale=scale, ground=ground)
+
+
 def show_problems(report: Any) -> None:
     table = Table("file", "row", "id", "kind", "problem", box=None, padding=(0, 2, 0, 0))
     for problem in report.problems:

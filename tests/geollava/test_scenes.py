@@ -1,0 +1,157 @@
+"""Scenes: their answers are true, cannot be guessed, and are drawn where they are said to be."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from geollava.scene_drawing import draw
+from geollava.scenes import COLORS, DIRECTIONS, PARTS, TARGET_COLOR, is_test, part_of, plan
+
+from .test_cli import run  # noqa: F401  (a fixture)
+
+SEEDS = range(600)
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return [plan(seed, 2048) for seed in SEEDS]
+
+
+def right(question):
+    return question.choices[question.answer]
+
+
+def box_in(text):
+    return json.loads(text[text.index("[") : text.index("]") + 1])
+
+
+def things_in(scene, box):
+    left, top, right, bottom = box
+    return [thing for thing in scene.things if left < thing.x < right and top < thing.y < bottom]
+
+
+def test_answers_are_true(scenes):
+    for scene in scenes:
+        total, regional, kind, color, motion, relation, land, fire = scene.questions
+        counted = total.text.split()[2].removesuffix("s")
+        everything = Counter(thing.kind.split()[0] for thing in scene.things)
+        assert right(total) == str(everything[counted])
+        box = box_in(regional.text)
+        here = [
+            t
+            for t in things_in(scene, box)
+            if t.kind.split()[0] == regional.text.split()[2].removesuffix("s")
+        ]
+        assert right(regional) == str(len(here))
+        (thing,) = things_in(scene, box_in(kind.text))
+        assert right(kind) == thing.kind
+        (thing,) = things_in(scene, box_in(color.text))
+        assert COLORS[right(color)] == thing.color
+        assert thing.kind in color.text
+        (thing,) = things_in(scene, box_in(motion.text))
+        assert right(motion) == ("moving" if thing.moving else "standing still")
+        (thing,) = (thing for thing in scene.things if thing.color == TARGET_COLOR)
+        across, along = DIRECTIONS[right(relation)]
+        assert (thing.x - scene.pad[0]) * across > 0 < (thing.y - scene.pad[1]) * along
+        assert scene.land_uses[next(i for i, p in enumerate(PARTS) if p in land.text)] == right(
+            land
+        )
+        assert PARTS[part_of(*scene.smoke, scene.size)] == right(fire)
+
+
+def test_who_does_not_look_is_right_by_chance(scenes):
+    train, test = ([s for s in scenes if is_test(s.seed) == part] for part in (False, True))
+    by_category = {}
+    for position in range(8):
+        # The best guesses that train scenes teach: by letter, by rank among the sorted choices, by
+        # word, and by word given the question's own words.
+        guessers = [
+            lambda q: "any",
+            lambda q: q.text.split("[")[0],
+        ]
+        marks = [
+            lambda q, i: i,
+            lambda q, i: sorted(q.choices).index(q.choices[i]),
+            lambda q, i: q.choices[i],
+        ]
+        for key in guessers:
+            for mark in marks:
+                seen = Counter(
+                    (
+                        key(s.questions[position]),
+                        mark(s.questions[position], s.questions[position].answer),
+                    )
+                    for s in train
+                )
+                hits = 0
+                for scene in test:
+                    q = scene.questions[position]
+                    guess = max(range(len(q.choices)), key=lambda i: seen[key(q), mark(q, i)])
+                    hits += guess == q.answer
+                chance = 1 / len(q.choices)
+                spread = math.sqrt(chance * (1 - chance) / len(test))
+                assert hits / len(test) < chance + 4 * spread, q.category
+        by_category[q.category] = Counter(s.questions[position].answer for s in scenes)
+    assert len(by_category) == 8
+    for category, answers in by_category.items():
+        expected = len(scenes) / len(answers)
+        off = sum((count - expected) ** 2 / expected for count in answers.values())
+        assert off < 20, category  # chi-square of three degrees: one in 5,000
+
+
+def test_things_stand_where_they_are_said_to_to_a_fraction_of_a_pixel():
+    scene = plan(1, 1024)
+    bare = plan(1, 1024)
+    bare.things = []
+    change = np.asarray(draw(scene, "procedural"), float) - np.asarray(draw(bare, "procedural"))
+    change = np.abs(change).sum(2)
+    for thing in scene.things:
+        x, y = round(thing.x), round(thing.y)
+        assert change[y - 12 : y + 12, x - 12 : x + 12].max() > 100, thing
+    shifted = plan(1, 1024)
+    shifted.things = [type(t)(t.kind, t.color, t.x + 0.25, t.y, t.heading) for t in scene.things]
+    still = plan(1, 1024)
+    still.things = [type(t)(t.kind, t.color, t.x, t.y, t.heading) for t in scene.things]
+    here, there = (np.asarray(draw(s, "procedural"), float) for s in (still, shifted))
+    assert 0 < np.abs(here - there).mean() < np.abs(here - np.roll(here, 1, axis=1)).mean()
+
+
+def test_the_same_from_the_same_seed():
+    first, again, other = (draw(plan(seed, 1024), "mixed") for seed in (4, 4, 6))
+    assert first.tobytes() == again.tobytes() != other.tobytes()
+    assert plan(4, 1024) == plan(4, 1024) != plan(6, 1024)
+
+
+def test_written_scenes_are_training_data(run, tmp_path):  # noqa: F811
+    options = ("--count", 6, "--size", 1100)
+    assert run("scenes", tmp_path / "a", *options)[0] == 0
+    assert run("scenes", tmp_path / "b", *options)[0] == 0
+    parts = [
+        json.loads((tmp_path / "a" / f"{name}.json").read_text()) for name in ("train", "test")
+    ]
+    assert [len(part) for part in parts] == [4 * 8, 2 * 8]
+    images = [{row["image"][0] for row in part} for part in parts]
+    assert not images[0] & images[1]
+    for path in (tmp_path / "a").rglob("*.*"):
+        assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
+    code, out, _ = run("validate", tmp_path / "a" / "train.json", tmp_path / "a" / "test.json")
+    assert code == 0, out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--size", 800), "at least 1,024 pixels times"),
+        (("--scale", "nan"), "got 8064 for nan"),
+        (("--ground", "mars"), "mixed, earth, procedural, got 'mars'"),
+    ],
+)
+def test_refusals(run, tmp_path, options, message):  # noqa: F811
+    code, out, err = run("scenes", tmp_path / "a", *options)
+    assert (code, out) == (2, "")
+    assert message in err
