@@ -51,6 +51,10 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
         ValueError, ImportError: what is wrong, with its place.
     """
     check_machine(config)
+    if resume and config.sharding == "fsdp2" and not torch.cuda.is_available():
+        raise NotImplementedError(
+            "--resume of sharding: fsdp2 needs GPUs: accelerate waits forever when it loads on CPUs"
+        )
     last = check_output(config, resume)
     folder = resolve_folder(config.model)
     model_config = read_model_config(config, folder)

@@ -219,6 +219,10 @@ def test_resume_of_another_run_is_refused(write, run, tmp_path):  # noqa: F811
     code, _, err = run("train", write(max_steps=2, seed=1), "--resume")
     assert code == 2
     assert "max_steps, seed: changed since the run" in err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORLD_SIZE", "2")
+        code, _, err = run("train", write(sharding="fsdp2"), "--resume")
+    assert (code, "--resume of sharding: fsdp2 needs GPUs" in err) == (2, True)
     code, _, err = run("train", write(output="nothing"), "--resume")
     assert (code, "holds no run to resume" in err) == (2, True)
 

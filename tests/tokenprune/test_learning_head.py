@@ -75,7 +75,7 @@ def test_values_and_gradients_are_those_of_the_definition(cycles, assignment, te
         assert one.abs().max() > 0
 
 
-@pytest.mark.parametrize("grid_size", [(5, 4), (1, 7), (3, 3)])
+@pytest.mark.parametrize("grid_size", [(4, 3), (1, 7), (3, 3)])
 def test_soft_gradients_by_finite_differences(grid_size):
     inputs, leaves = learning(inputs_for(grid_size, 2))
 
