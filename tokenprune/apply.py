@@ -179,9 +179,9 @@ class Handle:
 
         Args:
             sizes: one entry per image: the number of its placeholders, or its size as the model is
-                given it: (frames, rows, cols) of `image_grid_thw` for Qwen-VL, (height, width) of
-                `image_sizes` for LLaVA-NeXT and -OneVision. Hosts whose images all have the same
-                number of tokens take any entry.
+                given it: (frames, rows, cols) of `image_grid_thw` for Qwen-VL or (height, width)
+                of the resized image, (height, width) of `image_sizes` for LLaVA-NeXT and
+                -OneVision. Hosts whose images all have the same number of tokens take any entry.
 
         Returns:
             One number per image.

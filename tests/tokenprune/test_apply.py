@@ -578,6 +578,15 @@ def test_saving_inside_saves_the_plain_model(llava, tmp_path):
         assert inside == (tmp_path / "outside" / name).read_bytes()
 
 
+def test_a_copy_is_refused_inside(llava):
+    with (
+        tokenprune.apply(llava.model, "random", num_keep=5),
+        pytest.raises(NotImplementedError, match="cannot be copied or pickled"),
+    ):
+        copy.deepcopy(llava.model)
+    copy.deepcopy(llava.model)
+
+
 # -- said ---------------------------------------------------------------------------------------
 
 
@@ -596,6 +605,14 @@ def test_the_count_is_known_beforehand(host, budget):
     assert report.tokens_after == expected
     assert kept == sum(expected)
     assert [t for t in expected if t < 1] == []
+
+
+def test_counts_of_qwen_from_pixels():
+    with tokenprune.apply(build("qwen2_vl").model, "random", keep_ratio=0.25) as handle:
+        assert handle.retained_count([(112, 84), (224, 224)]) == [3, 16]
+        assert handle.retained_count(torch.tensor([[1, 8, 6], [1, 16, 16]])) == [3, 16]
+        with pytest.raises(ValueError, match=r"multiples of 28 pixels.* got 100 x 90"):
+            handle.retained_count([(100, 90)])
 
 
 def test_report(llava):

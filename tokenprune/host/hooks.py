@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tokenprune.adapter import Adapter, ImageLayout
 from tokenprune.host.cache_state import CacheState
-from tokenprune.host.encoder import EncodedImages, image_features, watch_encoder
+from tokenprune.host.encoder import EncodedImages, WatchedEncoder, image_features
 from tokenprune.host.reduction import ReducedImages, reduce_images
 from tokenprune.host.sequence import KeptColumns, compact, edge_padding
 from tokenprune.host.stopwatch import Stopwatch
@@ -103,7 +103,7 @@ class HostHooks:
         self._replace(
             base,
             "get_image_features",
-            watch_encoder(
+            WatchedEncoder(
                 self.adapter,
                 base.get_image_features,
                 lambda: "attention" in self.handle.method.needs,
