@@ -1,16 +1,19 @@
 """Fewer visual tokens for vision-language models. Needs torch alone."""
 
 from tokenprune import ops
-from tokenprune.method import Method, get_method, list_methods
+from tokenprune.chain import Chain
+from tokenprune.method import Method, get_method, list_methods, method_class
 from tokenprune.tokens import ReducedTokens, VisionTokens
 from tokenprune.version import __version__
 
 __all__ = [
+    "Chain",
     "Method",
     "ReducedTokens",
     "VisionTokens",
     "__version__",
     "get_method",
     "list_methods",
+    "method_class",
     "ops",
 ]
