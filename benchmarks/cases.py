@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from benchmarks.baselines.attention_dense import attention_received_dense, cls_attention_dense
 from benchmarks.baselines.background_anchored_dense import background_anchored_dense
-from benchmarks.baselines.greedy_loops import dpp_loop, max_min_loop
+from benchmarks.baselines.greedy_loops import dpp_loop, dpp_steps, max_min_loop, max_min_steps
 from tokenprune import ops
 
 BASELINE = "dense"
@@ -116,6 +116,12 @@ def compiled_dense(**inputs: Any) -> Any:
     return compile_dense()(**inputs)
 
 
+class Kept(NamedTuple):
+    """What a baseline kept, as results name it."""
+
+    keep_indices: Tensor
+
+
 GREEDY = ("max_min_select", "dpp_select")
 INPUTS: dict[str, Callable[..., dict[str, Any]]] = {
     "background_anchored": background_anchored_inputs,
@@ -143,11 +149,13 @@ IMPLEMENTATIONS: dict[str, dict[str, Callable[..., Any]]] = {
     },
     "max_min_select": {
         BASELINE: max_min_loop,
+        "dense, step by step": lambda **inputs: Kept(max_min_steps(**inputs)),
         "reference": functools.partial(ops.max_min_select, impl="reference"),
         "triton": functools.partial(ops.max_min_select, impl="triton"),
     },
     "dpp_select": {
         BASELINE: dpp_loop,
+        "dense, step by step": lambda **inputs: Kept(dpp_steps(**inputs)),
         "reference": functools.partial(ops.dpp_select, impl="reference"),
         "triton": functools.partial(ops.dpp_select, impl="triton"),
     },

@@ -20,6 +20,7 @@ from benchmarks.cases import GREEDY
 COLORS = {
     "dense": "#b0b0b0",
     "dense, compiled": "#7f8fa6",
+    "dense, step by step": "#d0d0c0",
     "reference": "#e1a01e",
     "triton": "#1f78b4",
 }

@@ -45,3 +45,36 @@ def _dpp(features: Tensor, num_keep: int, quality: Tensor) -> Tensor:
         gain = gain - rows[step].square()
         gain[order[: step + 1]] = -torch.inf
     return order
+
+
+def max_min_steps(features: Tensor, num_keep: int) -> Tensor:
+    """As `max_min_loop`, all crops at once: each step multiplies all tokens by the last kept."""
+    directions = functional.normalize(features, dim=2)
+    similarity = directions @ directions.mT
+    similarity.diagonal(dim1=1, dim2=2).fill_(-1)
+    nearest = 1 - similarity.amax(2)
+    crops = torch.arange(len(features), device=features.device)
+    order = torch.empty(len(features), num_keep, dtype=torch.int64, device=features.device)
+    for step in range(num_keep):
+        best = order[:, step] = nearest.argmax(1)
+        to_best = 1 - (directions @ directions[crops, best, :, None]).squeeze(2)
+        nearest = torch.minimum(nearest, to_best) if step else to_best
+        nearest.scatter_(1, order[:, : step + 1], -1)
+    return order.sort(1).values
+
+
+def dpp_steps(features: Tensor, num_keep: int, quality: Tensor) -> Tensor:
+    """As `dpp_loop`, all crops at once: each step multiplies all tokens by the last kept."""
+    weighted = functional.normalize(features, dim=2) * quality[:, :, None]
+    gain = weighted.square().sum(2)
+    crops = torch.arange(len(features), device=features.device)
+    rows = features.new_empty(num_keep, *features.shape[:2])
+    order = torch.empty(len(features), num_keep, dtype=torch.int64, device=features.device)
+    for step in range(num_keep):
+        best = order[:, step] = gain.argmax(1)
+        row = (weighted @ weighted[crops, best, :, None]).squeeze(2)
+        row = row - torch.einsum("tb,tbn->bn", rows[:step, crops, best], rows[:step])
+        rows[step] = row / gain[crops, best, None].sqrt()
+        gain = gain - rows[step].square()
+        gain.scatter_(1, order[:, : step + 1], -torch.inf)
+    return order.sort(1).values

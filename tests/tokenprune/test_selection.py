@@ -8,7 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from benchmarks.baselines.greedy_loops import dpp_loop, max_min_loop
+from benchmarks.baselines.greedy_loops import (
+    dpp_loop,
+    dpp_steps,
+    max_min_loop,
+    max_min_steps,
+)
 from tokenprune import ops
 
 from .cases import DTYPES, fields
@@ -108,8 +113,10 @@ def test_published_loops_agree(seed):
     quality = features[..., 0].sigmoid()
     expected = ops.max_min_select(features, num_keep).keep_indices
     assert torch.equal(max_min_loop(features, num_keep), expected)
+    assert torch.equal(max_min_steps(features, num_keep), expected)
     expected = ops.dpp_select(features, num_keep, quality).keep_indices
     assert torch.equal(dpp_loop(features, num_keep, quality), expected)
+    assert torch.equal(dpp_steps(features, num_keep, quality), expected)
 
 
 SELECTIONS = [
