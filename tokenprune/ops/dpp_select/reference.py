@@ -40,7 +40,7 @@ def _order(features: Tensor, quality: Tensor, num_keep: int) -> tuple[Tensor, Te
         earlier = factor[:, :step]
         row = row - (earlier[crops, :, best][:, None] @ earlier).squeeze(1)
         # A token in the span of those before it brings nothing, and removes nothing.
-        factor[:, step] = torch.where(pivot > 0, row.T * pivot.rsqrt(), 0).T
+        factor[:, step] = torch.where(pivot[:, None] > 0, row / pivot[:, None].sqrt(), 0)
         gain = gain - factor[:, step].square()
         gain = gain.masked_fill(gain <= nothing, 0)
     if not order:
