@@ -152,7 +152,7 @@ class Handle:
         self._stopwatches: list[Stopwatch] = []
         self._cache_bytes_saved = 0
         self._adapter = find_adapter(base)
-        missing = [name for name in method.needs if name != "attention"]
+        missing = [name for name in method.needs if name not in ("attention", "text")]
         if missing:
             raise NotImplementedError(
                 f"{type(method).__name__} needs {', '.join(missing)}, apply does not hand it over"

@@ -87,7 +87,7 @@ def test_keeping_all_changes_no_bit(host):
         assert report.kv_cache_bytes_saved == 0
 
 
-@pytest.mark.parametrize("method", ["random", "divprune", "fastervlm"])
+@pytest.mark.parametrize("method", ["random", "divprune", "fastervlm", "sparsevlm"])
 def test_original_positions_are_the_whole_model_with_tokens_hidden(host, method):
     """The pruned tokens masked out of the unpruned model: in the prompt, and ever after."""
     inputs = host.inputs(ONE)

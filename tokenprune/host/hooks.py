@@ -218,8 +218,9 @@ class HostHooks:
         layouts, attention = self._layouts(placeholders)
         with Stopwatch(embeddings.device) as stopwatch:
             features = embeddings[placeholders]
+            texts = self._texts(embeddings, placeholders, layouts)
             images = reduce_images(
-                self.handle.method, self.handle.budget, features, layouts, attention
+                self.handle.method, self.handle.budget, features, layouts, attention, texts
             )
             step.done = True
             now = self._now(placeholders)
@@ -270,6 +271,21 @@ class HostHooks:
             [layouts[encoded.sizes[number]] for number in order],
             None if attention is None else [attention[number] for number in order],
         )
+
+    def _texts(
+        self, embeddings: Tensor, placeholders: Tensor, layouts: list[ImageLayout]
+    ) -> list[Tensor] | None:
+        """For each image the embeddings [T, D] of its prompt's other tokens, where they matter."""
+        if "text" not in self.handle.method.needs:
+            return None
+        words = self._now(placeholders) & ~placeholders
+        rows = placeholders.nonzero()[:, 0].tolist()
+        texts, first = [], 0
+        for layout in layouts:
+            row = rows[first]
+            texts.append(embeddings[row, words[row]])
+            first += layout.num_tokens
+        return texts
 
     def _now(self, placeholders: Tensor) -> Tensor:
         """[B, L] bool: the columns of this step that are no padding."""
