@@ -127,6 +127,17 @@ def test_original_positions_are_the_whole_model_with_tokens_hidden(host, method)
     torch.testing.assert_close(torch.stack(run.logits, 1)[0], whole, atol=1e-4, rtol=0)
 
 
+def test_additive_masks_are_shortened_too(host):
+    """Eager attention adds its masks, SDPA takes booleans."""
+    implementation = host.model.config._attn_implementation
+    host.model.set_attn_implementation("eager")
+    try:
+        test_original_positions_are_the_whole_model_with_tokens_hidden(host, "random")
+        test_a_batch_is_its_rows(host, "original")
+    finally:
+        host.model.set_attn_implementation(implementation)
+
+
 @pytest.mark.parametrize("window", [10, 24])
 def test_a_sliding_window_ends_where_it_ended(window):
     torch.manual_seed(0)
