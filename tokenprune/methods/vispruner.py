@@ -20,7 +20,7 @@ from tokenprune.tokens import ReducedTokens, VisionTokens
 class VisPruner(Method):
     """Keeps tokens of highest attention, and of the rest those that repeat least.
 
-    The first part of the budget goes to attention. The rest is thinned out in rounds (section 3.3):
+    The first part of the budget goes to attention. The rest is thinned out in rounds:
     it is split alternately in two, in raster order, and the tokens of the first half that are most
     similar to any of the second are dropped, until the budget is reached.
 
