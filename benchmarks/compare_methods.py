@@ -23,6 +23,7 @@ from torch.nn import functional
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib import ticker
 
 from benchmarks import measure, results
 from benchmarks.cases import background_anchored_inputs
@@ -88,6 +89,8 @@ def make_scenes(
             objects[crop] |= inside.flatten()
         attention[crop, objects[crop]] += 1
         attention[crop, torch.randperm(num_tokens, generator=generator)[:num_sinks]] += 2
+    # Tokens of one encoder have much in common.
+    features = features + 0.6 * functional.normalize(normal(width), dim=0)
     features = features + 0.3 * width**-0.5 * normal(crops, num_tokens, width)
     noise = width**-0.5 * normal(crops, num_objects, width)
     words = torch.cat([directions + noise, normal(crops, num_objects, width) * width**-0.5], 1)
@@ -183,6 +186,9 @@ def draw(rows: list[dict[str, Any]]) -> Any:
                 [value(row) for row in chosen], places, color=color, label=f"{budget} kept", s=36
             )
         axis.set_xscale(scale)
+        if scale == "log":
+            axis.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.xaxis.set_minor_formatter(ticker.NullFormatter())
         axis.set_xlabel(heading)
         axis.grid(axis="y", color="#eeeeee")
         axis.set_axisbelow(True)

@@ -1,4 +1,4 @@
-"""Greedy selections as they are published: crop by crop, a Python loop over the kept tokens."""
+"""Greedy selections as their papers write them: crop by crop, a loop over the kept tokens."""
 
 from __future__ import annotations
 

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn import functional
 
 import tokenprune.methods
 from tokenprune import ReducedTokens, VisionTokens, cli, get_method, list_methods, method_class
-from tokenprune.testing import check_method, example_tokens
+from tokenprune.testing import check_method, check_result, example_tokens
 
 from .cases import assert_same, fields, make_inputs
 
@@ -34,6 +36,28 @@ def test_list():
 @pytest.mark.parametrize("name", list_methods())
 def test_contract(name):
     check_method(build(name))
+
+
+@pytest.mark.parametrize("name", list_methods())
+@settings(max_examples=10)
+@given(
+    batch=st.integers(0, 3),
+    rows=st.integers(1, 9),
+    cols=st.integers(1, 9),
+    dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
+    levels=st.sampled_from([None, 1, 2]),
+    data=st.data(),
+)
+def test_every_grid_and_budget(name, batch, rows, cols, dtype, levels, data):
+    """Also where tokens repeat: features of one or two levels leave little to choose by."""
+    tokens = example_tokens(batch, (rows, cols), dtype=dtype, seed=rows)
+    if levels is not None:
+        coarse = (tokens.features * levels).round().clamp(0, levels)
+        tokens = replace(tokens, features=coarse, attention=coarse.float().mean(2))
+    num_keep = data.draw(st.integers(1, rows * cols))
+    result = build(name).reduce(tokens, num_keep)
+    check_result(result, tokens, num_keep)
+    assert result.features.isfinite().all()
 
 
 @pytest.mark.parametrize("name", list_methods())

@@ -107,7 +107,7 @@ def test_bipartite_merge_is_its_formula(seed):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_published_loops_agree(seed):
+def test_the_papers_loops_agree(seed):
     features, _ = random_features(3 * seed + 1)
     num_keep = min(features.shape[1:]) - 1
     quality = features[..., 0].sigmoid()

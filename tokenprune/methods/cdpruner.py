@@ -20,8 +20,8 @@ SMALLEST_RELEVANCE = 1e-6  # of the least relevant token, which may still be nee
 class CDPruner(Method):
     """Keeps relevant tokens that differ: a determinantal point process given the text.
 
-    Relevance is the mean cosine similarity to the text, brought to [0, 1] in each crop (section
-    3.2); it weighs the kernel of similarities, whose determinant is maximized greedily; see
+    Relevance is the mean cosine similarity to the text, brought to [0, 1] in each crop;
+    it weighs the kernel of similarities, whose determinant is maximized greedily; see
     `tokenprune.ops.dpp_select`. Text and tokens must come from one space, such as CLIP's.
     """
 

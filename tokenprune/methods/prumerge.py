@@ -16,7 +16,7 @@ SMALLEST_WEIGHT = 1e-6  # a token that nobody looks at still counts where it is 
 class PruMerge(Method):
     """Keeps the tokens of highest attention, and merges every other into the most similar one.
 
-    A merged token is the mean of its members, weighted by their attention (section 3.3). The paper
+    A merged token is the mean of its members, weighted by their attention. The paper
     finds the number of tokens from outliers of the attention and compares attention keys; here the
     budget is given, and the features are compared.
     """

@@ -19,7 +19,7 @@ class SparseVLM(Method):
     """Keeps the tokens that relevant words of the text attend to.
 
     Raters are the words that image tokens attend to at least as much as to the average word; a
-    token's score is the attention it receives from the raters (section 3.2). The paper reads both
+    token's score is the attention it receives from the raters. The paper reads both
     from the language model's layers and recycles what it prunes; here attention is softmax of
     products over sqrt(D) between tokens and text embeddings of one space, and the rest is dropped.
     """

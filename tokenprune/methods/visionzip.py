@@ -16,7 +16,7 @@ from tokenprune.tokens import ReducedTokens, VisionTokens
 class VisionZip(Method):
     """Keeps the tokens of highest attention, and merges the rest into contextual tokens.
 
-    The dominant tokens (section 3.2) stay as they are. Among the others, targets are taken at equal
+    The dominant tokens stay as they are. Among the others, targets are taken at equal
     steps; every other token joins the target it is most similar to, and a contextual token is the
     mean of its members. The paper compares attention keys; here the features are compared.
 

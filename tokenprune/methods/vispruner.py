@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
-from tokenprune import ops
 from tokenprune.method import Method
+from tokenprune.ops.cosine import cosine_matrix, rounding_of
+from tokenprune.ops.precision import BLOCK_CROPS
 from tokenprune.selection import best, others, rows, select_tokens
 from tokenprune.tokens import ReducedTokens, VisionTokens
 
@@ -18,7 +20,7 @@ from tokenprune.tokens import ReducedTokens, VisionTokens
 class VisPruner(Method):
     """Keeps tokens of highest attention, and of the rest those that repeat least.
 
-    The first part of the budget goes to attention. The rest is thinned out in rounds (section 3.3):
+    The first part of the budget goes to attention. The rest is thinned out in rounds:
     it is split alternately in two, in raster order, and the tokens of the first half that are most
     similar to any of the second are dropped, until the budget is reached.
 
@@ -45,11 +47,23 @@ class VisPruner(Method):
         num_distinct = num_keep - num_important
         important = best(tokens.attention, num_important)
         rest = others(important, num_tokens)
-        while rest.shape[1] > num_distinct > 0:
-            candidates, references = rest[:, ::2], rest[:, 1::2]
-            drop = min(self.step, rest.shape[1] - num_distinct, references.shape[1])
-            similarity, _ = ops.most_similar(rows(features, candidates), rows(features, references))
-            distinct = best(-similarity, candidates.shape[1] - drop)
-            rest = torch.cat([candidates.gather(1, distinct), references], 1).sort(1).values
+        if 0 < num_distinct < rest.shape[1]:
+            parts = zip(features.detach().split(BLOCK_CROPS), rest.split(BLOCK_CROPS), strict=True)
+            rest = torch.cat([self._thin_out(*part, num_distinct) for part in parts])
         kept = torch.cat([important, rest[:, :num_distinct]], 1).sort(1).values
         return select_tokens(tokens, kept, tokens.attention)
+
+    def _thin_out(self, features: Tensor, rest: Tensor, num_distinct: int) -> Tensor:
+        """[B, N, D] and [B, R] tokens of a few crops -> [B, num_distinct] of them."""
+        # Dozens of rounds read the same similarities: they are computed once.
+        similarity = cosine_matrix(features)
+        # Equal directions are equally similar, so that ties stay ties.
+        similarity.masked_fill_(similarity > 1 - rounding_of(similarity.dtype), 1)
+        while rest.shape[1] > num_distinct:
+            candidates, references = rest[:, ::2], rest[:, 1::2]
+            drop = min(self.step, rest.shape[1] - num_distinct, references.shape[1])
+            columns = references[:, None].expand(-1, candidates.shape[1], -1)
+            closest = rows(similarity, candidates).gather(2, columns).amax(2)
+            distinct = best(-closest, candidates.shape[1] - drop)
+            rest = torch.cat([candidates.gather(1, distinct), references], 1).sort(1).values
+        return rest

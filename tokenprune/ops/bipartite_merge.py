@@ -16,7 +16,7 @@ def bipartite_merge(
 ) -> ReducedTokens:
     """Merges similar tokens until `num_keep` are left.
 
-    Bipartite soft matching of ToMe (arXiv 2210.09461, section 3), repeated to a budget. In each
+    Bipartite soft matching of ToMe (arXiv 2210.09461), repeated to a budget. In each
     round the tokens alternate, in raster order, between sources and targets; every source finds
     the target of largest cosine similarity, and the most similar sources merge into theirs. A
     merged token is the mean of all original tokens in it, which is ToMe's mean by size.

@@ -23,7 +23,7 @@ def dpp_select(
 ) -> ReducedTokens:
     """The `num_keep` tokens per crop of largest determinant, chosen greedily.
 
-    MAP inference of a determinantal point process as in CDPruner (arXiv 2506.10967, section 3.3),
+    MAP inference of a determinantal point process as in CDPruner (arXiv 2506.10967),
     by incremental Cholesky (arXiv 1709.05135): the kernel is L_ij = q_i cos(f_i, f_j) q_j, and the
     next token is the one that multiplies det(L) of the kept tokens most.
 
