@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from PIL import Image
 
+from geollava.imagery import as_scene
 from geollava.modeling import GeoLlavaForConditionalGeneration
 from geollava.processing import GeoLlavaProcessor
 from geollava.token_reduction import ReducedTokens
@@ -59,16 +59,17 @@ class Stopwatch:
 def answer(
     model: GeoLlavaForConditionalGeneration,
     processor: GeoLlavaProcessor,
-    image: Image.Image,
+    image: Any,
     question: str,
     *,
     max_new_tokens: int = 128,
     stopwatch: Stopwatch | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Answer:
-    """Asks a model about an RGB image.
+    """Asks a model about an image.
 
     Args:
+        image: a scene, or what `imagery.as_scene` makes one of.
         max_new_tokens: length limit of the answer.
         stopwatch: is given the stages "crop", "encode" (tower and token reduction) and "answer".
         progress: called with (crops done, crops in all) during encoding.
@@ -81,10 +82,11 @@ def answer(
         raise ValueError("the question must say something, it is empty")
     check_pair(model, processor)
     stopwatch = stopwatch or Stopwatch()
+    scene = as_scene(image)
 
     with stopwatch.stage("crop"):
-        canvas_size = processor.image_processor.select_canvas(*image.size)
-        inputs = processor(images=[image], text=processor.build_prompt(question))
+        canvas_size = processor.image_processor.select_canvas(*scene.size)
+        inputs = processor(images=[scene], text=processor.build_prompt(question))
         crops = int(inputs["num_crops"].sum())
         input_ids = inputs["input_ids"].to(model.device)
         attention_mask = inputs["attention_mask"].to(model.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,7 +33,9 @@ def commands() -> None:
 
 @app.command()
 def ask(
-    image: Annotated[Path, typer.Argument(help="JPEG, PNG, WebP or TIFF, of any size")],
+    image: Annotated[
+        Path, typer.Argument(help="JPEG, PNG, WebP, TIFF; GeoTIFF, COG, JPEG 2000, VRT (extra geo)")
+    ],
     question: Annotated[str, typer.Argument(help="What to ask")],
     model: Annotated[
         str | None,
@@ -45,11 +48,20 @@ def ask(
     overlay: Annotated[
         Path | None, typer.Option(help="Draw what was kept over the image, into this file")
     ] = None,
+    bands: Annotated[
+        str | None,
+        typer.Option(help="Bands for red, green and blue, such as 4,3,2, or one for gray"),
+    ] = None,
+    resize: Annotated[
+        str,
+        typer.Option(help="pillow: pixels as published; fast: from reduced forms where there are"),
+    ] = "pillow",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")] = "auto",
     dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "auto",
     max_megapixels: Annotated[
-        int, typer.Option(min=1, help="Refuse larger images before decoding them")
-    ] = 537,
+        int | None,
+        typer.Option(min=1, help="Refuse larger images (default: 537; rasters 17,180)"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object")] = False,
 ) -> None:
     """Ask a question about an image."""
@@ -57,8 +69,7 @@ def ask(
         raise ValueError("the question must say something, it is empty")
     if num_keep is not None and num_keep < 1:
         raise ValueError(f"--num-keep must be at least 1, got {num_keep}")
-    if dtype not in DTYPES:
-        raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype}")
+    check_one_of("--dtype", dtype, DTYPES)
 
     from transformers.utils import logging
 
@@ -71,22 +82,23 @@ def ask(
     stopwatch = Stopwatch()
     if overlay is not None:
         drawing.check_path(overlay)
+    check_one_of("--resize", resize, imagery.RESIZE_MODES)
     with stopwatch.stage("read"):
-        picture = imagery.read_image(image, max_pixels=max_megapixels * 1_000_000)
+        scene = imagery.open_scene(
+            image,
+            bands=parse_bands(bands),
+            max_pixels=max_megapixels and max_megapixels * 1_000_000,
+        )
     with stopwatch.stage("load"):
         folder = model if model is not None else str(default_checkpoint())
         network, processor = load(folder, num_keep, device, dtype)
-    if network.config.untrained:
-        stderr.print(
-            "[yellow]note:[/] this model's weights are untrained, its answer means nothing"
-        )
-
+        processor.image_processor.resize = resize
     with progress_bar() as bar:
         task = bar.add_task("crops", total=None)
         result = answer(
             network,
             processor,
-            picture,
+            scene,
             question,
             max_new_tokens=max_new_tokens,
             stopwatch=stopwatch,
@@ -94,13 +106,17 @@ def ask(
         )
     if overlay is not None:
         with stopwatch.stage("overlay"):
-            drawing.save(drawing.draw(picture, result.kept, result.canvas_size), overlay)
+            drawing.save(drawing.draw(scene, result.kept, result.canvas_size), overlay)
 
+    if network.config.untrained:
+        stderr.print(
+            "[yellow]note:[/] this model's weights are untrained, its answer means nothing"
+        )
     report = {
         "answer": result.text,
         "model": folder,
         "untrained": network.config.untrained,
-        "image_size": list(picture.size),
+        "image_size": list(scene.size),
         "canvas_size": list(result.canvas_size),
         "crops": result.crops,
         "tokens_before": result.tokens_before,
@@ -112,6 +128,21 @@ def ask(
         print(json.dumps(report, ensure_ascii=False))
     else:
         show(report, overlay)
+
+
+def check_one_of(option: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{option} must be one of {', '.join(allowed)}, got {value}")
+
+
+def parse_bands(text: str | None) -> list[int] | None:
+    """ "4,3,2" -> [4, 3, 2]."""
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"--bands must be numbers such as 4,3,2, got {text}") from error
 
 
 def load(folder: str, num_keep: int | None, device: str, dtype: str) -> tuple[Any, Any]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from geollava.imagery import image_box
+from geollava.imagery import as_scene, image_box, resized
 from geollava.token_reduction import ReducedTokens
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -53,11 +54,11 @@ def token_maps(kept: ReducedTokens, canvas_grid: tuple[int, int]) -> tuple[Tenso
     )
 
 
-def draw(image: Image.Image, kept: ReducedTokens, canvas_size: tuple[int, int]) -> Image.Image:
+def draw(image: Any, kept: ReducedTokens, canvas_size: tuple[int, int]) -> Image.Image:
     """The image, small: kept tokens bright and framed, those merged into them pale, the rest dark.
 
     Args:
-        image: the RGB image that was asked about.
+        image: what was asked about: a scene, or what `imagery.as_scene` makes one of.
         kept: the kept tokens of its crops, row by row.
         canvas_size: (width, height) in pixels of the canvas they were cut from.
     """
@@ -68,9 +69,10 @@ def draw(image: Image.Image, kept: ReducedTokens, canvas_size: tuple[int, int]) 
     cell = max(2, LONGEST_SIDE // max(rows, cols))  # pixels of the picture per token
     scale = cell * cols / canvas_size[0]
 
-    left, top, right, bottom = (round(edge * scale) for edge in image_box(image.size, canvas_size))
+    scene = as_scene(image)
+    left, top, right, bottom = (round(edge * scale) for edge in image_box(scene.size, canvas_size))
     canvas = Image.new("RGB", (cell * cols, cell * rows))
-    canvas.paste(image.resize((right - left, bottom - top), Image.Resampling.BOX), (left, top))
+    canvas.paste(resized(scene, (right - left, bottom - top)), (left, top))
     pixels = np.asarray(canvas).astype(np.float32)
 
     def light(tokens: Tensor) -> np.ndarray:
