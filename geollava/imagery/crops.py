@@ -26,8 +26,9 @@ from geollava.imagery.scene import Scene
 
 BICUBIC = Image.Resampling.BICUBIC
 WEIGHT_BITS = 22  # of Pillow's fixed-point weights for 8-bit channels
-BLOCK_BYTES = 32 * 1024 * 1024  # of rows that pass the first pass at a time
-MAX_WORKERS = 4  # bands at a time; each takes some 60 MB on an 8K canvas
+BLOCK_BYTES = 4 * 1024 * 1024  # of rows that pass the first pass at a time
+ROWS_IN_CACHE = 32  # of the second pass
+MAX_WORKERS = 4  # bands at a time; each takes some 30 MB on an 8K canvas
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -152,17 +153,21 @@ def bicubic_weights(
 
 def weighted_rows(rows: np.ndarray, first: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """[H, W, 3] uint8 -> [n, W, 3] uint8: output i is the weighted sum of rows from first[i] on."""
-    wide = rows.reshape(len(rows), -1).astype(np.int32)
-    output = np.empty((len(first), wide.shape[1]), dtype=np.uint8)
-    total, product = np.empty_like(wide[0]), np.empty_like(wide[0])
-    for index, (start, row_weights) in enumerate(zip(first, weights, strict=True)):
-        total.fill(1 << (WEIGHT_BITS - 1))
-        for tap in np.flatnonzero(row_weights):
-            np.multiply(wide[start + tap], row_weights[tap], out=product)
-            total += product
-        total >>= WEIGHT_BITS
-        np.clip(total, 0, 255, out=total)
-        output[index] = total
+    flat = rows.reshape(len(rows), -1)
+    output = np.empty((len(first), flat.shape[1]), dtype=np.uint8)
+    total, product = (np.empty(flat.shape[1], dtype=np.int32) for _ in range(2))
+    for start in range(0, len(first), ROWS_IN_CACHE):
+        stop = min(start + ROWS_IN_CACHE, len(first))
+        top = first[start]
+        wide = flat[top : first[stop - 1] + weights.shape[1]].astype(np.int32)
+        for index in range(start, stop):
+            total.fill(1 << (WEIGHT_BITS - 1))
+            for tap in np.flatnonzero(weights[index]):
+                np.multiply(wide[first[index] - top + tap], weights[index, tap], out=product)
+                total += product
+            total >>= WEIGHT_BITS
+            np.clip(total, 0, 255, out=total)
+            output[index] = total
     return output.reshape(len(first), *rows.shape[1:])
 
 
