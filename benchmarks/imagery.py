@@ -30,7 +30,7 @@ IMPLEMENTATIONS = ("published", "ours")
 
 
 def make_scene(path: Path, side: int) -> None:
-    """A JPEG, PNG or TIFF of that many pixels a side, about as hard to decode as an aerial image."""
+    """A square picture of that side, about as hard to decode as an aerial image."""
     generator = np.random.default_rng(side)
     coarse = generator.integers(0, 256, (side // 8, side // 8, 3), dtype=np.uint8)
     pixels = np.asarray(Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC))
@@ -72,7 +72,9 @@ def largest_difference(path: Path) -> float:
     published = run("published", path, 2)[1][1:]
     ours, processor = run("ours", path, 2)[1], GeoLlavaImageProcessor()
     return max(
-        float((imagery.normalize_crops(a, processor.image_mean, processor.image_std) - b).abs().max())
+        float(
+            (imagery.normalize_crops(a, processor.image_mean, processor.image_std) - b).abs().max()
+        )
         for a, b in zip(ours.split(16), published.split(16), strict=True)
     )
 
@@ -102,7 +104,7 @@ def main() -> None:
         "file to crops": lambda row: row["decode"] + row["crops"],
         "image to crops": lambda row: row["crops"],
     }
-    rows = [
+    measurements: list[dict[str, Any]] = [
         {
             "op": stage,
             "impl": impl,
@@ -118,12 +120,12 @@ def main() -> None:
         for stage, seconds in stages.items()
         for impl in IMPLEMENTATIONS
     ]
-    for row in rows:
+    for row in measurements:
         print(
             f"{row['op']:16}{row['impl']:12}{row['latency_ms']['p50'] / 1e3:7.2f} s"
             f"{row['peak_memory_mib']:7,} MiB{row['times_faster']:7.1f} times"
         )
-    print(results.upsert(rows, f"imagery-{device}"))
+    print(results.upsert(measurements, f"imagery-{device}"))
 
 
 if __name__ == "__main__":

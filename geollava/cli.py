@@ -56,6 +56,9 @@ def ask(
         str,
         typer.Option(help="pillow: pixels as published; fast: from reduced forms where there are"),
     ] = "pillow",
+    memory_budget: Annotated[
+        str | None, typer.Option(help="What encoding may take beside the weights, such as 8GiB")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")] = "auto",
     dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "auto",
     max_megapixels: Annotated[
@@ -77,11 +80,13 @@ def ask(
     from geollava import overlay as drawing
     from geollava.answer import Stopwatch, answer, peak_memory_mib
     from geollava.default_model import default_checkpoint
+    from geollava.streaming import parse_memory
 
     logging.disable_progress_bar()  # of transformers, for loading and saving weights
     stopwatch = Stopwatch()
     if overlay is not None:
         drawing.check_path(overlay)
+    budget = parse_memory(memory_budget) if memory_budget is not None else None
     check_one_of("--resize", resize, imagery.RESIZE_MODES)
     with stopwatch.stage("read"):
         scene = imagery.open_scene(
@@ -101,6 +106,7 @@ def ask(
             scene,
             question,
             max_new_tokens=max_new_tokens,
+            memory_budget=budget,
             stopwatch=stopwatch,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )

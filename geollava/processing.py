@@ -266,10 +266,10 @@ class GeoLlavaProcessor(ProcessorMixin):
         check_return_tensors(kwargs.pop("return_tensors", "pt"))
         prompts = [text] if isinstance(text, str) else list(text)
         data: dict[str, Any] = {}
-        image_lengths: list[int] = []
+        num_crops: list[int] = []
         if images is not None:
             data |= self.image_processor(images)
-            image_lengths = [int(count) * self.num_keep for count in data["num_crops"]]
+            num_crops = data["num_crops"].tolist()
         video_lengths: list[int] = []
         if videos is not None:
             frames = [
@@ -279,13 +279,27 @@ class GeoLlavaProcessor(ProcessorMixin):
                 frame for video in frames for frame in video
             )
             video_lengths = [len(video) * self.tokens_per_frame for video in frames]
-        prompts = expand_marks(prompts, IMAGE_TOKEN, image_lengths)
+        return BatchFeature(self.tokenize(prompts, num_crops, video_lengths, **kwargs) | data)
+
+    def tokenize(
+        self,
+        prompts: list[str],
+        num_crops: Sequence[int],
+        video_lengths: Sequence[int] = (),
+        **kwargs: Any,
+    ) -> dict[str, Tensor]:
+        """Prompts about images of so many crops -> `input_ids` and `attention_mask` [B, L].
+
+        Args:
+            num_crops: of each image, in the order of the `<image>` marks.
+            video_lengths: visual tokens of each video, in the order of the `<video>` marks.
+            kwargs: for the tokenizer.
+        """
+        prompts = expand_marks(prompts, IMAGE_TOKEN, [self.num_keep * n for n in num_crops])
         prompts = expand_marks(prompts, VIDEO_TOKEN, video_lengths)
         kwargs.setdefault("padding", len(prompts) > 1)
         tokens = self.tokenizer(prompts, return_tensors="pt", **kwargs)
-        return BatchFeature(
-            {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]} | data
-        )
+        return {name: tokens[name] for name in ("input_ids", "attention_mask")}
 
     def build_prompt(self, question: str, *, num_images: int = 1) -> str:
         """The published chat format with `num_images` marks before the question."""
@@ -306,7 +320,7 @@ class GeoLlavaProcessor(ProcessorMixin):
         ]
 
 
-def expand_marks(prompts: list[str], mark: str, lengths: list[int]) -> list[str]:
+def expand_marks(prompts: list[str], mark: str, lengths: Sequence[int]) -> list[str]:
     """Each mark, over all prompts in order, becomes as many marks as its image has tokens."""
     found = sum(prompt.count(mark) for prompt in prompts)
     if found != len(lengths):

@@ -1,8 +1,8 @@
 """The published way from a file to normalized crops: whole images, one crop at a time.
 
 What `geollava.imagery` is measured against. The image is decoded, resized and pasted on black as
-Pillow images; every crop, and a thumbnail that the model later drops, then passes transformers' CLIP
-image processor by itself and becomes float32.
+Pillow images; every crop, and a thumbnail that the model later drops, then passes transformers'
+CLIP image processor by itself and becomes float32.
 """
 
 from __future__ import annotations
