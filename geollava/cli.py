@@ -48,6 +48,9 @@ def ask(
     overlay: Annotated[
         Path | None, typer.Option(help="Draw what was kept over the image, into this file")
     ] = None,
+    tokens_geojson: Annotated[
+        Path | None, typer.Option(help="Write what was kept as polygons, into this file")
+    ] = None,
     bands: Annotated[
         str | None,
         typer.Option(help="Bands for red, green and blue, such as 4,3,2, or one for gray"),
@@ -76,16 +79,19 @@ def ask(
 
     from transformers.utils import logging
 
-    from geollava import imagery
+    from geollava import geojson, imagery
     from geollava import overlay as drawing
     from geollava.answer import Stopwatch, answer, peak_memory_mib
     from geollava.default_model import default_checkpoint
+    from geollava.outputs import check_output
     from geollava.streaming import parse_memory
 
     logging.disable_progress_bar()  # of transformers, for loading and saving weights
     stopwatch = Stopwatch()
     if overlay is not None:
-        drawing.check_path(overlay)
+        check_output(overlay, "the overlay", drawing.SUFFIXES)
+    if tokens_geojson is not None:
+        check_output(tokens_geojson, "the GeoJSON file", geojson.SUFFIXES)
     budget = parse_memory(memory_budget) if memory_budget is not None else None
     check_one_of("--resize", resize, imagery.RESIZE_MODES)
     with stopwatch.stage("read"):
@@ -114,6 +120,10 @@ def ask(
         with stopwatch.stage("overlay"):
             drawing.save(drawing.draw(scene, result.kept, result.canvas_size), overlay)
 
+    if tokens_geojson is not None:
+        with stopwatch.stage("geojson"):
+            collection = geojson.token_features(scene, result.kept, result.canvas_size)
+            geojson.save(collection, tokens_geojson)
     if network.config.untrained:
         stderr.print(
             "[yellow]note:[/] this model's weights are untrained, its answer means nothing"

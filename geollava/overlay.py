@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +11,13 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from geollava.imagery import as_scene, image_box, resized
+from geollava.outputs import written_whole
 from geollava.token_reduction import ReducedTokens
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 LONGEST_SIDE = 2400  # pixels of the picture
 KEPT_COLOR = (255, 176, 32)
 MERGED_LIGHT, LEFT_OUT_LIGHT = 0.8, 0.35
-
-
-def check_path(path: Path) -> None:
-    """Raises ValueError if no picture can be written there; asked before the work, not after it."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"the overlay must end in {', '.join(SUFFIXES)}, got {path.name}")
-    if not path.parent.is_dir():
-        raise ValueError(f"the overlay's folder {path.parent} does not exist")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise ValueError(f"the overlay {path} cannot be written")
 
 
 def token_maps(kept: ReducedTokens, canvas_grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -113,11 +102,5 @@ def with_caption(picture: Image.Image, roots: Tensor, members: Tensor) -> Image.
 
 def save(picture: Image.Image, path: Path) -> None:
     """Writes the picture whole or not at all."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    try:
-        picture.save(name)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with written_whole(path) as partial:
+        picture.save(partial)
