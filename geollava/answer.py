@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from geollava.checkpoint import resolve_folder
+from geollava.configuration import GeoLlavaConfig
 from geollava.imagery import Scene, as_scene
 from geollava.modeling import GeoLlavaForConditionalGeneration
 from geollava.processing import GeoLlavaProcessor
@@ -96,6 +98,43 @@ class Stopwatch:
             elapsed = time.perf_counter() - start
             self.seconds[name] += elapsed - self._within
             self._within = outer + elapsed
+
+
+def load(
+    folder: str, num_keep: int | None, device: str, dtype: str
+) -> tuple[GeoLlavaForConditionalGeneration, GeoLlavaProcessor]:
+    """Model and processor of a checkpoint; the weights are checked before the tokenizer is read.
+
+    Args:
+        folder: of the checkpoint, or its hub name.
+        num_keep: instead of the checkpoint's own.
+        device, dtype: "auto" is the GPU where there is one, and bfloat16 there.
+
+    Raises:
+        ValueError: no such checkpoint or device.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        target = torch.device(device)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"--device {device} is not available: {str(error).strip().splitlines()[0]}"
+        ) from error
+    if dtype == "auto":
+        dtype = "float32" if target.type == "cpu" else "bfloat16"
+
+    checkpoint = resolve_folder(folder)
+    config = GeoLlavaConfig.from_pretrained(checkpoint)
+    if num_keep is not None:
+        config.num_keep = num_keep
+        config.check()
+    network = GeoLlavaForConditionalGeneration.from_pretrained(
+        checkpoint, config=config, dtype=getattr(torch, dtype)
+    )
+    processor = GeoLlavaProcessor.from_pretrained(checkpoint, num_keep=config.num_keep)
+    return network.to(target).eval(), processor
 
 
 def answer(

@@ -81,7 +81,7 @@ def ask(
 
     from geollava import geojson, imagery
     from geollava import overlay as drawing
-    from geollava.answer import Stopwatch, answer, peak_memory_mib
+    from geollava.answer import Stopwatch, answer, load, peak_memory_mib
     from geollava.default_model import default_checkpoint
     from geollava.outputs import check_output
     from geollava.streaming import parse_memory
@@ -146,6 +146,80 @@ def ask(
         show(report, overlay)
 
 
+@app.command()
+def batch(
+    scenes: Annotated[
+        Path, typer.Argument(help="Folder, or CSV or Parquet file with a column image of paths")
+    ],
+    questions: Annotated[Path, typer.Option(help="Text file, a question on each line")],
+    out: Annotated[Path, typer.Option(help="Parquet file for the answers; finished rows stay")],
+    engine: Annotated[
+        str, typer.Option(help="local: in this process; ray: on Ray Data (extra ray)")
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Models at a time on Ray (default: one per GPU)")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Checkpoint: a folder or a hub name (default: a small one, untrained)"),
+    ] = None,
+    num_keep: Annotated[
+        int | None,
+        typer.Option(min=1, help="Visual tokens to keep per crop (default: the model's)"),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length limit of an answer")] = 128,
+    bands: Annotated[
+        str | None,
+        typer.Option(help="Bands for red, green and blue, such as 4,3,2, or one for gray"),
+    ] = None,
+    resize: Annotated[
+        str,
+        typer.Option(help="pillow: pixels as published; fast: from reduced forms where there are"),
+    ] = "pillow",
+    memory_budget: Annotated[
+        str | None, typer.Option(help="What encoding may take beside the weights, such as 8GiB")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")] = "auto",
+    dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "auto",
+) -> None:
+    """Ask every question about every scene; goes on where it was stopped."""
+    check_one_of("--dtype", dtype, DTYPES)
+    check_one_of("--engine", engine, ("local", "ray"))
+
+    from transformers.utils import logging
+
+    from geollava import imagery
+    from geollava.batch import Settings, run_batch
+    from geollava.default_model import default_checkpoint
+    from geollava.streaming import parse_memory
+
+    logging.disable_progress_bar()
+    check_one_of("--resize", resize, imagery.RESIZE_MODES)
+    chosen = parse_bands(bands)
+    settings = Settings(
+        model=model if model is not None else str(default_checkpoint()),
+        num_keep=num_keep,
+        max_new_tokens=max_new_tokens,
+        bands=tuple(chosen) if chosen is not None else None,
+        resize=resize,
+        memory_budget=parse_memory(memory_budget) if memory_budget is not None else None,
+        device=device,
+        dtype=dtype,
+    )
+    with progress_bar() as bar:
+        task = bar.add_task("scenes", total=None)
+        rows, errors = run_batch(
+            scenes,
+            questions,
+            out,
+            settings,
+            engine=engine,
+            workers=workers,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    stderr.print(f"{rows:,} rows in {out}, {errors:,} of them with an error", soft_wrap=True)
+
+
 def check_one_of(option: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{option} must be one of {', '.join(allowed)}, got {value}")
@@ -159,35 +233,6 @@ def parse_bands(text: str | None) -> list[int] | None:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise ValueError(f"--bands must be numbers such as 4,3,2, got {text}") from error
-
-
-def load(folder: str, num_keep: int | None, device: str, dtype: str) -> tuple[Any, Any]:
-    """Model and processor of a checkpoint; the weights are checked before the tokenizer is read."""
-    import torch
-
-    from geollava import GeoLlavaConfig, GeoLlavaForConditionalGeneration, GeoLlavaProcessor
-    from geollava.checkpoint import resolve_folder
-
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        target = torch.device(device)
-        torch.empty(0, device=target)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {device} is not available: {first_line(error)}") from error
-    if dtype == "auto":
-        dtype = "float32" if target.type == "cpu" else "bfloat16"
-
-    checkpoint = resolve_folder(folder)
-    config = GeoLlavaConfig.from_pretrained(checkpoint)
-    if num_keep is not None:
-        config.num_keep = num_keep
-        config.check()
-    network = GeoLlavaForConditionalGeneration.from_pretrained(
-        checkpoint, config=config, dtype=getattr(torch, dtype)
-    )
-    processor = GeoLlavaProcessor.from_pretrained(checkpoint, num_keep=config.num_keep)
-    return network.to(target).eval(), processor
 
 
 def progress_bar() -> Progress:
