@@ -125,7 +125,7 @@ def main() -> None:
             f"{row['op']:16}{row['impl']:12}{row['latency_ms']['p50'] / 1e3:7.2f} s"
             f"{row['peak_memory_mib']:7,} MiB{row['times_faster']:7.1f} times"
         )
-    print(results.upsert(measurements, f"imagery-{device}"))
+    print(results.upsert(measurements, device, results.FOLDER / "imagery"))
 
 
 if __name__ == "__main__":

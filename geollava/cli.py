@@ -87,6 +87,7 @@ def ask(
     from geollava.streaming import parse_memory
 
     logging.disable_progress_bar()  # of transformers, for loading and saving weights
+    logging.set_verbosity_error()
     stopwatch = Stopwatch()
     if overlay is not None:
         check_output(overlay, "the overlay", drawing.SUFFIXES)
@@ -194,6 +195,7 @@ def batch(
     from geollava.streaming import parse_memory
 
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     check_one_of("--resize", resize, imagery.RESIZE_MODES)
     chosen = parse_bands(bands)
     settings = Settings(

@@ -162,9 +162,9 @@ def killed_and_resumed(command, target, count):
 
 
 def test_survives_being_killed(job, tmp_path):
-    command = job(40)
-    killed_and_resumed(command, tmp_path / "a.parquet", 40)
-    check_complete(tmp_path / "a.parquet", 40)
+    command = job(20)
+    killed_and_resumed(command, tmp_path / "a.parquet", 20)
+    check_complete(tmp_path / "a.parquet", 20)
 
 
 @pytest.mark.slow
