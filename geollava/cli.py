@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -77,7 +78,7 @@ def ask(
         raise ValueError(f"--num-keep must be at least 1, got {num_keep}")
     check_one_of("--dtype", dtype, DTYPES)
 
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
     from geollava import geojson, imagery
     from geollava import overlay as drawing
@@ -86,8 +87,8 @@ def ask(
     from geollava.outputs import check_output
     from geollava.streaming import parse_memory
 
-    logging.disable_progress_bar()  # of transformers, for loading and saving weights
-    logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()  # of transformers, for loading and saving weights
+    transformers_logging.set_verbosity_error()
     stopwatch = Stopwatch()
     if overlay is not None:
         check_output(overlay, "the overlay", drawing.SUFFIXES)
@@ -187,15 +188,15 @@ def batch(
     check_one_of("--dtype", dtype, DTYPES)
     check_one_of("--engine", engine, ("local", "ray"))
 
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
     from geollava import imagery
     from geollava.batch import Settings, run_batch
     from geollava.default_model import default_checkpoint
     from geollava.streaming import parse_memory
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     check_one_of("--resize", resize, imagery.RESIZE_MODES)
     chosen = parse_bands(bands)
     settings = Settings(
@@ -274,6 +275,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs the command line; an error is one line on the standard error, never a traceback."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for library in ("PIL", "rasterio"):  # what they log of a damaged file, the error says
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
         sys.exit(app(arguments, standalone_mode=False))
     except (ValueError, TypeError, NotImplementedError, OSError, ImportError) as error:

@@ -146,7 +146,7 @@ class GeoLlavaImageProcessor(BaseImageProcessor):
         if not self.include_thumbnail:
             return crops
         squashed = imagery.resized(scene, (side, side), self.resize)
-        return torch.cat([imagery.cut_crops(np.array(squashed), side), crops])
+        return torch.cat([imagery.cut_crops(np.asarray(squashed), side), crops])
 
     def cut_frame(self, frame: Any) -> Tensor:
         """One frame -> [1, 3, crop_size, crop_size] uint8: shorter side fitted, center cut out."""
@@ -158,7 +158,7 @@ class GeoLlavaImageProcessor(BaseImageProcessor):
         )
         left, top = (resized.width - side) // 2, (resized.height - side) // 2
         middle = resized.crop((left, top, left + side, top + side))
-        return imagery.cut_crops(np.array(middle), side)
+        return imagery.cut_crops(np.asarray(middle), side)
 
     def finish(self, crops: Iterable[Tensor]) -> Tensor:
         pixels = torch.cat(list(crops))

@@ -54,12 +54,13 @@ def crop_rows(
     factor = scene.factor(size, resize)
 
     def row(canvas_top: int) -> Tensor:
-        framed = np.zeros((crop_size, canvas[0], 3), dtype=np.uint8)
         first, last = max(canvas_top, top), min(canvas_top + crop_size, bottom)
-        if first < last:
-            rows = resized_rows(scene, size, first - top, last - top, factor)
-            framed[first - canvas_top : last - canvas_top, left : left + size[0]] = rows
-        return cut_crops(framed, crop_size)
+        if first >= last:
+            return cut_crops(np.zeros((crop_size, canvas[0], 3), dtype=np.uint8), crop_size)
+        rows = resized_rows(scene, size, first - top, last - top, factor)
+        above, right = first - canvas_top, canvas[0] - left - size[0]
+        border = (above, crop_size - above - len(rows)), (left, right), (0, 0)
+        return cut_crops(np.pad(rows, border) if np.any(border) else rows, crop_size)
 
     return in_order(row, range(0, canvas[1], crop_size), min(MAX_WORKERS, os.cpu_count() or 1))
 
@@ -72,8 +73,8 @@ def resized(scene: Scene, size: tuple[int, int], resize: str = "fast") -> Image.
 def cut_crops(pixels: np.ndarray, crop_size: int) -> Tensor:
     """[height, width, 3] uint8 -> [C, 3, crop_size, crop_size], row by row."""
     rows, cols = pixels.shape[0] // crop_size, pixels.shape[1] // crop_size
-    tiles = torch.from_numpy(pixels).view(rows, crop_size, cols, crop_size, 3)
-    return tiles.permute(0, 2, 4, 1, 3).reshape(rows * cols, 3, crop_size, crop_size)
+    tiles = pixels.reshape(rows, crop_size, cols, crop_size, 3).transpose(0, 2, 4, 1, 3)
+    return torch.from_numpy(tiles.copy()).flatten(0, 1)
 
 
 def normalize_crops(crops: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -98,17 +99,18 @@ def resized_rows(
             return rows[top - source_top : bottom - source_top]
         return weighted_rows(rows, first - source_top, weights)
 
-    def within(rows: np.ndarray) -> np.ndarray:
+    def within(rows: Image.Image) -> np.ndarray:
         if source_width == width:
-            return rows
-        return np.asarray(Image.fromarray(rows).resize((width, len(rows)), BICUBIC))
+            return np.asarray(rows)
+        return np.asarray(rows.resize((width, rows.height), BICUBIC))
 
     taller, wider = source_height - height, source_width - width
     if taller > max(0, 2 * wider) and pillow_shortens_first():
-        return within(across(scene.read_rows(source_top, source_bottom, factor)))
+        rows = scene.read_rows(source_top, source_bottom, factor)
+        return within(Image.fromarray(across(rows)))
     step = max(1, BLOCK_BYTES // (3 * source_width))
     blocks = [
-        within(scene.read_rows(block_top, min(block_top + step, source_bottom), factor))
+        within(scene.read_image(block_top, min(block_top + step, source_bottom), factor))
         for block_top in range(source_top, source_bottom, step)
     ]
     return across(np.concatenate(blocks) if len(blocks) > 1 else blocks[0])

@@ -80,12 +80,15 @@ class Picture(Scene):
                 self.max_factor = JPEG_MAX_FACTOR
 
     def read_rows(self, top: int, bottom: int, factor: int) -> np.ndarray:
-        image = self._pixels(factor)
-        rows = np.asarray(image.crop((0, top, image.width, bottom)))
+        return np.asarray(self.read_image(top, bottom, factor))
+
+    def read_image(self, top: int, bottom: int, factor: int) -> Image.Image:
+        whole = self._pixels(factor)
+        rows = whole.crop((0, top, whole.width, bottom))
         if self._bands is None:
             return rows
-        channels = [band - 1 for band in self._bands] * (3 // len(self._bands))
-        return np.ascontiguousarray(rows[:, :, channels])
+        channels = [rows.getchannel(band - 1) for band in self._bands]
+        return Image.merge("RGB", channels * (3 // len(channels)))
 
     def close(self) -> None:
         self._decoded = None
@@ -137,7 +140,7 @@ def check_file(path: str | os.PathLike[str]) -> Path:
 def open_header(path: Path) -> Image.Image:
     # Pillow's own guard against bombs has one limit for all images; ours is checked right after.
     with _pillow_limit, warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore")  # an error says it better
         previous, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             return Image.open(path, formats=FORMATS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -167,7 +168,9 @@ def open_dataset(path: Path, driver: str, max_pixels: int) -> Any:
             check_vrt_source(path, source)
     else:
         check_side_files(path)
-    with gdal(path):
+    with gdal(path), warnings.catch_warnings():
+        # Where a raster lies is nobody's concern until it is asked for; see `georeference`.
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         dataset = rasterio.open(name, driver=driver)
         check_dataset(path, dataset, max_pixels)
     return dataset

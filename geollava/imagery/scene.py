@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
+from PIL import Image
 
 MIN_SIDE = 14  # one patch
 # A resampling filter takes 32 bytes per pixel of a side.
@@ -56,6 +57,10 @@ class Scene(ABC):
         Raises:
             ValueError: the file is damaged there.
         """
+
+    def read_image(self, top: int, bottom: int, factor: int) -> Image.Image:
+        """The same rows as a Pillow image."""
+        return Image.fromarray(self.read_rows(top, bottom, factor))
 
     def close(self) -> None:  # noqa: B027 not every scene has something to let go of
         """Lets go of the file and the pixels."""

@@ -419,6 +419,17 @@ def test_bad_rasters_are_refused_by_name(tmp_path):
         imagery.open_scene(tmp_path / "whole.tif", max_pixels=300 * 200 - 1)
 
 
+def test_a_damaged_raster_ends_in_one_line(tmp_path):
+    content = write(tmp_path / "whole.tif", rgb(300, 200), compress="deflate", crs=None)
+    damaged = tmp_path / "damaged.tif"
+    damaged.write_bytes(content.read_bytes()[:60_000])
+    command = [sys.executable, "-m", "geollava.cli", "ask", str(damaged), "What?", "--bands", "1"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: {damaged} cannot be read: ")
+    assert result.stderr.count("\n") == 1, result.stderr
+
+
 def test_blocks_that_do_not_fit_the_memory_are_refused(tmp_path, monkeypatch):
     path = write(tmp_path / "scene.tif", rgb(300, 200), blockysize=200, compress="deflate")
     imagery.open_scene(path).close()
