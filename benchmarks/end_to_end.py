@@ -100,7 +100,7 @@ def draw(rows: list[dict[str, Any]], title: str) -> Any:
         left = [a + b for a, b in zip(left, seconds, strict=True)]
     time_axis.bar_label(bars, [f"{total:.2f}" for total in left], padding=4, fontsize=9)
     time_axis.set_xlabel("seconds to the first answer token; crop: waiting for crops")
-    time_axis.legend(fontsize=8, loc="lower right")
+    time_axis.legend(fontsize=8, loc="upper right")
     bars = memory_axis.barh(names, [row["peak_memory_mib"] for row in rows], color="#7f8fa6")
     memory_axis.bar_label(bars, [f"{row['peak_memory_mib']:,}" for row in rows], padding=4)
     memory_axis.set_xlabel("peak memory beyond the loaded model, MiB")
