@@ -5,7 +5,7 @@ Modules carry the names of published checkpoints, so that a released state dict 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,18 +158,24 @@ class GeoLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.model.mm_projector(kept.features).flatten(0, 1)
 
     def encode_crops(
-        self, pixel_values: Tensor, progress: Callable[[int], None] | None = None
+        self,
+        pixel_values: Tensor | Iterable[Tensor],
+        progress: Callable[[int], None] | None = None,
     ) -> ReducedTokens:
-        """[C, 3, h, w] crops -> the kept vision tokens of each, `encoder_chunk_size` at a time.
+        """Crops -> the kept vision tokens of each; of every other token nothing stays.
 
         Args:
-            pixel_values: uint8 or normalized floating point, on any device; each chunk is moved to
+            pixel_values: [C, 3, h, w], which passes `encoder_chunk_size` crops at a time, or chunks
+                of such; uint8 or normalized floating point, on any device. Each chunk is moved to
                 the model's device and normalized there.
             progress: called with the number of crops done so far.
         """
-        self.check_pixels(pixel_values)
+        if isinstance(pixel_values, Tensor):
+            self.check_pixels(pixel_values)
+            pixel_values = pixel_values.split(self.config.encoder_chunk_size)
         parts, done = [], 0
-        for chunk in pixel_values.split(self.config.encoder_chunk_size):
+        for chunk in pixel_values:
+            self.check_pixels(chunk)
             vision_tokens = self.model.vision_tower(self.prepare_pixels(chunk))
             parts.append(
                 reduce_tokens(
@@ -194,7 +200,7 @@ class GeoLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return torch.cat(parts).flatten(0, 1)
 
     def prepare_pixels(self, pixels: Tensor) -> Tensor:
-        pixels = pixels.to(self.device)
+        pixels = pixels.to(self.device, non_blocking=True)
         if pixels.dtype == torch.uint8:
             return normalize_crops(pixels, self.config.image_mean, self.config.image_std)
         return pixels

@@ -19,19 +19,6 @@ from .test_imagery import bad_files
 
 
 @pytest.fixture
-def run(capsys):
-    """Runs the command line in this process -> (exit code, standard output, standard error)."""
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as end:
-            cli.main([str(argument) for argument in arguments])
-        output = capsys.readouterr()
-        return end.value.code or 0, output.out, output.err
-
-    return run
-
-
-@pytest.fixture
 def scene(tmp_path):
     path = tmp_path / "scene.jpg"
     noise(900, 600).resize((1200, 800)).save(path)
