@@ -101,7 +101,11 @@ class Stopwatch:
 
 
 def load(
-    folder: str, num_keep: int | None, device: str, dtype: str
+    folder: str,
+    num_keep: int | None,
+    device: str,
+    dtype: str,
+    method: str | None = None,
 ) -> tuple[GeoLlavaForConditionalGeneration, GeoLlavaProcessor]:
     """Model and processor of a checkpoint; the weights are checked before the tokenizer is read.
 
@@ -109,9 +113,10 @@ def load(
         folder: of the checkpoint, or its hub name.
         num_keep: instead of the checkpoint's own.
         device, dtype: "auto" is the GPU where there is one, and bfloat16 there.
+        method: of token reduction, instead of the checkpoint's own.
 
     Raises:
-        ValueError: no such checkpoint or device.
+        ValueError: no such checkpoint, device or method.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -130,6 +135,8 @@ def load(
     if num_keep is not None:
         config.num_keep = num_keep
         config.check()
+    if method is not None:
+        config.reduction_method = method
     network = GeoLlavaForConditionalGeneration.from_pretrained(
         checkpoint, config=config, dtype=getattr(torch, dtype)
     )

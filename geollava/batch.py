@@ -46,6 +46,7 @@ class Settings:
 
     model: str
     num_keep: int | None = None
+    method: str | None = None
     max_new_tokens: int = 128
     bands: tuple[int, ...] | None = None
     resize: str = "pillow"
@@ -74,7 +75,7 @@ class SceneAnswerer:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.model, self.processor = load(
-            settings.model, settings.num_keep, settings.device, settings.dtype
+            settings.model, settings.num_keep, settings.device, settings.dtype, settings.method
         )
         self.processor.image_processor.resize = settings.resize
 

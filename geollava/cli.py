@@ -45,6 +45,10 @@ def ask(
     num_keep: Annotated[
         int | None, typer.Option(help="Visual tokens to keep per crop (default: the model's)")
     ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="How tokens are chosen, as a control (default: as the model does)"),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length limit of the answer")] = 128,
     overlay: Annotated[
         Path | None, typer.Option(help="Draw what was kept over the image, into this file")
@@ -104,7 +108,7 @@ def ask(
         )
     with stopwatch.stage("load"):
         folder = model if model is not None else str(default_checkpoint())
-        network, processor = load(folder, num_keep, device, dtype)
+        network, processor = load(folder, num_keep, device, dtype, method)
         processor.image_processor.resize = resize
     with progress_bar() as bar:
         task = bar.add_task("crops", total=None)
@@ -133,6 +137,7 @@ def ask(
     report = {
         "answer": result.text,
         "model": folder,
+        "method": network.config.reduction_method,
         "untrained": network.config.untrained,
         "image_size": list(scene.size),
         "canvas_size": list(result.canvas_size),
@@ -169,6 +174,10 @@ def batch(
         int | None,
         typer.Option(min=1, help="Visual tokens to keep per crop (default: the model's)"),
     ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="How tokens are chosen, as a control (default: as the model does)"),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length limit of an answer")] = 128,
     bands: Annotated[
         str | None,
@@ -202,6 +211,7 @@ def batch(
     settings = Settings(
         model=model if model is not None else str(default_checkpoint()),
         num_keep=num_keep,
+        method=method,
         max_new_tokens=max_new_tokens,
         bands=tuple(chosen) if chosen is not None else None,
         resize=resize,

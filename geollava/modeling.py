@@ -19,7 +19,13 @@ from geollava import checkpoint
 from geollava.configuration import GeoLlavaConfig
 from geollava.imagery import normalize_crops
 from geollava.projector import build_projector, pool_frames
-from geollava.token_reduction import AffinityHead, ReducedTokens, reduce_tokens
+from geollava.token_reduction import (
+    AffinityHead,
+    ReducedTokens,
+    check_method,
+    reading_attention,
+    reduce_tokens,
+)
 from geollava.vision_tower import VisionTower
 
 # Inputs that belong to the prompt: read once, before the first new token.
@@ -71,6 +77,7 @@ class GeoLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: GeoLlavaConfig) -> None:
         super().__init__(config)
+        check_method(config.reduction_method)
         self.model = GeoLlavaModel(config)
         self.reghead = AffinityHead(config.vision_config.hidden_size)
         self.lm_head = nn.Linear(
@@ -176,11 +183,11 @@ class GeoLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         parts, done = [], 0
         for chunk in pixel_values:
             self.check_pixels(chunk)
-            vision_tokens = self.model.vision_tower(self.prepare_pixels(chunk))
+            anchor = self.model.vision_tower.anchor
+            with reading_attention(anchor, self.config) as attention:
+                vision_tokens = self.model.vision_tower(self.prepare_pixels(chunk))
             parts.append(
-                reduce_tokens(
-                    vision_tokens, self.reghead, self.model.vision_tower.anchor, self.config
-                )
+                reduce_tokens(vision_tokens, self.reghead, anchor, self.config, attention())
             )
             done += len(chunk)
             if progress is not None:

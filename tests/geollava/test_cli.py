@@ -56,6 +56,24 @@ def test_num_keep(run, scene):
     assert json.loads(out)["tokens_after"] == 12 * 7
 
 
+@pytest.mark.parametrize("method", ["random", "spatial_pool", "fastervlm", "divprune"])
+def test_method(run, scene, method):
+    arguments = ("ask", scene, "How many?", "--json", "--max-new-tokens", 1, "--num-keep", 5)
+    code, out, err = run(*arguments, "--method", method)
+    assert code == 0
+    report = json.loads(out)
+    assert report["method"] == method
+    assert report["tokens_after"] == 12 * 5
+
+
+def test_methods_that_cannot_be(run, scene):
+    for method, message in (("best", "method must be one of"), ("sparsevlm", "needs text")):
+        code, out, err = run("ask", scene, "How many?", "--method", method)
+        assert (code, out) == (2, "")
+        assert message in err
+        assert err.count("\n") == 1
+
+
 def test_published_checkpoint(run, scene, complete_checkpoint):
     arguments = ("ask", scene, "What?", "--model", complete_checkpoint, "--json")
     code, out, err = run(*arguments, "--max-new-tokens", 3)
