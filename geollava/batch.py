@@ -193,6 +193,7 @@ def on_ray(tasks: list[Task], settings: Settings, workers: int | None) -> Iterat
             "the engine ray needs Ray Data: pip install 'tokenprune-vlm[ray]'"
         ) from error
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # progress is ours to show
     started = not ray.is_initialized()
     if started:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)

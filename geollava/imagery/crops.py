@@ -27,7 +27,9 @@ from geollava.imagery.scene import Scene
 BICUBIC = Image.Resampling.BICUBIC
 WEIGHT_BITS = 22  # of Pillow's fixed-point weights for 8-bit channels
 BLOCK_BYTES = 4 * 1024 * 1024  # of rows that pass the first pass at a time
-ROWS_IN_CACHE = 32  # of the second pass
+# Rows and samples of the pass across rows: small enough for the cache, and so large that threads do
+# not spend their time waiting for the interpreter between two calls.
+TILE = 16, 8192
 MAX_WORKERS = 4  # bands at a time; each takes some 30 MB on an 8K canvas
 
 Item = TypeVar("Item")
@@ -157,20 +159,37 @@ def weighted_rows(rows: np.ndarray, first: np.ndarray, weights: np.ndarray) -> n
     """[H, W, 3] uint8 -> [n, W, 3] uint8: output i is the weighted sum of rows from first[i] on."""
     flat = rows.reshape(len(rows), -1)
     output = np.empty((len(first), flat.shape[1]), dtype=np.uint8)
-    total, product = (np.empty(flat.shape[1], dtype=np.int32) for _ in range(2))
-    for start in range(0, len(first), ROWS_IN_CACHE):
-        stop = min(start + ROWS_IN_CACHE, len(first))
-        top = first[start]
-        wide = flat[top : first[stop - 1] + weights.shape[1]].astype(np.int32)
-        for index in range(start, stop):
-            total.fill(1 << (WEIGHT_BITS - 1))
-            for tap in np.flatnonzero(weights[index]):
-                np.multiply(wide[first[index] - top + tap], weights[index, tap], out=product)
-                total += product
-            total >>= WEIGHT_BITS
-            np.clip(total, 0, 255, out=total)
-            output[index] = total
+    steps = np.diff(first)
+    start = 0
+    while start < len(first):
+        # Outputs at even distances, whose inputs are a slice.
+        step = max(int(steps[start]), 1) if start < len(steps) else 1
+        stop = start + 1
+        while stop < min(start + TILE[0], len(first)) and steps[stop - 1] == step:
+            stop += 1
+        reach = (stop - start - 1) * step + 1
+        inputs = flat[first[start] : first[start] + reach + weights.shape[1] - 1]
+        for left in range(0, flat.shape[1], TILE[1]):
+            columns = slice(left, left + TILE[1])
+            output[start:stop, columns] = weighted_tile(
+                inputs[:, columns], weights[start:stop], reach, step
+            )
+        start = stop
     return output.reshape(len(first), *rows.shape[1:])
+
+
+def weighted_tile(inputs: np.ndarray, weights: np.ndarray, reach: int, step: int) -> np.ndarray:
+    """[h, w] uint8 -> [n, w] int32 of 0 to 255: output i starts at row i * step, below `reach`."""
+    # Rows beyond the image, which weigh nothing, are zero.
+    wide = np.zeros((reach + weights.shape[1] - 1, inputs.shape[1]), dtype=np.int32)
+    wide[: len(inputs)] = inputs
+    total = np.full((len(weights), inputs.shape[1]), 1 << (WEIGHT_BITS - 1), dtype=np.int32)
+    product = np.empty_like(total)
+    for tap in np.flatnonzero(weights.any(axis=0)):
+        np.multiply(wide[tap : tap + reach : step], weights[:, tap, None], out=product)
+        total += product
+    total >>= WEIGHT_BITS
+    return np.clip(total, 0, 255, out=total)
 
 
 def in_order(

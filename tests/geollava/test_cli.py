@@ -59,7 +59,7 @@ def test_num_keep(run, scene):
 @pytest.mark.parametrize("method", ["random", "spatial_pool", "fastervlm", "divprune"])
 def test_method(run, scene, method):
     arguments = ("ask", scene, "How many?", "--json", "--max-new-tokens", 1, "--num-keep", 5)
-    code, out, err = run(*arguments, "--method", method)
+    code, out, _ = run(*arguments, "--method", method)
     assert code == 0
     report = json.loads(out)
     assert report["method"] == method
