@@ -273,7 +273,15 @@ def tower_config(
 
 
 def to_published_config(config: Any, tower_name: str) -> dict[str, Any]:
-    """`GeoLlavaConfig` -> a published `config.json`."""
+    """`GeoLlavaConfig` -> a published `config.json`.
+
+    Raises:
+        ValueError: a setting that the published form cannot say.
+    """
+    if config.merge_assignment == "soft":
+        raise ValueError(
+            "the published form knows only hard assignments, got merge_assignment = 'soft'"
+        )
     text = config.text_config.to_dict()
     published = {key: text[key] for key in TEXT_KEYS if key in text}
     published["rope_theta"] = config.text_config.rope_parameters["rope_theta"]

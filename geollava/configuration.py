@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 from transformers import CLIPVisionConfig, PreTrainedConfig, Qwen2Config
@@ -20,6 +21,7 @@ QWEN2_7B: dict[str, Any] = {
     "rms_norm_eps": 1e-6,
     "rope_theta": 1_000_000.0,
 }
+ASSIGNMENTS = ("hard", "straight_through", "soft")
 DEFAULT_TOWER = "openai/clip-vit-large-patch14-336"
 
 
@@ -38,6 +40,8 @@ class GeoLlavaConfig(PreTrainedConfig):
         vision_feature_layer: index into the tower's hidden states; -2 is the last layer but one.
             The anchor takes its projections from the encoder layer of the same index.
         merge_max_iters, merge_cycles: as in `tokenprune.ops.background_merge`.
+        merge_assignment, merge_temperature: `assignment` and `temperature` of
+            `tokenprune.ops.background_anchored`: whether the affinity head gets a gradient.
         video_pool_stride: side of the windows that video frames are average pooled by.
         encoder_chunk_size: crops that pass the tower at a time.
         strict: raise when vision tokens are not finite.
@@ -64,6 +68,8 @@ class GeoLlavaConfig(PreTrainedConfig):
     vision_feature_layer: int = -2
     merge_max_iters: int = 12
     merge_cycles: str = "official"
+    merge_assignment: str = "hard"
+    merge_temperature: float = 1.0
     video_pool_stride: int = 2
     encoder_chunk_size: int = 144
     strict: bool = True
@@ -104,6 +110,15 @@ class GeoLlavaConfig(PreTrainedConfig):
             raise ValueError(
                 f"vision_feature_layer must be between {-depth} and -1, "
                 f"got {self.vision_feature_layer}"
+            )
+        if self.merge_assignment not in ASSIGNMENTS:
+            raise ValueError(
+                f"merge_assignment must be one of {', '.join(ASSIGNMENTS)}, "
+                f"got {self.merge_assignment!r}"
+            )
+        if not 0 < self.merge_temperature < math.inf:
+            raise ValueError(
+                f"merge_temperature must be above 0 and finite, got {self.merge_temperature}"
             )
         if self.encoder_chunk_size < 1:
             raise ValueError(

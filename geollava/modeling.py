@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as checkpoint_activations
 from transformers import GenerationMixin, PreTrainedModel, Qwen2Model
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -183,16 +184,24 @@ class GeoLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         parts, done = [], 0
         for chunk in pixel_values:
             self.check_pixels(chunk)
-            anchor = self.model.vision_tower.anchor
-            with reading_attention(anchor, self.config) as attention:
-                vision_tokens = self.model.vision_tower(self.prepare_pixels(chunk))
-            parts.append(
-                reduce_tokens(vision_tokens, self.reghead, anchor, self.config, attention())
-            )
+            if self.model.gradient_checkpointing and self.training:
+                # Of a chunk only pixels and kept tokens stay; even one input per layer would be
+                # 15 GB for an 8K image in bfloat16.
+                kept = checkpoint_activations(self.encode_chunk, chunk, use_reentrant=False)
+            else:
+                kept = self.encode_chunk(chunk)
+            parts.append(kept)
             done += len(chunk)
             if progress is not None:
                 progress(done)
         return ReducedTokens.cat(parts)
+
+    def encode_chunk(self, pixel_values: Tensor) -> ReducedTokens:
+        """Crops that fit the memory at once -> their kept vision tokens."""
+        tower = self.model.vision_tower
+        with reading_attention(tower.anchor, self.config) as attention:
+            vision_tokens = tower(self.prepare_pixels(pixel_values))
+        return reduce_tokens(vision_tokens, self.reghead, tower.anchor, self.config, attention())
 
     def get_video_features(self, pixel_values_videos: Tensor) -> Tensor:
         """[F, 3, h, w] frames -> [F * tokens per frame, text width]: projected, then pooled."""

@@ -69,8 +69,7 @@ def reduce_tokens(
         head: the affinity head.
         anchor: an attention module with `q_proj` and `v_proj`; as in the released model the keys
             are projected by `v_proj`.
-        config: `reduction_method`, `num_keep`, `merge_max_iters`, `merge_cycles` and `strict` count
-            here.
+        config: `reduction_method`, `num_keep`, `strict` and what begins with `merge_` count here.
         attention: [B, N], of the class token, for methods that need it.
     """
     if config.reduction_method == OWN_METHOD:
@@ -95,5 +94,7 @@ def background_anchored(head: AffinityHead, anchor: Any, config: GeoLlavaConfig)
         k_bias=anchor.v_proj.bias,
         max_iters=config.merge_max_iters,
         cycles=config.merge_cycles,
+        assignment=config.merge_assignment,
+        temperature=config.merge_temperature,
         strict=config.strict,
     )

@@ -245,8 +245,27 @@ def test_bfloat16(complete_checkpoint, pair):
         ({"num_keep": 577}, "between 1 and the 576 tokens of a crop, got 577"),
         ({"vision_feature_layer": 0}, "between -24 and -1"),
         ({"encoder_chunk_size": 0}, "at least 1"),
+        ({"merge_assignment": "fuzzy"}, "hard, straight_through, soft, got .fuzzy."),
+        ({"merge_temperature": 0.0}, "above 0 and finite, got 0.0"),
     ],
 )
 def test_bad_configuration(options, message):
     with pytest.raises(ValueError, match=message):
         GeoLlavaConfig(**options)
+
+
+def test_a_head_that_learns(complete_checkpoint, pair):
+    _, processor = pair
+    inputs = ask(processor, ["What?"], [[noise(100, 100)]])
+    losses = {}
+    for assignment in ("hard", "straight_through", "soft"):
+        config = GeoLlavaConfig.from_pretrained(complete_checkpoint)
+        config.merge_assignment = assignment
+        model = GeoLlavaForConditionalGeneration.from_pretrained(complete_checkpoint, config=config)
+        loss = model(**inputs, labels=inputs["input_ids"]).loss
+        loss.backward()
+        for weight in model.reghead.parameters():
+            learns = weight.grad is not None and bool(weight.grad.abs().max() > 0)
+            assert learns == (assignment != "hard")
+        losses[assignment] = loss.item()
+    assert losses["hard"] == losses["straight_through"] != losses["soft"]

@@ -31,6 +31,8 @@ class BackgroundAnchored(Method):
     k_bias: Tensor
     max_iters: int = 12
     cycles: str = "official"
+    assignment: str = "hard"
+    temperature: float = 1.0
     impl: str = "auto"
 
     def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
@@ -49,5 +51,7 @@ class BackgroundAnchored(Method):
             num_keep,
             max_iters=self.max_iters,
             cycles=self.cycles,
+            assignment=self.assignment,
+            temperature=self.temperature,
             impl=self.impl,
         )

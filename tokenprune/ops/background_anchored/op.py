@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -28,6 +29,8 @@ from tokenprune.ops.launch import grid_obstacle, resolve_impl
 from tokenprune.ops.precision import without_autocast
 from tokenprune.tokens import ReducedTokens
 
+ASSIGNMENTS = ("hard", "straight_through", "soft")
+
 
 def background_anchored(
     features: Tensor,
@@ -45,6 +48,8 @@ def background_anchored(
     max_iters: int = 12,
     cycles: str = "official",
     strict: bool = False,
+    assignment: str = "hard",
+    temperature: float = 1.0,
     impl: str = "auto",
 ) -> ReducedTokens:
     """`background_score`, `background_merge` and `anchored_select` in one call.
@@ -60,14 +65,22 @@ def background_anchored(
         num_keep: clusters to keep per crop, 1 to N, or a quota for each as in `anchored_select`.
         max_iters, cycles: as in `background_merge`.
         strict: as in `anchored_select`.
+        assignment: "hard" averages whole tokens, as published, and gives the affinity head no
+            gradient. "soft" weighs each token by its chance to end at the kept root when pointers
+            are followed at random (see `soft`); "straight_through" has the hard result, to the bit,
+            and the soft one's gradient. Which roots are kept is the hard choice in all of them.
+        temperature: of the softmax over neighbors in "soft" and "straight_through", above 0; the
+            lower, the closer to hard.
         impl: "auto" (Triton on CUDA), "reference" or "triton"; a named one runs or raises. Triton
             takes three launches, D in multiples of 16, N up to 1,024, and no float64.
 
     Returns:
-        ReducedTokens with `grid_size` set. Differentiable in `features`.
+        ReducedTokens with `grid_size` set. Differentiable in `features`, and unless `assignment`
+        is hard in the affinity head's weights.
 
     Raises:
-        ValueError, TypeError, NotImplementedError: as the three operators do.
+        ValueError, TypeError, NotImplementedError: as the three operators do; an assignment that
+            Triton does not have, or not with a quota per crop.
     """
     check_features(features)
     check_grid(grid_size, features.shape[1])
@@ -75,7 +88,14 @@ def background_anchored(
     check_anchor(features, cls, q_weight, q_bias, k_weight, k_bias)
     quotas = resolve_quotas(num_keep, features)
     check_merge_options(max_iters, cycles)
+    check_assignment(assignment, temperature, num_keep)
+    if assignment == "straight_through" and not torch.is_grad_enabled():
+        assignment = "hard"  # the same values, for less
     obstacle = grid_obstacle("background_anchored", features)
+    if assignment != "hard":
+        obstacle = NotImplementedError(
+            f"assignment={assignment!r} is implemented by impl='reference' only, got impl='triton'"
+        )
     chosen = resolve_impl(impl, obstacle, on_gpu=features.is_cuda)
     if strict:
         check_finite(features=features, cls=cls)
@@ -83,8 +103,19 @@ def background_anchored(
     if chosen == "triton":
         return _triton(features, cls, grid_size, *weights, quotas, max_iters, cycles)
     return reference.background_anchored(
-        features, cls, grid_size, *weights, num_keep, max_iters, cycles
+        features, cls, grid_size, *weights, num_keep, max_iters, cycles, assignment, temperature
     )
+
+
+def check_assignment(assignment: str, temperature: float, num_keep: int | Tensor) -> None:
+    if assignment not in ASSIGNMENTS:
+        raise ValueError(f"assignment must be one of {', '.join(ASSIGNMENTS)}, got {assignment!r}")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be above 0 and finite, got {temperature}")
+    if assignment != "hard" and isinstance(num_keep, Tensor):
+        raise NotImplementedError(
+            f"assignment={assignment!r} needs one num_keep for all crops, got a quota for each"
+        )
 
 
 @without_autocast

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from tokenprune.ops.anchored_select.reference import anchor_vector, select_clusters
+from tokenprune.ops.background_anchored.soft import (
+    hard_membership,
+    neighbor_weights,
+    soft_membership,
+    weighted_mean,
+)
 from tokenprune.ops.background_merge.reference import background_merge
 from tokenprune.ops.background_score.reference import shift_and_add, tap_weights
 from tokenprune.ops.precision import BLOCK_CROPS, wide_dtype, wide_matmul, without_autocast
@@ -27,6 +35,8 @@ def background_anchored(
     num_keep: int | Tensor,
     max_iters: int,
     cycles: str,
+    assignment: str = "hard",
+    temperature: float = 1.0,
 ) -> ReducedTokens:
     """Each token meets 82 vectors once: nine taps of nine outputs, and its crop's anchor.
 
@@ -44,5 +54,23 @@ def background_anchored(
         products = wide_matmul(block, vectors.mT)
         logits.append(shift_and_add(products[:, :, :81], grid_size, pw_bias))
         token_scores.append(products[:, :, 81] + offset)
-    roots = background_merge(torch.cat(logits), grid_size, max_iters, cycles)
-    return select_clusters(features, torch.cat(token_scores), roots, num_keep, grid_size)
+    affinity, ranks = torch.cat(logits), torch.cat(token_scores)
+    roots = background_merge(affinity, grid_size, max_iters, cycles)
+    hard = select_clusters(features, ranks, roots, num_keep, grid_size)
+    if assignment == "hard":
+        return hard
+    weights = neighbor_weights(affinity, grid_size, temperature)
+    membership = soft_membership(weights, roots, hard.keep_indices, hard.valid, grid_size)
+    if assignment == "straight_through":
+        # The value of the hard membership, to the bit, with the soft one's gradient.
+        membership = membership - membership.detach()
+        membership = membership + hard_membership(
+            roots, hard.keep_indices, hard.valid, membership.dtype
+        )
+    means = weighted_mean(membership, features).to(features.dtype)
+    scores = weighted_mean(membership, ranks[..., None]).squeeze(-1).float()
+    scores = scores.masked_fill(~hard.valid, float("-inf"))
+    if assignment == "straight_through":
+        means = hard.features.detach() + (means - means.detach())
+        scores = hard.scores.detach() + (scores - scores.detach()).nan_to_num()
+    return replace(hard, features=means, scores=scores)
