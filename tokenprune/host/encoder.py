@@ -19,8 +19,6 @@ from tokenprune import ops
 from tokenprune.adapter import Adapter
 from tokenprune.host.stopwatch import Stopwatch
 
-_ATTENTION_NAME = "tokenprune_reads_attention"
-
 
 @dataclass(frozen=True)
 class EncodedImages:
@@ -146,15 +144,16 @@ class AttentionReader:
             self._read(query, key, kwargs.get("scaling"))
             return attend(module, query, key, value, *args, **kwargs)
 
+        name = f"tokenprune_reads_attention_{id(self)}"  # readers may run side by side
         exchanged = copy.copy(config)
-        exchanged._attn_implementation_internal = _ATTENTION_NAME
-        ALL_ATTENTION_FUNCTIONS[_ATTENTION_NAME] = passing_by
+        exchanged._attn_implementation_internal = name
+        ALL_ATTENTION_FUNCTIONS[name] = passing_by
         layer.config = exchanged
         try:
             yield
         finally:
             layer.config = config
-            del ALL_ATTENTION_FUNCTIONS[_ATTENTION_NAME]
+            del ALL_ATTENTION_FUNCTIONS[name]
 
     @torch.no_grad()
     def _read(self, query: Tensor, key: Tensor, scale: float | None) -> None:

@@ -164,7 +164,24 @@ def _reduce_group(
     )
     if num_keep == rows * cols:
         return ReducedGrids(positions, whole(tokens))
-    return ReducedGrids(positions, method.reduce(tokens, num_keep))
+    result = method.reduce(tokens, num_keep)
+    check_reduced(type(method).__name__, result, tokens, num_keep)
+    return ReducedGrids(positions, result)
+
+
+def check_reduced(name: str, result: object, tokens: VisionTokens, num_keep: int) -> None:
+    """Raises unless a method, which may be anybody's, has kept what it was asked to keep."""
+    if not isinstance(result, ReducedTokens):
+        raise TypeError(f"{name} must return ReducedTokens, got {type(result).__name__}")
+    batch, num_tokens, width = tokens.features.shape
+    kept, shape = result.keep_indices, tuple(result.features.shape)
+    if tuple(kept.shape) != (batch, num_keep) or shape != (batch, num_keep, width):
+        raise ValueError(
+            f"{name} must keep {num_keep} tokens of each of {batch} images, "
+            f"got keep_indices {list(kept.shape)} and features {list(shape)}"
+        )
+    if bool((kept.diff(dim=1) <= 0).any() | (kept < 0).any() | (kept >= num_tokens).any()):
+        raise ValueError(f"{name} must give keep_indices ascending and below {num_tokens}")
 
 
 def _stack(parts: list[Tensor | None], like: Tensor) -> Tensor | None:
