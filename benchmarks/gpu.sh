@@ -13,8 +13,8 @@ assert torch.cuda.is_available(), "no CUDA device"
 print(torch.cuda.get_device_name(), "torch", torch.__version__, "triton", triton.__version__)
 EOF
 
-timeout 240 $python -m pytest tests/kernels/test_parity.py tests/kernels/test_compiler.py \
-    tests/kernels/test_gpu.py -q -x | tee "$out/gpu-tests.log"
+timeout 240 $python -m pytest tests/kernels/test_parity.py tests/kernels/test_selection.py \
+    tests/kernels/test_compiler.py tests/kernels/test_gpu.py -q -x | tee "$out/gpu-tests.log"
 tests=${PIPESTATUS[0]}
 # A speed-up on a red test is no speed-up.
 if [ "$tests" -eq 0 ]; then

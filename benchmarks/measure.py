@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import multiprocessing
 import statistics
@@ -53,13 +54,17 @@ def _extra_memory_mib(
 ) -> float:
     call = prepare(*arguments)
     gc.collect()
+    # What building the inputs freed goes back, or the call would take it for nothing.
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the present size
-    before = _status_mib("VmRSS")
+    before = status_mib("VmRSS")
     call()
-    return _status_mib("VmHWM") - before
+    return status_mib("VmHWM") - before
 
 
-def _status_mib(field: str) -> float:
+def status_mib(field: str) -> float:
+    """A size of this process, such as VmRSS now or VmHWM at its largest, in MiB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) / 1024

@@ -15,10 +15,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from benchmarks import results
+from benchmarks.cases import GREEDY
 
 COLORS = {
     "dense": "#b0b0b0",
     "dense, compiled": "#7f8fa6",
+    "dense, step by step": "#d0d0c0",
     "reference": "#e1a01e",
     "triton": "#1f78b4",
 }
@@ -34,6 +36,9 @@ def label(row: dict[str, Any]) -> str:
     if row["op"] == "background_anchored":
         crops, (height, width), depth, kept = row["shape"]
         return f"{row['op']}\n{crops} crops {height}x{width}x{depth}, {kept} kept, {row['dtype']}"
+    if row["op"] in GREEDY:
+        crops, tokens, depth, kept = row["shape"]
+        return f"{row['op']}\n{crops} crops {tokens}x{depth}, {kept} kept, {row['dtype']}"
     images, heads, tokens, depth = row["shape"]
     return f"{row['op']}\n{images} x {heads} heads, N = {tokens}, d = {depth}, {row['dtype']}"
 

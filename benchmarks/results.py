@@ -27,6 +27,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def upsert(rows: list[dict[str, Any]], device: str, folder: Path = FOLDER) -> Path:
     """Writes rows into the device's file; rows of the same key are replaced, others stay."""
+    folder.mkdir(exist_ok=True)
     path = folder / f"{device}.jsonl"
     present = read(path) if path.exists() else []
     merged = {json.dumps([row.get(name) for name in KEY]): row for row in [*present, *rows]}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,7 +36,9 @@ def commands() -> None:
 
 @app.command()
 def ask(
-    image: Annotated[Path, typer.Argument(help="JPEG, PNG, WebP or TIFF, of any size")],
+    image: Annotated[
+        Path, typer.Argument(help="JPEG, PNG, WebP, TIFF; GeoTIFF, COG, JPEG 2000, VRT (extra geo)")
+    ],
     question: Annotated[str, typer.Argument(help="What to ask")],
     model: Annotated[
         str | None,
@@ -43,15 +47,34 @@ def ask(
     num_keep: Annotated[
         int | None, typer.Option(help="Visual tokens to keep per crop (default: the model's)")
     ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="How tokens are chosen, as a control (default: as the model does)"),
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length limit of the answer")] = 128,
     overlay: Annotated[
         Path | None, typer.Option(help="Draw what was kept over the image, into this file")
     ] = None,
+    tokens_geojson: Annotated[
+        Path | None, typer.Option(help="Write what was kept as polygons, into this file")
+    ] = None,
+    bands: Annotated[
+        str | None,
+        typer.Option(help="Bands for red, green and blue, such as 4,3,2, or one for gray"),
+    ] = None,
+    resize: Annotated[
+        str,
+        typer.Option(help="pillow: pixels as published; fast: from reduced forms where there are"),
+    ] = "pillow",
+    memory_budget: Annotated[
+        str | None, typer.Option(help="What encoding may take beside the weights, such as 8GiB")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")] = "auto",
     dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "auto",
     max_megapixels: Annotated[
-        int, typer.Option(min=1, help="Refuse larger images before decoding them")
-    ] = 537,
+        int | None,
+        typer.Option(min=1, help="Refuse larger images (default: 537; rasters 17,180)"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object")] = False,
 ) -> None:
     """Ask a question about an image."""
@@ -59,50 +82,66 @@ def ask(
         raise ValueError("the question must say something, it is empty")
     if num_keep is not None and num_keep < 1:
         raise ValueError(f"--num-keep must be at least 1, got {num_keep}")
-    if dtype not in DTYPES:
-        raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {dtype}")
+    check_one_of("--dtype", dtype, DTYPES)
 
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
-    from geollava import imagery
+    from geollava import geojson, imagery
     from geollava import overlay as drawing
-    from geollava.answer import Stopwatch, answer, peak_memory_mib
+    from geollava.answer import Stopwatch, answer, load, peak_memory_mib
     from geollava.default_model import default_checkpoint
+    from geollava.outputs import check_output
+    from geollava.streaming import parse_memory
 
-    logging.disable_progress_bar()  # of transformers, for loading and saving weights
+    transformers_logging.disable_progress_bar()  # of transformers, for loading and saving weights
+    transformers_logging.set_verbosity_error()
     stopwatch = Stopwatch()
     if overlay is not None:
-        drawing.check_path(overlay)
+        check_output(overlay, "the overlay", drawing.SUFFIXES)
+    if tokens_geojson is not None:
+        check_output(tokens_geojson, "the GeoJSON file", geojson.SUFFIXES)
+    budget = parse_memory(memory_budget) if memory_budget is not None else None
+    check_one_of("--resize", resize, imagery.RESIZE_MODES)
     with stopwatch.stage("read"):
-        picture = imagery.read_image(image, max_pixels=max_megapixels * 1_000_000)
+        scene = imagery.open_scene(
+            image,
+            bands=parse_bands(bands),
+            max_pixels=max_megapixels and max_megapixels * 1_000_000,
+        )
     with stopwatch.stage("load"):
         folder = model if model is not None else str(default_checkpoint())
-        network, processor = load(folder, num_keep, device, dtype)
-    if network.config.untrained:
-        stderr.print(
-            "[yellow]note:[/] this model's weights are untrained, its answer means nothing"
-        )
-
+        network, processor = load(folder, num_keep, device, dtype, method)
+        processor.image_processor.resize = resize
     with progress_bar() as bar:
         task = bar.add_task("crops", total=None)
         result = answer(
             network,
             processor,
-            picture,
+            scene,
             question,
             max_new_tokens=max_new_tokens,
+            memory_budget=budget,
             stopwatch=stopwatch,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     if overlay is not None:
         with stopwatch.stage("overlay"):
-            drawing.save(drawing.draw(picture, result.kept, result.canvas_size), overlay)
+            drawing.save(drawing.draw(scene, result.kept, result.canvas_size), overlay)
 
+    if tokens_geojson is not None:
+        with stopwatch.stage("geojson"):
+            collection = geojson.token_features(scene, result.kept, result.canvas_size)
+            geojson.save(collection, tokens_geojson)
+    if network.config.untrained:
+        stderr.print(
+            "[yellow]note:[/] this model's weights are untrained, its answer means nothing"
+        )
     report = {
         "answer": result.text,
         "model": folder,
+        "method": network.config.reduction_method,
         "untrained": network.config.untrained,
-        "image_size": list(picture.size),
+        "image_size": list(scene.size),
         "canvas_size": list(result.canvas_size),
         "crops": result.crops,
         "tokens_before": result.tokens_before,
@@ -114,6 +153,86 @@ def ask(
         print(json.dumps(report, ensure_ascii=False))
     else:
         show(report, overlay)
+
+
+@app.command()
+def batch(
+    scenes: Annotated[
+        Path, typer.Argument(help="Folder, or CSV or Parquet file with a column image of paths")
+    ],
+    questions: Annotated[Path, typer.Option(help="Text file, a question on each line")],
+    out: Annotated[Path, typer.Option(help="Parquet file for the answers; finished rows stay")],
+    engine: Annotated[
+        str, typer.Option(help="local: in this process; ray: on Ray Data (extra ray)")
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Models at a time on Ray (default: one per GPU)")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Checkpoint: a folder or a hub name (default: a small one, untrained)"),
+    ] = None,
+    num_keep: Annotated[
+        int | None,
+        typer.Option(min=1, help="Visual tokens to keep per crop (default: the model's)"),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="How tokens are chosen, as a control (default: as the model does)"),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length limit of an answer")] = 128,
+    bands: Annotated[
+        str | None,
+        typer.Option(help="Bands for red, green and blue, such as 4,3,2, or one for gray"),
+    ] = None,
+    resize: Annotated[
+        str,
+        typer.Option(help="pillow: pixels as published; fast: from reduced forms where there are"),
+    ] = "pillow",
+    memory_budget: Annotated[
+        str | None, typer.Option(help="What encoding may take beside the weights, such as 8GiB")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps")] = "auto",
+    dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "auto",
+) -> None:
+    """Ask every question about every scene; goes on where it was stopped."""
+    check_one_of("--dtype", dtype, DTYPES)
+    check_one_of("--engine", engine, ("local", "ray"))
+
+    from transformers.utils import logging as transformers_logging
+
+    from geollava import imagery
+    from geollava.batch import Settings, run_batch
+    from geollava.default_model import default_checkpoint
+    from geollava.streaming import parse_memory
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    check_one_of("--resize", resize, imagery.RESIZE_MODES)
+    chosen = parse_bands(bands)
+    settings = Settings(
+        model=model if model is not None else str(default_checkpoint()),
+        num_keep=num_keep,
+        method=method,
+        max_new_tokens=max_new_tokens,
+        bands=tuple(chosen) if chosen is not None else None,
+        resize=resize,
+        memory_budget=parse_memory(memory_budget) if memory_budget is not None else None,
+        device=device,
+        dtype=dtype,
+    )
+    with progress_bar() as bar:
+        task = bar.add_task("scenes", total=None)
+        rows, errors = run_batch(
+            scenes,
+            questions,
+            out,
+            settings,
+            engine=engine,
+            workers=workers,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    stderr.print(f"{rows:,} rows in {out}, {errors:,} of them with an error", soft_wrap=True)
 
 
 @app.command()
@@ -177,6 +296,7 @@ def export(
     if form not in ("own", "published"):
         raise ValueError(f"--form must be own or published, got {form}")
 
+    from geollava.answer import load
     from geollava.train import RUN_FILE, export_run, save_checkpoint
 
     if (source / RUN_FILE).is_file():
@@ -214,33 +334,19 @@ def show_problems(report: Any) -> None:
     stdout.print(f"{report.rows:,} rows, problems: {', '.join(counts) or 'none'}")
 
 
-def load(folder: str, num_keep: int | None, device: str, dtype: str) -> tuple[Any, Any]:
-    """Model and processor of a checkpoint; the weights are checked before the tokenizer is read."""
-    import torch
+def check_one_of(option: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{option} must be one of {', '.join(allowed)}, got {value}")
 
-    from geollava import GeoLlavaConfig, GeoLlavaForConditionalGeneration, GeoLlavaProcessor
-    from geollava.checkpoint import resolve_folder
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+def parse_bands(text: str | None) -> list[int] | None:
+    """ "4,3,2" -> [4, 3, 2]."""
+    if text is None:
+        return None
     try:
-        target = torch.device(device)
-        torch.empty(0, device=target)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {device} is not available: {first_line(error)}") from error
-    if dtype == "auto":
-        dtype = "float32" if target.type == "cpu" else "bfloat16"
-
-    checkpoint = resolve_folder(folder)
-    config = GeoLlavaConfig.from_pretrained(checkpoint)
-    if num_keep is not None:
-        config.num_keep = num_keep
-        config.check()
-    network = GeoLlavaForConditionalGeneration.from_pretrained(
-        checkpoint, config=config, dtype=getattr(torch, dtype)
-    )
-    processor = GeoLlavaProcessor.from_pretrained(checkpoint, num_keep=config.num_keep)
-    return network.to(target).eval(), processor
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"--bands must be numbers such as 4,3,2, got {text}") from error
 
 
 def progress_bar() -> Progress:
@@ -280,6 +386,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs the command line; an error is one line on the standard error, never a traceback."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for library in ("PIL", "rasterio"):  # what they log of a damaged file, the error says
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
         sys.exit(app(arguments, standalone_mode=False))
     except (ValueError, TypeError, NotImplementedError, OSError, ImportError) as error:

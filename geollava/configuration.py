@@ -34,6 +34,8 @@ class GeoLlavaConfig(PreTrainedConfig):
         vision_config: the CLIP tower, ViT-L/14-336 by default.
         text_config: the Qwen2 language model, 7B by default.
         num_keep: visual tokens that remain of each crop.
+        reduction_method: how they are chosen, a name of `tokenprune.list_methods()`; another than
+            the model's own is a control.
         image_token_id, video_token_id: stand in `input_ids` once per visual token.
         vision_feature_layer: index into the tower's hidden states; -2 is the last layer but one.
             The anchor takes its projections from the encoder layer of the same index.
@@ -60,6 +62,7 @@ class GeoLlavaConfig(PreTrainedConfig):
     vision_config: Any = None
     text_config: Any = None
     num_keep: int = 24
+    reduction_method: str = "background_anchored"
     image_token_id: int = checkpoint.QWEN2_FREE_TOKEN_ID
     video_token_id: int = checkpoint.QWEN2_FREE_TOKEN_ID + 1
     vision_feature_layer: int = -2

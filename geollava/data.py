@@ -29,6 +29,7 @@ BOX = re.compile(
 )
 OPTION = re.compile(r"^\s*\(?([A-Z])[).:]\s*(\S.*?)\s*$", re.MULTILINE)
 LETTER_AND_TEXT = re.compile(r"\(?([A-Z])(?:[).:].*)?", re.DOTALL)
+ROWS = 1024  # of an image, decoded at a time
 LETTERS = re.compile(r"[A-Z](?:[\s,;]*[A-Z])*\.?")
 
 Box = tuple[float, float, float, float]
@@ -232,7 +233,11 @@ class ImageSizes:
     def look(self, path: Path) -> tuple[int, int] | str:
         """The size, or in words why the image cannot be read."""
         try:
-            return imagery.read_image(path).size if self.decode else imagery.read_size(path)
+            with imagery.open_scene(path) as scene:
+                width, height = scene.size
+                for top in range(0, height if self.decode else 0, ROWS):
+                    scene.read_rows(top, min(top + ROWS, height), factor=1)
+                return width, height
         except ValueError as error:
             return str(error)
 

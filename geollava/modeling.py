@@ -5,7 +5,7 @@ Modules carry the names of published checkpoints, so that a released state dict 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,13 @@ from geollava import checkpoint, sharding
 from geollava.configuration import GeoLlavaConfig
 from geollava.imagery import normalize_crops
 from geollava.projector import build_projector, pool_frames
-from geollava.token_reduction import AffinityHead, ReducedTokens, reduce_tokens
+from geollava.token_reduction import (
+    AffinityHead,
+    ReducedTokens,
+    check_method,
+    reading_attention,
+    reduce_tokens,
+)
 from geollava.vision_tower import VisionTower
 
 # Inputs that belong to the prompt: read once, before the first new token.
@@ -72,6 +78,7 @@ class GeoLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: GeoLlavaConfig) -> None:
         super().__init__(config)
+        check_method(config.reduction_method)
         self.model = GeoLlavaModel(config)
         self.reghead = AffinityHead(config.vision_config.hidden_size)
         self.lm_head = nn.Linear(
@@ -179,18 +186,24 @@ class GeoLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.model.mm_projector(kept.features).flatten(0, 1)
 
     def encode_crops(
-        self, pixel_values: Tensor, progress: Callable[[int], None] | None = None
+        self,
+        pixel_values: Tensor | Iterable[Tensor],
+        progress: Callable[[int], None] | None = None,
     ) -> ReducedTokens:
-        """[C, 3, h, w] crops -> the kept vision tokens of each, `encoder_chunk_size` at a time.
+        """Crops -> the kept vision tokens of each; of every other token nothing stays.
 
         Args:
-            pixel_values: uint8 or normalized floating point, on any device; each chunk is moved to
+            pixel_values: [C, 3, h, w], which passes `encoder_chunk_size` crops at a time, or chunks
+                of such; uint8 or normalized floating point, on any device. Each chunk is moved to
                 the model's device and normalized there.
             progress: called with the number of crops done so far.
         """
-        self.check_pixels(pixel_values)
+        if isinstance(pixel_values, Tensor):
+            self.check_pixels(pixel_values)
+            pixel_values = pixel_values.split(self.config.encoder_chunk_size)
         parts, done = [], 0
-        for chunk in pixel_values.split(self.config.encoder_chunk_size):
+        for chunk in pixel_values:
+            self.check_pixels(chunk)
             if self.model.gradient_checkpointing and self.training:
                 # Of a chunk only pixels and kept tokens stay; even one input per layer would be
                 # 15 GB for an 8K image in bfloat16.
@@ -206,8 +219,9 @@ class GeoLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def encode_chunk(self, pixel_values: Tensor) -> ReducedTokens:
         """Crops that fit the memory at once -> their kept vision tokens."""
         tower = self.model.vision_tower
-        vision_tokens = tower(self.prepare_pixels(pixel_values))
-        return reduce_tokens(vision_tokens, self.reghead, tower.anchor, self.config)
+        with reading_attention(tower.anchor, self.config) as attention:
+            vision_tokens = tower(self.prepare_pixels(pixel_values))
+        return reduce_tokens(vision_tokens, self.reghead, tower.anchor, self.config, attention())
 
     def get_video_features(self, pixel_values_videos: Tensor) -> Tensor:
         """[F, 3, h, w] frames -> [F * tokens per frame, text width]: projected, then pooled."""
@@ -222,7 +236,7 @@ class GeoLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return torch.cat(parts).flatten(0, 1)
 
     def prepare_pixels(self, pixels: Tensor) -> Tensor:
-        pixels = pixels.to(self.device)
+        pixels = pixels.to(self.device, non_blocking=True)
         if pixels.dtype == torch.uint8:
             return normalize_crops(pixels, self.config.image_mean, self.config.image_std)
         return pixels

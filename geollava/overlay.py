@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from geollava.imagery import image_box
+from geollava.imagery import as_scene, image_box, resized
+from geollava.outputs import written_whole
 from geollava.token_reduction import ReducedTokens
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 LONGEST_SIDE = 2400  # pixels of the picture
 KEPT_COLOR = (255, 176, 32)
 MERGED_LIGHT, LEFT_OUT_LIGHT = 0.8, 0.35
-
-
-def check_path(path: Path) -> None:
-    """Raises ValueError if no picture can be written there; asked before the work, not after it."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"the overlay must end in {', '.join(SUFFIXES)}, got {path.name}")
-    if not path.parent.is_dir():
-        raise ValueError(f"the overlay's folder {path.parent} does not exist")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise ValueError(f"the overlay {path} cannot be written")
 
 
 def token_maps(kept: ReducedTokens, canvas_grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -53,11 +43,11 @@ def token_maps(kept: ReducedTokens, canvas_grid: tuple[int, int]) -> tuple[Tenso
     )
 
 
-def draw(image: Image.Image, kept: ReducedTokens, canvas_size: tuple[int, int]) -> Image.Image:
+def draw(image: Any, kept: ReducedTokens, canvas_size: tuple[int, int]) -> Image.Image:
     """The image, small: kept tokens bright and framed, those merged into them pale, the rest dark.
 
     Args:
-        image: the RGB image that was asked about.
+        image: what was asked about: a scene, or what `imagery.as_scene` makes one of.
         kept: the kept tokens of its crops, row by row.
         canvas_size: (width, height) in pixels of the canvas they were cut from.
     """
@@ -68,9 +58,10 @@ def draw(image: Image.Image, kept: ReducedTokens, canvas_size: tuple[int, int]) 
     cell = max(2, LONGEST_SIDE // max(rows, cols))  # pixels of the picture per token
     scale = cell * cols / canvas_size[0]
 
-    left, top, right, bottom = (round(edge * scale) for edge in image_box(image.size, canvas_size))
+    scene = as_scene(image)
+    left, top, right, bottom = (round(edge * scale) for edge in image_box(scene.size, canvas_size))
     canvas = Image.new("RGB", (cell * cols, cell * rows))
-    canvas.paste(image.resize((right - left, bottom - top), Image.Resampling.BOX), (left, top))
+    canvas.paste(resized(scene, (right - left, bottom - top)), (left, top))
     pixels = np.asarray(canvas).astype(np.float32)
 
     def light(tokens: Tensor) -> np.ndarray:
@@ -111,11 +102,5 @@ def with_caption(picture: Image.Image, roots: Tensor, members: Tensor) -> Image.
 
 def save(picture: Image.Image, path: Path) -> None:
     """Writes the picture whole or not at all."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    try:
-        picture.save(name)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with written_whole(path) as partial:
+        picture.save(partial)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from os import PathLike
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ OPTIONS = (
     "max_aspect_ratio",
     "do_normalize",
     "include_thumbnail",
+    "resize",
     "image_mean",
     "image_std",
 )
@@ -49,30 +49,6 @@ CHAT_TEMPLATE = (
 )
 
 
-def to_rgb(image: Any) -> Image.Image:
-    """A Pillow image, a path, or a uint8 array [H, W, 3] or tensor [3, H, W], as RGB.
-
-    Raises:
-        TypeError: anything else.
-        ValueError: an array of another shape; a file that `imagery.read_image` refuses.
-    """
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    if isinstance(image, (str, PathLike)):
-        return imagery.read_image(image)
-    if isinstance(image, Tensor):
-        image = image.permute(1, 2, 0).cpu().numpy() if image.ndim == 3 else image.cpu().numpy()
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8:
-            raise TypeError(f"an image array must be uint8, got {image.dtype}")
-        if image.ndim != 3 or image.shape[2] != 3:
-            raise ValueError(f"an image array must be [H, W, 3], got {list(image.shape)}")
-        return Image.fromarray(np.ascontiguousarray(image))
-    raise TypeError(
-        f"an image must be a Pillow image, a path, an array or a tensor, got {type(image).__name__}"
-    )
-
-
 def flatten(images: Any) -> list[Any]:
     """One image, a list, or a list per prompt -> a flat list."""
     if isinstance(images, (list, tuple)):
@@ -89,6 +65,7 @@ class GeoLlavaImageProcessor(BaseImageProcessor):
         max_crops, max_aspect_ratio: the rule's limits.
         do_normalize: return normalized float32 instead of uint8, which the model normalizes itself.
         include_thumbnail: put the whole image, squashed into one crop, before the crops.
+        resize: "pillow", to the bit as published, or "fast"; see `imagery.crop_rows`.
         image_mean, image_std: per channel, for values scaled to [0, 1].
     """
 
@@ -102,6 +79,7 @@ class GeoLlavaImageProcessor(BaseImageProcessor):
         max_aspect_ratio: int = 49,
         do_normalize: bool = False,
         include_thumbnail: bool = False,
+        resize: str = "pillow",
         image_mean: Sequence[float] = checkpoint.CLIP_MEAN,
         image_std: Sequence[float] = checkpoint.CLIP_STD,
         **kwargs: Any,
@@ -113,6 +91,7 @@ class GeoLlavaImageProcessor(BaseImageProcessor):
         self.max_aspect_ratio = max_aspect_ratio
         self.do_normalize = do_normalize
         self.include_thumbnail = include_thumbnail
+        self.resize = resize
         self.image_mean = list(image_mean)
         self.image_std = list(image_std)
 
@@ -151,26 +130,35 @@ class GeoLlavaImageProcessor(BaseImageProcessor):
         """(width, height) in pixels of the canvas for an image of that size."""
         return imagery.select_canvas(width, height, self.canvases())
 
+    def crop_rows(self, scene: imagery.Scene) -> Iterator[Tensor]:
+        """A scene's crops, a row of the canvas at a time: [cols, 3, crop_size, crop_size] uint8."""
+        canvas = self.select_canvas(*scene.size)
+        return imagery.crop_rows(scene, canvas, self.crop_size, self.resize)
+
     def cut(self, image: Any) -> Tensor:
         """One image -> [C, 3, crop_size, crop_size] uint8 row by row, thumbnail first if any."""
-        image = to_rgb(image)
-        canvas = imagery.fit_canvas(image, self.select_canvas(*image.size))
-        crops = imagery.cut_crops(canvas, self.crop_size)
+        scene, side = imagery.as_scene(image), self.crop_size
+        width, height = self.select_canvas(*scene.size)
+        crops = torch.empty(height // side, width // side, 3, side, side, dtype=torch.uint8)
+        for row, tiles in enumerate(self.crop_rows(scene)):
+            crops[row] = tiles
+        crops = crops.flatten(0, 1)
         if not self.include_thumbnail:
             return crops
-        squashed = image.resize((self.crop_size, self.crop_size), Image.Resampling.BICUBIC)
-        return torch.cat([imagery.cut_crops(squashed, self.crop_size), crops])
+        squashed = imagery.resized(scene, (side, side), self.resize)
+        return torch.cat([imagery.cut_crops(np.asarray(squashed), side), crops])
 
     def cut_frame(self, frame: Any) -> Tensor:
         """One frame -> [1, 3, crop_size, crop_size] uint8: shorter side fitted, center cut out."""
-        frame, side = to_rgb(frame), self.crop_size
+        frame, side = imagery.to_rgb(frame), self.crop_size
         width, height = frame.size
         shorter = min(width, height)
         resized = frame.resize(
             (int(side * width / shorter), int(side * height / shorter)), Image.Resampling.BICUBIC
         )
         left, top = (resized.width - side) // 2, (resized.height - side) // 2
-        return imagery.cut_crops(resized.crop((left, top, left + side, top + side)), side)
+        middle = resized.crop((left, top, left + side, top + side))
+        return imagery.cut_crops(np.asarray(middle), side)
 
     def finish(self, crops: Iterable[Tensor]) -> Tensor:
         pixels = torch.cat(list(crops))
@@ -278,10 +266,10 @@ class GeoLlavaProcessor(ProcessorMixin):
         check_return_tensors(kwargs.pop("return_tensors", "pt"))
         prompts = [text] if isinstance(text, str) else list(text)
         data: dict[str, Any] = {}
-        image_lengths: list[int] = []
+        num_crops: list[int] = []
         if images is not None:
             data |= self.image_processor(images)
-            image_lengths = [int(count) * self.num_keep for count in data["num_crops"]]
+            num_crops = data["num_crops"].tolist()
         video_lengths: list[int] = []
         if videos is not None:
             frames = [
@@ -291,13 +279,27 @@ class GeoLlavaProcessor(ProcessorMixin):
                 frame for video in frames for frame in video
             )
             video_lengths = [len(video) * self.tokens_per_frame for video in frames]
-        prompts = expand_marks(prompts, IMAGE_TOKEN, image_lengths)
+        return BatchFeature(self.tokenize(prompts, num_crops, video_lengths, **kwargs) | data)
+
+    def tokenize(
+        self,
+        prompts: list[str],
+        num_crops: Sequence[int],
+        video_lengths: Sequence[int] = (),
+        **kwargs: Any,
+    ) -> dict[str, Tensor]:
+        """Prompts about images of so many crops -> `input_ids` and `attention_mask` [B, L].
+
+        Args:
+            num_crops: of each image, in the order of the `<image>` marks.
+            video_lengths: visual tokens of each video, in the order of the `<video>` marks.
+            kwargs: for the tokenizer.
+        """
+        prompts = expand_marks(prompts, IMAGE_TOKEN, [self.num_keep * n for n in num_crops])
         prompts = expand_marks(prompts, VIDEO_TOKEN, video_lengths)
         kwargs.setdefault("padding", len(prompts) > 1)
         tokens = self.tokenizer(prompts, return_tensors="pt", **kwargs)
-        return BatchFeature(
-            {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]} | data
-        )
+        return {name: tokens[name] for name in ("input_ids", "attention_mask")}
 
     def build_prompt(self, question: str, *, num_images: int = 1) -> str:
         """The published chat format with `num_images` marks before the question."""
@@ -318,7 +320,7 @@ class GeoLlavaProcessor(ProcessorMixin):
         ]
 
 
-def expand_marks(prompts: list[str], mark: str, lengths: list[int]) -> list[str]:
+def expand_marks(prompts: list[str], mark: str, lengths: Sequence[int]) -> list[str]:
     """Each mark, over all prompts in order, becomes as many marks as its image has tokens."""
     found = sum(prompt.count(mark) for prompt in prompts)
     if found != len(lengths):

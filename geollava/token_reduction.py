@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 from geollava.configuration import GeoLlavaConfig
 from geollava.sharding import whole
-from tokenprune import ReducedTokens, VisionTokens, get_method
+from tokenprune import Method, ReducedTokens, VisionTokens, get_method, method_class
+from tokenprune.host.encoder import AttentionReader
 
-__all__ = ["AffinityHead", "ReducedTokens", "reduce_tokens"]
+__all__ = ["AffinityHead", "ReducedTokens", "check_method", "reading_attention", "reduce_tokens"]
+
+OWN_METHOD = "background_anchored"
 
 
 class AffinityHead(nn.Module):
@@ -22,20 +27,65 @@ class AffinityHead(nn.Module):
         self.pw = nn.Conv2d(width, 9, 1)
 
 
+def check_method(name: str) -> None:
+    """Raises ValueError unless there is such a method and crops carry what it needs."""
+    missing = [need for need in method_class(name).needs if need not in ("cls", "attention")]
+    if missing:
+        raise ValueError(
+            f"the method {name} needs {', '.join(missing)}: crops are reduced before the question "
+            "is read"
+        )
+
+
+@contextmanager
+def reading_attention(
+    anchor: nn.Module, config: GeoLlavaConfig
+) -> Iterator[Callable[[], Tensor | None]]:
+    """While the tower runs within, its class token's attention is read, where a method needs it.
+
+    Yields:
+        What gives [B, N] float32 afterwards, or None.
+    """
+    if "attention" not in method_class(config.reduction_method).needs:
+        yield lambda: None
+        return
+    reader = AttentionReader(num_prefix_tokens=1)
+    with reader.reading(anchor):
+        yield reader.joined
+
+
 def reduce_tokens(
-    hidden_states: Tensor, head: AffinityHead, anchor: Any, config: GeoLlavaConfig
+    hidden_states: Tensor,
+    head: AffinityHead,
+    anchor: Any,
+    config: GeoLlavaConfig,
+    attention: Tensor | None = None,
 ) -> ReducedTokens:
     """Background Token Pruning, then Anchored Token Selection (arXiv 2505.21375, section 3.2).
+
+    Or another method, as a control: what `config.reduction_method` names.
 
     Args:
         hidden_states: [B, 1 + N, D], the class token first.
         head: the affinity head.
         anchor: an attention module with `q_proj` and `v_proj`; as in the released model the keys
             are projected by `v_proj`.
-        config: `num_keep`, `strict` and what begins with `merge_` count here.
+        config: `reduction_method`, `num_keep`, `strict` and what begins with `merge_` count here.
+        attention: [B, N], of the class token, for methods that need it.
     """
-    method = get_method(
-        "background_anchored",
+    if config.reduction_method == OWN_METHOD:
+        method = background_anchored(head, anchor, config)
+    else:
+        method = get_method(config.reduction_method, strict=config.strict)
+    tokens = VisionTokens(
+        hidden_states[:, 1:], config.grid_size, cls=hidden_states[:, 0], attention=attention
+    )
+    return method.reduce(tokens, config.num_keep)
+
+
+def background_anchored(head: AffinityHead, anchor: Any, config: GeoLlavaConfig) -> Method:
+    return get_method(
+        OWN_METHOD,
         dw_weight=head.dw.weight,
         pw_weight=head.pw.weight,
         pw_bias=head.pw.bias,
@@ -49,5 +99,3 @@ def reduce_tokens(
         temperature=config.merge_temperature,
         strict=config.strict,
     )
-    tokens = VisionTokens(hidden_states[:, 1:], config.grid_size, cls=hidden_states[:, 0])
-    return method.reduce(tokens, config.num_keep)

@@ -2,11 +2,13 @@
 
 from tokenprune import ops
 from tokenprune.apply import Handle, apply
-from tokenprune.method import Method, get_method, list_methods
+from tokenprune.chain import Chain
+from tokenprune.method import Method, get_method, list_methods, method_class
 from tokenprune.tokens import ReducedTokens, VisionTokens
 from tokenprune.version import __version__
 
 __all__ = [
+    "Chain",
     "Handle",
     "Method",
     "ReducedTokens",
@@ -15,5 +17,6 @@ __all__ = [
     "apply",
     "get_method",
     "list_methods",
+    "method_class",
     "ops",
 ]

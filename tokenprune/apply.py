@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Integral
 from types import MethodType, TracebackType
 from typing import Any
 
@@ -80,6 +82,10 @@ def unwrap(model: nn.Module) -> tuple[nn.Module, nn.Module]:
         raise NotImplementedError(
             f"{type(model).__name__} copies the model; apply to what it wraps, model.module"
         )
+    if "SequenceClassification" in type(model).__name__:
+        raise NotImplementedError(
+            f"{type(model).__name__} picks a column of the whole sequence, which moves"
+        )
     base = getattr(model, "base_model", model)
     for module in (model, base):
         if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
@@ -152,14 +158,19 @@ class Handle:
         self._stopwatches: list[Stopwatch] = []
         self._cache_bytes_saved = 0
         self._adapter = find_adapter(base)
-        missing = [name for name in method.needs if name != "attention"]
+        missing = [name for name in method.needs if name not in ("attention", "text")]
         if missing:
             raise NotImplementedError(
                 f"{type(method).__name__} needs {', '.join(missing)}, apply does not hand it over"
             )
+        if not strict:
+            self.method = copy.copy(method)
+            self.method.strict = False
         self._hooks = HostHooks.enter(model, self._adapter, self)
 
     def __enter__(self) -> Handle:
+        if self not in self._hooks.handles:
+            raise RuntimeError("this handle was removed; apply again")
         return self
 
     def __exit__(
@@ -179,9 +190,9 @@ class Handle:
 
         Args:
             sizes: one entry per image: the number of its placeholders, or its size as the model is
-                given it: (frames, rows, cols) of `image_grid_thw` for Qwen-VL, (height, width) of
-                `image_sizes` for LLaVA-NeXT and -OneVision. Hosts whose images all have the same
-                number of tokens take any entry.
+                given it: (frames, rows, cols) of `image_grid_thw` for Qwen-VL or (height, width)
+                of the resized image, (height, width) of `image_sizes` for LLaVA-NeXT and
+                -OneVision. Hosts whose images all have the same number of tokens take any entry.
 
         Returns:
             One number per image.
@@ -191,8 +202,8 @@ class Handle:
         return [self.budget.kept_of(self._num_tokens(size)) for size in sizes]
 
     def _num_tokens(self, size: Any) -> int:
-        if isinstance(size, int):
-            return size
+        if isinstance(size, Integral) or (isinstance(size, Tensor) and size.ndim == 0):
+            return int(size)
         size = None if size is None else tuple(int(value) for value in size)
         return self._adapter.layout(size).num_tokens
 
@@ -241,6 +252,8 @@ class Handle:
         rows, length = columns.keep.shape
         removed = length - columns.index.shape[1]
         for layer in cache.layers:
+            if layer.keys is None:  # made, but not used: nothing was cached
+                continue
             per_column = sum(
                 states.shape[1] * states.shape[3] * states.element_size()
                 for states in (layer.keys, layer.values)
@@ -263,8 +276,8 @@ def merged_per_image(images: ReducedImages) -> list[int]:
         tokens = group.tokens
         roots = torch.zeros_like(tokens.assignment, dtype=torch.bool)
         roots.scatter_(1, tokens.keep_indices, tokens.valid)
-        joined = roots.gather(1, tokens.assignment)
-        joined &= tokens.assignment != torch.arange(joined.shape[1], device=joined.device)
+        kept = torch.zeros_like(roots).scatter_(1, tokens.keep_indices, True)
+        joined = roots.gather(1, tokens.assignment) & ~kept
         crops = owner[group.positions[:, 0].cpu()]
         merged.index_add_(0, crops, joined.sum(1).cpu())
     return merged.tolist()

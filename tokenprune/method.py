@@ -7,6 +7,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
+import torch
+
 from tokenprune.ops.checks import check_finite, check_num_keep
 from tokenprune.plugins import load_plugin, plugin_names
 from tokenprune.tokens import ReducedTokens, VisionTokens
@@ -21,12 +23,19 @@ class Method(ABC):
     entry point in the group `tokenprune.methods`, name = "package.module:Class".
 
     Attributes:
-        needs: the fields of `VisionTokens` that it cannot do without: "cls", "attention".
+        needs: the fields of `VisionTokens` that it cannot do without: "cls", "attention", "text".
+        query_agnostic: the result depends on the image alone, so that a prefix cache may hold it
+            for the next question.
+        merges: tokens are averaged, not only dropped.
+        paper: arXiv number, where there is one.
         strict: raise on tokens that are not finite. Costs one more read, and a synchronization on
             GPUs.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
+    query_agnostic: ClassVar[bool] = True
+    merges: ClassVar[bool] = False
+    paper: ClassVar[str | None] = None
     strict: bool = True
 
     def reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
@@ -48,8 +57,15 @@ class Method(ABC):
                 needed = f"VisionTokens.{name}"
                 raise ValueError(f"{type(self).__name__} needs {needed}, got {needed} = None")
         if self.strict:
-            check_finite(features=tokens.features, cls=tokens.cls)
-        return self._reduce(tokens, num_keep)
+            check_finite(
+                features=tokens.features,
+                cls=tokens.cls,
+                attention=tokens.attention,
+                text=tokens.text,
+            )
+        # Scores decide what is kept: autocast must not round them to 8 bits of mantissa.
+        with torch.autocast(tokens.features.device.type, enabled=False):
+            return self._reduce(tokens, num_keep)
 
     @abstractmethod
     def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
@@ -64,17 +80,26 @@ def list_methods() -> list[str]:
     return sorted({*own, *plugin_names("tokenprune.methods")})
 
 
+def method_class(name: str) -> type[Method]:
+    """The class of that name, which carries the method's declarations.
+
+    Raises:
+        ValueError: no such method; the message lists what there is.
+    """
+    if name not in list_methods():
+        raise ValueError(f"method must be one of {', '.join(list_methods())}, got {name!r}")
+    return load_plugin("tokenprune.methods", name, Method)
+
+
 def get_method(name: str, **options: Any) -> Method:
     """The method of that name, built with its options.
 
     Raises:
         ValueError: no such method, or no such option; the message lists what there is.
     """
-    if name not in list_methods():
-        raise ValueError(f"method must be one of {', '.join(list_methods())}, got {name!r}")
-    method_class: type[Method] = load_plugin("tokenprune.methods", name, Method)
-    known = [field.name for field in fields(method_class)]
+    chosen = method_class(name)
+    known = [field.name for field in fields(chosen)]
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ValueError(f"{name} takes the options {', '.join(known)}, got {', '.join(unknown)}")
-    return method_class(**options)
+    return chosen(**options)

@@ -1,11 +1,30 @@
-"""What pruning methods share: keep some tokens as they are, drop the rest."""
+"""What methods share: keep some tokens as they are, and drop the rest or merge it into them."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from tokenprune import ops
 from tokenprune.tokens import ReducedTokens, VisionTokens
+
+
+def best(scores: Tensor, num_keep: int) -> Tensor:
+    """[B, N] scores -> [B, K] indices of the highest, ascending; ties go to the lowest index."""
+    ranking = scores.detach().argsort(dim=1, descending=True, stable=True)
+    return ranking[:, :num_keep].sort(dim=1).values
+
+
+def others(indices: Tensor, num_tokens: int) -> Tensor:
+    """[B, K] distinct indices -> [B, N - K], those that are not among them, ascending."""
+    tokens = torch.arange(num_tokens, device=indices.device).repeat(len(indices), 1)
+    tokens.scatter_(1, indices, num_tokens)  # sorts behind all
+    return tokens.sort(dim=1).values[:, : num_tokens - indices.shape[1]]
+
+
+def rows(features: Tensor, indices: Tensor) -> Tensor:
+    """[B, N, D] at [B, K] -> [B, K, D]."""
+    return features.gather(1, indices[:, :, None].expand(-1, -1, features.shape[2]))
 
 
 def select_tokens(tokens: VisionTokens, keep_indices: Tensor, scores: Tensor) -> ReducedTokens:
@@ -17,12 +36,45 @@ def select_tokens(tokens: VisionTokens, keep_indices: Tensor, scores: Tensor) ->
         scores: [B, N], the rank by which they were chosen.
     """
     features = tokens.features
-    batch, num_tokens, width = features.shape
+    batch, num_tokens, _ = features.shape
     return ReducedTokens(
-        features=features.gather(1, keep_indices[:, :, None].expand(-1, -1, width)),
+        features=rows(features, keep_indices),
         keep_indices=keep_indices,
         valid=torch.ones_like(keep_indices, dtype=torch.bool),
         assignment=torch.arange(num_tokens, device=features.device).repeat(batch, 1),
+        scores=scores.gather(1, keep_indices).float(),
+        grid_size=tokens.grid_size,
+    )
+
+
+def merge_tokens(
+    tokens: VisionTokens,
+    keep_indices: Tensor,
+    targets: Tensor,
+    scores: Tensor,
+    weights: Tensor | None = None,
+) -> ReducedTokens:
+    """Keeps the tokens at `keep_indices` and merges every other into its most similar target.
+
+    Args:
+        tokens: B crops of N tokens.
+        keep_indices: [B, K] int64, ascending.
+        targets: [B, M] int64, those of `keep_indices` that others merge into.
+        scores: [B, N], the rank by which tokens were chosen.
+        weights: [B, N], what each token counts in a mean; 1 by default.
+    """
+    features = tokens.features
+    batch, num_tokens, _ = features.shape
+    assignment = torch.arange(num_tokens, device=features.device).repeat(batch, 1)
+    merged = others(keep_indices, num_tokens)
+    if merged.shape[1]:
+        _, match = ops.most_similar(rows(features, merged), rows(features, targets))
+        assignment = assignment.scatter(1, merged, targets.gather(1, match))
+    return ReducedTokens(
+        features=ops.cluster_mean(features, assignment, keep_indices, weights),
+        keep_indices=keep_indices,
+        valid=torch.ones_like(keep_indices, dtype=torch.bool),
+        assignment=assignment,
         scores=scores.gather(1, keep_indices).float(),
         grid_size=tokens.grid_size,
     )

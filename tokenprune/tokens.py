@@ -20,15 +20,22 @@ class VisionTokens:
         attention: [B, N] float32, the attention that each token receives in the tower's last used
             layer, from the class token where there is one, else from all tokens; mean over heads.
             None where nobody asked for it.
+        text: [B, T, D], embeddings of the question's words in the space of the features, or None.
     """
 
     features: Tensor
     grid_size: tuple[int, int]
     cls: Tensor | None = None
     attention: Tensor | None = None
+    text: Tensor | None = None
 
     def __post_init__(self) -> None:
-        from tokenprune.ops.checks import check_features, check_grid, check_shape
+        from tokenprune.ops.checks import (
+            check_features,
+            check_grid,
+            check_shape,
+            check_text,
+        )
 
         check_features(self.features)
         check_grid(self.grid_size, self.features.shape[1])
@@ -39,6 +46,8 @@ class VisionTokens:
             check_shape(
                 "attention", self.attention, (batch, num_tokens), "[B, N]", like=self.features
             )
+        if self.text is not None:
+            check_text(self.text, self.features)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from geollava import GeoLlavaForConditionalGeneration, GeoLlavaProcessor
+from geollava import GeoLlavaForConditionalGeneration, GeoLlavaProcessor, cli
 from geollava.default_model import byte_tokenizer, default_checkpoint
 
 
@@ -78,6 +78,19 @@ def default_pair() -> tuple[GeoLlavaForConditionalGeneration, GeoLlavaProcessor]
     folder = default_checkpoint()
     model = GeoLlavaForConditionalGeneration.from_pretrained(folder).eval()
     return model, GeoLlavaProcessor.from_pretrained(folder)
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs the command line in this process -> (exit code, standard output, standard error)."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as end:
+            cli.main([str(argument) for argument in arguments])
+        output = capsys.readouterr()
+        return end.value.code or 0, output.out, output.err
+
+    return run
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:

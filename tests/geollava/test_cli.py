@@ -19,19 +19,6 @@ from .test_imagery import bad_files
 
 
 @pytest.fixture
-def run(capsys):
-    """Runs the command line in this process -> (exit code, standard output, standard error)."""
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as end:
-            cli.main([str(argument) for argument in arguments])
-        output = capsys.readouterr()
-        return end.value.code or 0, output.out, output.err
-
-    return run
-
-
-@pytest.fixture
 def scene(tmp_path):
     path = tmp_path / "scene.jpg"
     noise(900, 600).resize((1200, 800)).save(path)
@@ -67,6 +54,24 @@ def test_num_keep(run, scene):
     code, out, _ = run("ask", scene, "What?", "--num-keep", 7, "--json", "--max-new-tokens", 1)
     assert code == 0
     assert json.loads(out)["tokens_after"] == 12 * 7
+
+
+@pytest.mark.parametrize("method", ["random", "spatial_pool", "fastervlm", "divprune"])
+def test_method(run, scene, method):
+    arguments = ("ask", scene, "How many?", "--json", "--max-new-tokens", 1, "--num-keep", 5)
+    code, out, _ = run(*arguments, "--method", method)
+    assert code == 0
+    report = json.loads(out)
+    assert report["method"] == method
+    assert report["tokens_after"] == 12 * 5
+
+
+def test_methods_that_cannot_be(run, scene):
+    for method, message in (("best", "method must be one of"), ("sparsevlm", "needs text")):
+        code, out, err = run("ask", scene, "How many?", "--method", method)
+        assert (code, out) == (2, "")
+        assert message in err
+        assert err.count("\n") == 1
 
 
 def test_published_checkpoint(run, scene, complete_checkpoint):

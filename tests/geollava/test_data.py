@@ -10,7 +10,6 @@ from geollava import data
 from geollava.processing import GeoLlavaImageProcessor
 
 from .conftest import noise
-from .test_cli import run  # noqa: F401  (a fixture)
 
 CHOICES = "How many ships?\n(A) none\n(B) three\n(C) nine"
 
@@ -91,7 +90,7 @@ BAD = {
 }
 
 
-def test_good_data(run, write):  # noqa: F811
+def test_good_data(run, write):
     code, out, err = run("validate", write(*GOOD), "--json")
     assert (code, err) == (0, ""), out
     assert json.loads(out) == {
@@ -104,7 +103,7 @@ def test_good_data(run, write):  # noqa: F811
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_rows_are_named(run, write, case, tmp_path):  # noqa: F811
+def test_bad_rows_are_named(run, write, case, tmp_path):
     bad, kind, message = BAD[case]
     path = write(*GOOD, bad)
     (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:-5000])
@@ -115,7 +114,7 @@ def test_bad_rows_are_named(run, write, case, tmp_path):  # noqa: F811
     assert message in problem["message"]
 
 
-def test_duplicates_and_the_table(run, write):  # noqa: F811
+def test_duplicates_and_the_table(run, write):
     code, out, _ = run("validate", write(row("same"), row("other"), row("same")))
     assert code == 2
     assert "3 rows, problems: 1 duplicate id" in out
@@ -131,7 +130,7 @@ def test_duplicates_and_the_table(run, write):  # noqa: F811
         ("\xff", "readable JSON"),
     ],
 )
-def test_files_that_are_no_data(run, tmp_path, content, message):  # noqa: F811
+def test_files_that_are_no_data(run, tmp_path, content, message):
     path = tmp_path / "data.json"
     path.write_bytes(content.encode("latin-1"))
     code, out, err = run("validate", path)

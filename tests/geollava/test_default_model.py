@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -41,7 +42,7 @@ def test_even_ground_flows_together_and_what_stands_out_is_kept(default_pair):
     model, _ = default_pair
     scene = Image.new("RGB", (336, 336), (60, 110, 160))
     scene.paste(noise(42, 28), (140, 168))  # patches: columns 10 to 12, rows 12 and 13
-    kept = model.encode_crops(cut_crops(scene, 336))
+    kept = model.encode_crops(cut_crops(np.array(scene), 336))
     object_tokens = {row * 24 + col for row in (12, 13) for col in (10, 11, 12)}
     roots = kept.assignment[0].tolist()
     ground = [root for token, root in enumerate(roots) if token not in object_tokens]

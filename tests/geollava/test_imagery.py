@@ -40,10 +40,6 @@ def bad_files(folder):
     (folder / "text.tif").write_text("this is not a picture")
     noise(1, 1).save(folder / "dot.png")
     (folder / "bomb.png").write_bytes(png_header(60_000, 60_000))
-    deep = np.arange(300 * 200, dtype=np.uint16).reshape(200, 300)
-    Image.fromarray(deep).save(folder / "deep.png")
-    Image.fromarray(deep).save(folder / "deep.tif")
-    Image.fromarray(deep.astype(np.float32)).save(folder / "float.tif")
     noise(300, 200).save(folder / "moving.gif")
     return {
         "nowhere.jpg": "does not exist",
@@ -54,18 +50,21 @@ def bad_files(folder):
         "text.tif": "must be an image",
         "dot.png": "1 x 1 pixels",
         "bomb.png": "60000 x 60000 = 3,600 megapixels, more than the limit",
-        "deep.png": "mode I;16",
-        "deep.tif": "mode I;16",
-        "float.tif": "mode F",
         "moving.gif": "must be an image",
     }
 
 
+def read_scene(path):
+    with imagery.open_scene(path) as scene:
+        imagery.resized(scene, (28, 28))
+
+
 def test_bad_files_are_refused_by_name(tmp_path):
     for name, message in bad_files(tmp_path).items():
-        with pytest.raises(ValueError, match=message) as error:
-            imagery.read_image(tmp_path / name)
-        assert "\n" not in str(error.value)
+        for read in (imagery.read_image, read_scene):
+            with pytest.raises(ValueError, match=message) as error:
+                read(tmp_path / name)
+            assert "\n" not in str(error.value)
     assert Image.MAX_IMAGE_PIXELS is not None  # Pillow's own guard stands as before
 
 
@@ -120,27 +119,129 @@ def test_select_canvas(width, height):
     assert imagery.select_canvas(width, height, canvases) == plain_select(width, height, canvases)
 
 
-@given(
-    size=st.tuples(st.integers(1, 200), st.integers(1, 200)),
-    grid=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+sizes = st.tuples(st.integers(1, 200), st.integers(1, 200))
+canvas_sizes = st.tuples(st.integers(1, 4), st.integers(1, 4)).map(
+    lambda grid: (grid[0] * 28, grid[1] * 28)
 )
-def test_canvas_holds_the_whole_image_centered_on_black(size, grid):
-    canvas = (grid[0] * 28, grid[1] * 28)
+
+
+def put_together(rows) -> np.ndarray:
+    """Rows of crops -> the canvas, [height, width, 3]."""
+    whole = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
+    assert whole.dtype == torch.uint8
+    return whole.permute(1, 2, 0).numpy()
+
+
+def resized_by_pillow(image, canvas) -> np.ndarray:
+    """The published canvas: Pillow's resize of the whole image, centered on black."""
+    box = imagery.image_box(image.size, canvas)
+    framed = Image.new("RGB", canvas)
+    framed.paste(
+        image.resize((box[2] - box[0], box[3] - box[1]), Image.Resampling.BICUBIC), box[:2]
+    )
+    return np.asarray(framed)
+
+
+@given(size=sizes, canvas=canvas_sizes)
+def test_canvas_holds_the_whole_image_centered_on_black(size, canvas):
     image = Image.new("RGB", size, (255, 255, 255))
-    pixels = np.asarray(imagery.fit_canvas(image, canvas))
+    pixels = put_together(imagery.crop_rows(imagery.as_scene(image), canvas, 28))
     left, top, right, bottom = imagery.image_box(size, canvas)
     assert pixels.shape == (canvas[1], canvas[0], 3)
     assert (pixels[top:bottom, left:right] == 255).all()
-    assert pixels.sum() == 255 * 3 * (right - left) * (bottom - top)
+    assert pixels.sum(dtype=np.int64) == 255 * 3 * (right - left) * (bottom - top)
     assert right - left == canvas[0] or bottom - top == canvas[1]
     assert abs(left - (canvas[0] - right)) <= 1
     assert abs(top - (canvas[1] - bottom)) <= 1
 
 
+@given(size=sizes, canvas=canvas_sizes, seed=st.integers(0, 99))
+def test_crops_are_cut_from_what_pillow_makes_of_the_whole_image(size, canvas, seed):
+    image = noise(*size, seed=seed)
+    pixels = put_together(imagery.crop_rows(imagery.as_scene(image), canvas, 28))
+    assert np.array_equal(pixels, resized_by_pillow(image, canvas))
+
+
+@pytest.mark.parametrize("size", [(2500, 1700), (1700, 2500), (700, 3000), (20_000, 14)])
+def test_large_images_in_blocks(size, monkeypatch):
+    monkeypatch.setattr("geollava.imagery.crops.BLOCK_BYTES", 2**18)
+    image = noise(*size)
+    canvas = imagery.select_canvas(*size, imagery.allowed_canvases(336, 24, 49))
+    pixels = put_together(imagery.crop_rows(imagery.as_scene(image), canvas, 336))
+    assert np.array_equal(pixels, resized_by_pillow(image, canvas))
+
+
 @given(st.integers(1, 5), st.integers(1, 5))
 def test_crops_put_together_are_the_canvas(rows, cols):
-    canvas = noise(cols * 28, rows * 28)
-    crops = imagery.cut_crops(canvas, 28)
-    assert crops.dtype == torch.uint8
-    whole = torch.cat([torch.cat(list(row), dim=2) for row in crops.split(cols)], dim=1)
-    assert np.array_equal(whole.permute(1, 2, 0).numpy(), np.asarray(canvas))
+    canvas = np.asarray(noise(cols * 28, rows * 28))
+    crops = imagery.cut_crops(canvas.copy(), 28)
+    assert np.array_equal(put_together(crops.split(cols)), canvas)
+
+
+def test_crops_are_not_made_far_ahead_of_who_takes_them():
+    class Counting(imagery.Scene):
+        size, reads = (28, 28 * 100), 0
+
+        def read_rows(self, top, bottom, factor):
+            self.reads += 1
+            return np.zeros((bottom - top, 28, 3), dtype=np.uint8)
+
+    scene = Counting()
+    rows = imagery.crop_rows(scene, scene.size, 28)
+    assert scene.reads == 0
+    next(rows)
+    assert scene.reads < 10
+    rows.close()
+    assert scene.reads < 10
+
+
+def test_fast_decodes_a_jpeg_at_half_its_size(tmp_path):
+    """...where that still holds the canvas, at little cost."""
+    small = noise(60, 40).resize((1800, 1200), Image.Resampling.BICUBIC)
+    small.save(tmp_path / "image.jpg", quality=95)
+    canvas = (672, 672)
+    pillow, fast = (
+        put_together(
+            imagery.crop_rows(imagery.open_scene(tmp_path / "image.jpg"), canvas, 336, resize)
+        ).astype(int)
+        for resize in imagery.RESIZE_MODES
+    )
+    assert 0 < np.abs(pillow - fast).mean() <= 2
+    with pytest.raises(ValueError, match="resize must be one of pillow, fast"):
+        next(imagery.crop_rows(imagery.as_scene(small), canvas, 336, "fastest"))
+
+
+@pytest.mark.parametrize("kind", ["deep.png", "deep.tif", "float.tif"])
+def test_deeper_gray_is_stretched(kind, tmp_path):
+    deep = np.linspace(1000, 3000, 300 * 200).reshape(200, 300)
+    image = Image.fromarray(deep.astype(np.float32 if kind == "float.tif" else np.uint16))
+    image.save(tmp_path / kind)
+    pixels = np.asarray(imagery.read_image(tmp_path / kind)).astype(int)
+    low, high = np.percentile(deep, [2, 98])
+    expected = np.clip((deep - low) / (high - low) * 255, 0, 255)
+    assert (pixels.max(2) == pixels.min(2)).all()
+    assert np.abs(pixels[..., 0] - expected).max() < 2
+
+
+def test_bands_of_a_picture(tmp_path):
+    image = noise(60, 40)
+    image.save(tmp_path / "image.png")
+    pixels = np.asarray(image)
+    for bands, channels in (((3, 2, 1), [2, 1, 0]), ((2,), [1, 1, 1])):
+        scene = imagery.open_scene(tmp_path / "image.png", bands=bands)
+        assert np.array_equal(scene.read_rows(0, 40, 1), pixels[..., channels])
+    for bands, message in (
+        ((4, 3, 2), "1 to 3, got"),
+        ((1, 2), "one or three"),
+        ((0, 1, 2), "from 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            imagery.open_scene(tmp_path / "image.png", bands=bands)
+
+
+@pytest.mark.parametrize(
+    "path", ["https://host/image.tif", "/vsicurl/https://host/a.tif", "s3://b/a"]
+)
+def test_network_paths_are_refused(path):
+    with pytest.raises(ValueError, match="network paths are not read"):
+        imagery.open_scene(path)

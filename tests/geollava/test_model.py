@@ -24,6 +24,24 @@ def ask(processor, questions, images=None, **kwargs):
     return processor(images=images, text=prompts, **kwargs)
 
 
+def test_attention_methods_keep_what_the_class_token_looks_at(tiny_checkpoint):
+    """FasterVLM ranks by CLIP's own attention in the layer whose output the features are."""
+    config = GeoLlavaConfig.from_pretrained(tiny_checkpoint)
+    config.reduction_method, config.num_keep = "fastervlm", 3
+    model = GeoLlavaForConditionalGeneration.from_pretrained(tiny_checkpoint, config=config).eval()
+    side = config.vision_config.image_size
+    pixels = torch.randn(4, 3, side, side, generator=torch.Generator().manual_seed(0))
+    anchor, weights = model.model.vision_tower.anchor, []
+    with torch.no_grad():
+        kept = model.encode_crops(pixels)
+        model.model.vision_tower.encoder.set_attn_implementation("eager")
+        hook = anchor.register_forward_hook(lambda module, args, output: weights.append(output[1]))
+        model.model.vision_tower(pixels)
+        hook.remove()
+    expected = weights[0].mean(1)[:, 0, 1:].topk(3).indices.sort(1).values
+    assert torch.equal(kept.keep_indices, expected)
+
+
 def test_text_only(pair):
     model, processor = pair
     inputs = ask(processor, ["What is a harbor?"])

@@ -12,8 +12,6 @@ import pytest
 from geollava.scene_drawing import draw
 from geollava.scenes import COLORS, DIRECTIONS, PARTS, TARGET_COLOR, is_test, part_of, plan
 
-from .test_cli import run  # noqa: F401  (a fixture)
-
 SEEDS = range(600)
 
 
@@ -127,7 +125,7 @@ def test_the_same_from_the_same_seed():
     assert plan(4, 1024) == plan(4, 1024) != plan(6, 1024)
 
 
-def test_written_scenes_are_training_data(run, tmp_path):  # noqa: F811
+def test_written_scenes_are_training_data(run, tmp_path):
     options = ("--count", 3, "--size", 1100)
     assert run("scenes", tmp_path / "a", *options)[0] == 0
     assert run("scenes", tmp_path / "b", *options)[0] == 0
@@ -151,7 +149,7 @@ def test_written_scenes_are_training_data(run, tmp_path):  # noqa: F811
         (("--ground", "mars"), "mixed, earth, procedural, got 'mars'"),
     ],
 )
-def test_refusals(run, tmp_path, options, message):  # noqa: F811
+def test_refusals(run, tmp_path, options, message):
     code, out, err = run("scenes", tmp_path / "a", *options)
     assert (code, out) == (2, "")
     assert message in err

@@ -26,7 +26,6 @@ from geollava.train_config import TrainConfig, read_config
 from geollava.train_data import IGNORED, Size, join, pack, tokenize
 
 from .conftest import noise
-from .test_cli import run  # noqa: F401  (a fixture)
 from .test_published import inputs_of
 
 COMMAND = [sys.executable, "-m", "geollava.cli", "train"]
@@ -178,7 +177,7 @@ def test_packs_hold_every_row_once_within_their_budget():
     assert sorted(pack(sizes, None, 500, seed=3)) == [[index] for index in range(200)]
 
 
-def test_killed_and_resumed_equals_uninterrupted(write, tmp_path, run):  # noqa: F811
+def test_killed_and_resumed_equals_uninterrupted(write, tmp_path, run):
     options = LORA | {"max_steps": 10, "accumulate": 2, "export": "published"}
     assert run("train", write(**options, output="whole"))[0] == 0
 
@@ -214,7 +213,7 @@ def test_killed_and_resumed_equals_uninterrupted(write, tmp_path, run):  # noqa:
     GeoLlavaProcessor.from_pretrained(tmp_path / "back")
 
 
-def test_resume_of_another_run_is_refused(write, run, tmp_path):  # noqa: F811
+def test_resume_of_another_run_is_refused(write, run, tmp_path):
     assert run("train", write(max_steps=1))[0] == 0
     code, _, err = run("train", write(max_steps=2, seed=1), "--resume")
     assert code == 2
@@ -227,7 +226,7 @@ def test_resume_of_another_run_is_refused(write, run, tmp_path):  # noqa: F811
     assert (code, "holds no run to resume" in err) == (2, True)
 
 
-def test_two_processes_equal_one(write, run, tmp_path):  # noqa: F811
+def test_two_processes_equal_one(write, run, tmp_path):
     assert run("train", write(output="one", accumulate=2, max_steps=4))[0] == 0
     path = write(output="two", sharding="fsdp2", max_steps=4)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
@@ -244,7 +243,7 @@ def test_two_processes_equal_one(write, run, tmp_path):  # noqa: F811
     assert (tmp_path / "two" / "model" / "config.json").is_file()
 
 
-def test_parts_learn_at_their_own_rate_and_frozen_ones_stay(write, run, tmp_path):  # noqa: F811
+def test_parts_learn_at_their_own_rate_and_frozen_ones_stay(write, run, tmp_path):
     parts = {"vision_tower": "frozen", "projector": 1e-3, "language_model": "frozen"}
     samples = {"every": 2, "rows": 2, "max_new_tokens": 3}
     options = {"parts": parts, "assignment": "hard", "samples": samples, "precision": "bfloat16"}
@@ -303,7 +302,7 @@ def check_refusal(result, message):
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_refusals(write, run, no_weights, case, tmp_path):  # noqa: F811
+def test_refusals(write, run, no_weights, case, tmp_path):
     changes, message = REFUSED[case]
     check_refusal(run("train", write(**changes)), message)
     assert not (tmp_path / "run").exists()
@@ -320,13 +319,13 @@ def test_refusals(write, run, no_weights, case, tmp_path):  # noqa: F811
         ("? [a]\n: b", "unhashable"),
     ],
 )
-def test_malformed_files(run, tmp_path, text, message):  # noqa: F811
+def test_malformed_files(run, tmp_path, text, message):
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     check_refusal(run("train", path), message)
 
 
-def test_corrupt_data_is_refused_or_left_out(write, run, tmp_path):  # noqa: F811
+def test_corrupt_data_is_refused_or_left_out(write, run, tmp_path):
     (tmp_path / "5.png").write_bytes((tmp_path / "5.png").read_bytes()[:-3000])
     check_refusal(run("train", write()), "row 5 (id 5)")
     files = {"files": ["data.json"], "on_bad_rows": "skip"}

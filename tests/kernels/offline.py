@@ -21,16 +21,21 @@ from tokenprune.ops.attention_received import kernel as received
 from tokenprune.ops.background_merge import kernel as merge
 from tokenprune.ops.background_score import kernel as score
 from tokenprune.ops.cls_attention import kernel as cls
+from tokenprune.ops.dpp_select import kernel as dpp
 from tokenprune.ops.launch import read_configs
+from tokenprune.ops.max_min_select import kernel as max_min
+from tokenprune.ops.most_similar import kernel as similar
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 ALIGNED = [["tt.divisibility", 16]]
 POINTERS = {
     "features": "T", "vectors": "T", "anchors": "T", "means": "T", "grad_features": "T", "q": "T",
-    "k": "T", "offsets": "fp32", "bias": "fp32", "products": "fp32", "logits": "fp32",
-    "scores": "fp32", "grads": "fp32", "sums": "fp32", "keep_scores": "fp32", "shares": "fp32",
-    "weights": "fp32", "normalizers": "fp32", "received": "fp32", "parents": "i32",
-    "pointers": "i32", "counts": "i32", "starts": "i32", "order": "i32", "cu_seqlens": "i32",
+    "k": "T", "queries": "T", "keys": "T", "offsets": "fp32", "bias": "fp32", "products": "fp32",
+    "logits": "fp32", "scores": "fp32", "grads": "fp32", "sums": "fp32", "keep_scores": "fp32",
+    "shares": "fp32", "weights": "fp32", "normalizers": "fp32", "received": "fp32",
+    "parents": "i32", "pointers": "i32", "counts": "i32", "starts": "i32", "order": "i32",
+    "cu_seqlens": "i32", "norms": "fp32", "distances": "fp32", "quality": "fp32", "factor": "fp32",
+    "gains": "fp32", "similarity": "fp32", "index": "i64", "chosen": "i64",
     "roots": "i64", "keep_indices": "i64", "crops": "i64", "slots": "i64", "valid": "i8",
 }  # fmt: skip
 # Kernel, the name of its launch configuration, and the constants beside it.
@@ -57,6 +62,9 @@ JOBS = [
     (cls._cls_attention_fwd_kernel, "cls_attention_fwd", {"PADDED_D": 64}),
     (received._attention_stats_kernel, "attention_stats", {"PADDED_D": 64, "UPCAST": False}),
     (received._attention_received_fwd_kernel, "attention_stats", {"PADDED_D": 64, "UPCAST": False}),
+    (max_min._max_min_order_fwd_kernel, "max_min_order_fwd", {"PADDED": 1024, "UPCAST": False}),
+    (dpp._dpp_order_fwd_kernel, "dpp_order_fwd", {"PADDED": 1024}),
+    (similar._most_similar_fwd_kernel, "most_similar_fwd", {"UPCAST": False}),
 ]  # fmt: skip
 
 

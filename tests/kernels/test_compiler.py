@@ -13,6 +13,9 @@ from tokenprune.ops.background_anchored import op as background_anchored
 from tokenprune.ops.background_merge import op as background_merge
 from tokenprune.ops.background_score import op as background_score
 from tokenprune.ops.cls_attention import op as cls_attention
+from tokenprune.ops.dpp_select import op as dpp_select
+from tokenprune.ops.max_min_select import op as max_min_select
+from tokenprune.ops.most_similar import op as most_similar
 
 from .test_parity import DEVICE, on_device
 
@@ -55,6 +58,12 @@ def samples():
         ),
         "cls_attention": (cls_attention._cls_attention, (heads, heads, 0.25)),
         "attention_received": (attention_received._attention_received, (heads, heads, 0.25)),
+        "max_min_order": (max_min_select._max_min_order, (features.detach(), 5)),
+        "dpp_order": (dpp_select._dpp_order, (features.detach(), features.detach()[..., 0], 5)),
+        "most_similar": (
+            most_similar._most_similar,
+            (features.detach()[:, ::2], features.detach()[:, 1::2]),
+        ),
     }
 
 
@@ -105,6 +114,9 @@ def test_the_single_operators_compile_whole():
         heads = features[:, None]
         return (
             result.features,
+            ops.max_min_select(features, 5, impl="triton").features,
+            ops.dpp_select(features, 5, impl="triton").features,
+            *ops.most_similar(features, inputs["cls"][:, None], impl="triton"),
             ops.cls_attention(heads, heads, impl="triton"),
             ops.attention_received(heads, heads, impl="triton"),
         )
@@ -153,6 +165,10 @@ def test_cpu_tensors_need_the_interpreter(monkeypatch):
         ),
         lambda: ops.cls_attention(heads, heads, impl="triton"),
         lambda: ops.attention_received(heads, heads, impl="triton"),
+        lambda: ops.max_min_select(inputs["features"], 2, impl="triton"),
+        lambda: ops.dpp_select(inputs["features"], 2, impl="triton"),
+        lambda: ops.most_similar(inputs["features"], inputs["features"], impl="triton"),
+        lambda: ops.bipartite_merge(inputs["features"], 2, impl="triton"),
     ):
         with pytest.raises(ValueError, match="expects tensors on a CUDA device, got cpu"):
             call()

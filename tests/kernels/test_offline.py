@@ -24,7 +24,7 @@ def test_compiles_and_fits(capability):
     )
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(rows) == 2 * 14
+    assert len(rows) == 2 * 17
     for row in rows:
         assert row["spilled_bytes"] == 0, row
         assert row["registers"] <= 255, row

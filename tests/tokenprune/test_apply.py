@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import accelerate
@@ -87,7 +88,7 @@ def test_keeping_all_changes_no_bit(host):
         assert report.kv_cache_bytes_saved == 0
 
 
-@pytest.mark.parametrize("method", ["random", "divprune", "fastervlm"])
+@pytest.mark.parametrize("method", ["random", "divprune", "fastervlm", "sparsevlm"])
 def test_original_positions_are_the_whole_model_with_tokens_hidden(host, method):
     """The pruned tokens masked out of the unpruned model: in the prompt, and ever after."""
     inputs = host.inputs(ONE)
@@ -127,6 +128,17 @@ def test_original_positions_are_the_whole_model_with_tokens_hidden(host, method)
     torch.testing.assert_close(torch.stack(run.logits, 1)[0], whole, atol=1e-4, rtol=0)
 
 
+def test_additive_masks_are_shortened_too(host):
+    """Eager attention adds its masks, SDPA takes booleans."""
+    implementation = host.model.config._attn_implementation
+    host.model.set_attn_implementation("eager")
+    try:
+        test_original_positions_are_the_whole_model_with_tokens_hidden(host, "random")
+        test_a_batch_is_its_rows(host, "original")
+    finally:
+        host.model.set_attn_implementation(implementation)
+
+
 @pytest.mark.parametrize("window", [10, 24])
 def test_a_sliding_window_ends_where_it_ended(window):
     torch.manual_seed(0)
@@ -141,7 +153,7 @@ def test_a_sliding_window_that_cannot_be_kept_is_refused():
     host = HOSTS["llava"](text_config=text)
     with tokenprune.apply(host.model, "random", num_keep=5):
         logits_of(host, host.inputs([[3, 0, 4]]))
-        with pytest.raises(NotImplementedError, match=r"prompt of 49 tokens is longer than .* 40"):
+        with pytest.raises(NotImplementedError, match=r"sequence of 49 tokens .* 40"):
             logits_of(host, host.inputs(ONE))
 
 
@@ -235,6 +247,22 @@ def test_beams_assistants_and_sampling(name):
         torch.manual_seed(3)
         again = generated(host, inputs, **options, use_cache=False).sequences
         assert torch.equal(sampled, again)
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl", "gemma3", "idefics3"])
+def test_a_draft_that_is_rejected_in_the_first_step(name):
+    """The cache is cropped into the prompt then, and so is what it remembers."""
+    host = build(name)
+    inputs = host.inputs([[30, 0, 4, 0, 30]])
+    ids = inputs["input_ids"]
+    again = ids[0, -10:].clone()
+    ids[0, -20:-10] = again
+    ids[0, 1:11] = again
+    drafts = {"prompt_lookup_num_tokens": 4, "max_matching_ngram_size": 1, "max_new_tokens": 15}
+    with tokenprune.apply(host.model, "divprune", keep_ratio=0.4):
+        greedy = generated(host, inputs, max_new_tokens=15)
+        guessed = generated(host, inputs, **drafts)
+    assert torch.equal(greedy.sequences, guessed.sequences)
 
 
 def test_compact_is_the_shorter_prompt(llava):
@@ -578,6 +606,15 @@ def test_saving_inside_saves_the_plain_model(llava, tmp_path):
         assert inside == (tmp_path / "outside" / name).read_bytes()
 
 
+def test_a_copy_is_refused_inside(llava):
+    with (
+        tokenprune.apply(llava.model, "random", num_keep=5),
+        pytest.raises(NotImplementedError, match="cannot be copied or pickled"),
+    ):
+        copy.deepcopy(llava.model)
+    copy.deepcopy(llava.model)
+
+
 # -- said ---------------------------------------------------------------------------------------
 
 
@@ -596,6 +633,14 @@ def test_the_count_is_known_beforehand(host, budget):
     assert report.tokens_after == expected
     assert kept == sum(expected)
     assert [t for t in expected if t < 1] == []
+
+
+def test_counts_of_qwen_from_pixels():
+    with tokenprune.apply(build("qwen2_vl").model, "random", keep_ratio=0.25) as handle:
+        assert handle.retained_count([(112, 84), (224, 224)]) == [3, 16]
+        assert handle.retained_count(torch.tensor([[1, 8, 6], [1, 16, 16]])) == [3, 16]
+        with pytest.raises(ValueError, match=r"multiples of 28 pixels.* got 100 x 90"):
+            handle.retained_count([(100, 90)])
 
 
 def test_report(llava):
@@ -675,8 +720,57 @@ def test_what_cannot_be_is_refused(llava):
                 max_new_tokens=2,
             )
         logits_of(llava, {"input_ids": torch.tensor([[5, 6, 7]])})  # text alone is fine
-    with tokenprune.apply(model, get_method("random"), num_keep=3, strict=False):
+    with tokenprune.apply(model, get_method("random"), num_keep=3, strict=False) as handle:
         model(inputs_embeds=torch.zeros(1, 4, 32))
+        logits_of(llava, {**inputs, "pixel_values": inputs["pixel_values"] * float("nan")})
+        packed = {**inputs, "position_ids": torch.arange(49)[None] % 25}
+        packed.pop("attention_mask")
+        with pytest.raises(NotImplementedError, match="packed into one row"):
+            logits_of(llava, packed)
+    with pytest.raises(RuntimeError, match="handle was removed"):
+        handle.__enter__()
+
+
+def test_a_method_that_breaks_its_promise_is_named(llava):
+    inputs = llava.inputs(ONE)
+
+    class Broken(type(get_method("random"))):  # type: ignore[misc]
+        result: Any = None
+
+        def _reduce(self, tokens: VisionTokens, num_keep: int) -> Any:
+            return type(self).result and type(self).result(super()._reduce(tokens, num_keep))
+
+    def repeated(reduced: Any) -> Any:
+        return dataclasses.replace(reduced, keep_indices=reduced.keep_indices * 0)
+
+    def short(reduced: Any) -> Any:
+        return dataclasses.replace(reduced, keep_indices=reduced.keep_indices[:, 1:])
+
+    for result, error, message in (
+        (None, TypeError, "Broken must return ReducedTokens, got NoneType"),
+        (staticmethod(repeated), ValueError, "must give keep_indices ascending and below 16"),
+        (staticmethod(short), ValueError, "must keep 5 tokens of each of 2 images"),
+    ):
+        Broken.result = result
+        with (
+            tokenprune.apply(llava.model, Broken(), num_keep=5),
+            pytest.raises(error, match=message),
+        ):
+            logits_of(llava, inputs)
+
+
+def test_base_and_head_applied_together(llava):
+    inputs = llava.inputs(ONE)
+    before = traces(llava.model)
+    with (
+        tokenprune.apply(llava.model.model, "random", num_keep=8),
+        tokenprune.apply(llava.model, "random", num_keep=5) as handle,
+    ):
+        assert llava.model(**inputs, labels=inputs["input_ids"]).loss.isfinite()
+        assert handle.report().tokens_after == [5, 5]
+        logits_of(llava, {"input_ids": torch.tensor([[5, 6, 7]])})
+        assert handle.kept_positions[0].tolist() == [0, 1, 2]
+    assert traces(llava.model) == before
 
 
 def test_nan_features_are_refused(llava):

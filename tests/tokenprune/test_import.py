@@ -16,9 +16,10 @@ assert not before & set(FORBIDDEN), before & set(FORBIDDEN)
 sys.modules.update(dict.fromkeys(FORBIDDEN))  # as if they were not installed
 
 import tokenprune
-tokens = tokenprune.VisionTokens(
-    torch.randn(2, 6, 4), (2, 3), cls=torch.randn(2, 4), attention=torch.rand(2, 6)
-)
+import tokenprune.cli
+import tokenprune.testing
+tokens = tokenprune.testing.example_tokens(2, (2, 3), 4)
+tokenprune.cli.main(["methods"])
 for name in tokenprune.list_methods():
     if name != "background_anchored":
         tokenprune.get_method(name).reduce(tokens, 2)

@@ -2,117 +2,104 @@
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn import functional
 
-from tokenprune import Method, ReducedTokens, VisionTokens, get_method, list_methods
+import tokenprune.methods
+from tokenprune import ReducedTokens, VisionTokens, cli, get_method, list_methods, method_class
+from tokenprune.testing import check_method, check_result, example_tokens
 
 from .cases import assert_same, fields, make_inputs
 
-NEEDS_WEIGHTS = {"background_anchored"}
+WEIGHTS = ("dw_weight", "pw_weight", "pw_bias", "q_weight", "q_bias", "k_weight", "k_bias")
 
 
-def build(name, width):
+def build(name, width=16):
+    """A method with its defaults, and with random weights where it has weights."""
+    names = {field.name for field in dataclasses.fields(method_class(name))}
     inputs = make_inputs(1, (1, 1), width, 1, seed=5)
-    weights = ("dw_weight", "pw_weight", "pw_bias", "q_weight", "q_bias", "k_weight", "k_bias")
-    options = {key: inputs[key] for key in weights} if name in NEEDS_WEIGHTS else {}
-    return get_method(name, **options)
-
-
-def tokens_of(batch=3, grid_size=(6, 5), width=8, seed=0):
-    inputs = make_inputs(batch, grid_size, width, 1, seed=seed)
-    attention = inputs["features"].square().mean(-1)
-    return VisionTokens(inputs["features"], grid_size, cls=inputs["cls"], attention=attention)
+    return get_method(name, **{weight: inputs[weight] for weight in WEIGHTS if weight in names})
 
 
 def test_list():
-    expected = ["background_anchored", "divprune", "fastervlm", "random", "spatial_pool"]
-    assert list_methods() == expected
-    assert all(isinstance(build(name, 8), Method) for name in list_methods())
+    assert list_methods() == sorted(list_methods())
+    assert {"background_anchored", "divprune", "random", "tome"} <= set(list_methods())
 
 
 @pytest.mark.parametrize("name", list_methods())
-@pytest.mark.parametrize("num_keep", [1, 7, 30])
-def test_contract(name, num_keep):
-    tokens = tokens_of()
-    method = build(name, 8)
-    result = method.reduce(tokens, num_keep)
-    assert isinstance(result, ReducedTokens)
-    assert result.features.shape == (3, num_keep, 8)
-    assert result.features.dtype == tokens.features.dtype
-    for per_slot in (result.keep_indices, result.valid, result.scores):
-        assert per_slot.shape == (3, num_keep)
-    assert result.keep_indices.dtype == result.assignment.dtype == torch.int64
-    assert result.valid.dtype == torch.bool
-    assert ((result.assignment >= 0) & (result.assignment < 30)).all()
-    assert (result.keep_indices.diff(dim=1) > 0).all()
-    assert ((result.keep_indices >= 0) & (result.keep_indices < 30)).all()
-    assert result.assignment.shape == (3, 30)
-    assert result.scores.dtype == torch.float32
-    assert result.grid_size == (6, 5)
-    assert (result.counts[result.valid] >= 1).all()
-    for name_, value in fields(method.reduce(tokens, num_keep)).items():
-        assert torch.equal(value, fields(result)[name_])
+def test_contract(name):
+    check_method(build(name))
+
+
+@pytest.mark.parametrize("name", list_methods())
+@settings(max_examples=10)
+@given(
+    batch=st.integers(0, 3),
+    rows=st.integers(1, 9),
+    cols=st.integers(1, 9),
+    dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
+    levels=st.sampled_from([None, 1, 2]),
+    data=st.data(),
+)
+def test_every_grid_and_budget(name, batch, rows, cols, dtype, levels, data):
+    """Also where tokens repeat: features of one or two levels leave little to choose by."""
+    tokens = example_tokens(batch, (rows, cols), dtype=dtype, seed=rows)
+    if levels is not None:
+        coarse = (tokens.features * levels).round().clamp(0, levels)
+        tokens = replace(tokens, features=coarse, attention=coarse.float().mean(2))
+    num_keep = data.draw(st.integers(1, rows * cols))
+    result = build(name).reduce(tokens, num_keep)
+    check_result(result, tokens, num_keep)
+    assert result.features.isfinite().all()
+
+
+@pytest.mark.parametrize("name", list_methods())
+def test_declarations(name):
+    """What a method says it needs is enough, and a pruned token is untouched unless it merges."""
+    method, tokens = build(name), example_tokens()
+    given = {field: getattr(tokens, field) for field in method.needs}
+    result = method.reduce(VisionTokens(tokens.features, (6, 5), **given), 7)
+    untouched = tokens.features.gather(1, result.keep_indices[:, :, None].expand(-1, -1, 16))
+    assert torch.equal(result.features, untouched) is not method.merges
+    other_text = method.reduce(replace(tokens, text=tokens.text.flip(2)), 7)
+    same = torch.equal(other_text.keep_indices, method.reduce(tokens, 7).keep_indices)
+    assert same is method.query_agnostic
 
 
 @pytest.mark.parametrize("name", list_methods())
 def test_bad_budgets_and_tokens(name):
-    method = build(name, 8)
+    method = build(name)
     for num_keep, error in ((0, ValueError), (31, ValueError), (2.5, TypeError)):
         with pytest.raises(error, match="num_keep must be"):
-            method.reduce(tokens_of(), num_keep)
+            method.reduce(example_tokens(), num_keep)
     with pytest.raises(TypeError, match="must be VisionTokens, got Tensor"):
         method.reduce(torch.zeros(1, 4, 8), 2)
-    broken = tokens_of()
+    broken = example_tokens()
     broken.features[0, 0, 0] = float("nan")
     with pytest.raises(ValueError, match="features must be finite, got NaN or infinity in 1 of 3"):
         method.reduce(broken, 5)
-    method.strict = False
-    method.reduce(broken, 5)
-
-
-@pytest.mark.parametrize("name", ["random", "spatial_pool"])
-def test_whole_budget_is_the_identity(name):
-    tokens = tokens_of()
-    result = get_method(name).reduce(tokens, 30)
-    assert torch.equal(result.features, tokens.features)
 
 
 def test_unknown_names_list_what_there_is():
-    with pytest.raises(ValueError, match="fastervlm, random, spatial_pool, got 'best'"):
+    with pytest.raises(ValueError, match=r"one of background_anchored, .*, vispruner, got 'best'"):
         get_method("best")
     with pytest.raises(ValueError, match="random takes the options strict, seed, got temperature"):
         get_method("random", temperature=1)
 
 
-@pytest.mark.parametrize("name", [n for n in list_methods() if build(n, 8).needs])
+@pytest.mark.parametrize("name", [n for n in list_methods() if build(n).needs])
 def test_what_a_method_needs(name):
     tokens = VisionTokens(torch.zeros(1, 4, 8), (2, 2))
-    method = build(name, 8)
+    method = build(name)
     with pytest.raises(ValueError, match=rf"needs VisionTokens.{method.needs[0]}, got .* = None"):
         method.reduce(tokens, 2)
-
-
-def test_fastervlm_keeps_what_is_looked_at():
-    attention = torch.tensor([[0.1, 0.4, 0.4, 0.1], [0.3, 0.1, 0.2, 0.4]])
-    features = torch.randn(2, 4, 3)
-    result = get_method("fastervlm").reduce(VisionTokens(features, (2, 2), attention=attention), 2)
-    assert result.keep_indices.tolist() == [[1, 2], [0, 3]]
-    assert torch.equal(result.features[1], features[1, [0, 3]])
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_divprune_is_its_formula(seed):
-    tokens = tokens_of(1, (4, 5), seed=seed)
-    directions = functional.normalize(tokens.features[0].double(), dim=-1)
-    distance = 1 - directions @ directions.T
-    distance.fill_diagonal_(torch.inf)
-    kept = [int(distance.amin(1).argmax())]
-    while len(kept) < 7:
-        rest = [token for token in range(20) if token not in kept]
-        kept.append(max(rest, key=lambda token: float(distance[token, kept].min())))
-    assert get_method("divprune").reduce(tokens, 7).keep_indices[0].tolist() == sorted(kept)
 
 
 def test_a_method_from_another_package(tmp_path, monkeypatch):
@@ -130,18 +117,19 @@ def test_a_method_from_another_package(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     assert "far_away" in list_methods()
-    assert get_method("far_away").reduce(tokens_of(), 4).features.shape == (3, 4, 8)
+    assert get_method("far_away").reduce(example_tokens(), 4).features.shape == (3, 4, 16)
+    check_method(get_method("far_away"))
     with pytest.raises(TypeError, match="must name a subclass of Method, got far_away:not_a_meth"):
         get_method("broken")
 
 
 def test_random_depends_on_its_seed_alone():
-    tokens = tokens_of()
+    tokens = example_tokens()
     first = get_method("random", seed=1).reduce(tokens, 7)
     other = get_method("random", seed=2).reduce(tokens, 7)
     assert not torch.equal(first.keep_indices, other.keep_indices)
     assert torch.equal(
-        first.features, tokens.features.gather(1, first.keep_indices[:, :, None].expand(-1, -1, 8))
+        first.features, tokens.features.gather(1, first.keep_indices[:, :, None].expand(-1, -1, 16))
     )
     state = torch.get_rng_state()
     get_method("random").reduce(tokens, 7)
@@ -151,7 +139,7 @@ def test_random_depends_on_its_seed_alone():
 @pytest.mark.parametrize("grid_size", [(6, 5), (1, 7), (7, 1), (4, 4), (3, 8)])
 def test_spatial_pool_partitions_the_grid_for_every_budget(grid_size):
     rows, cols = grid_size
-    tokens = tokens_of(1, grid_size)
+    tokens = example_tokens(1, grid_size)
     for num_keep in range(1, rows * cols + 1):
         result = get_method("spatial_pool").reduce(tokens, num_keep)
         windows = result.assignment[0].view(rows, cols)
@@ -165,7 +153,7 @@ def test_spatial_pool_partitions_the_grid_for_every_budget(grid_size):
 
 @pytest.mark.parametrize(("num_keep", "window"), [(16, (6, 6)), (24, (6, 4)), (144, (2, 2))])
 def test_spatial_pool_is_average_pooling_where_it_divides(num_keep, window):
-    tokens = tokens_of(2, (24, 24), 8)
+    tokens = example_tokens(2, (24, 24))
     result = get_method("spatial_pool").reduce(tokens, num_keep)
     grid = tokens.features.mT.unflatten(2, (24, 24))
     pooled = functional.avg_pool2d(grid, window).flatten(2).mT
@@ -176,8 +164,8 @@ def test_spatial_pool_is_average_pooling_where_it_divides(num_keep, window):
 
 
 def test_cat_and_counts():
-    tokens = tokens_of(5)
-    method = build("background_anchored", 8)
+    tokens = example_tokens(5)
+    method = build("background_anchored")
     whole = method.reduce(tokens, 7)
     halves = [
         method.reduce(VisionTokens(tokens.features[part], (6, 5), tokens.cls[part]), 7)
@@ -193,16 +181,79 @@ def test_a_method_is_one_file(tmp_path, monkeypatch):
     (tmp_path / "first_tokens.py").write_text(
         "from dataclasses import dataclass\n"
         "from tokenprune.method import Method\n"
-        "from tokenprune.methods.random import Random\n"
+        "from tokenprune.selection import best, select_tokens\n"
         "@dataclass(kw_only=True)\n"
         "class FirstTokens(Method):\n"
+        "    'Keeps the first tokens.'\n"
         "    def _reduce(self, tokens, num_keep):\n"
-        "        return Random(seed=num_keep)._reduce(tokens, num_keep)\n"
+        "        scores = tokens.features.new_zeros(tokens.features.shape[:2])\n"
+        "        return select_tokens(tokens, best(scores, num_keep), scores)\n"
     )
-    import tokenprune.methods
-
     monkeypatch.setattr(
         tokenprune.methods, "__path__", [*tokenprune.methods.__path__, str(tmp_path)]
     )
     assert "first_tokens" in list_methods()
-    assert get_method("first_tokens").reduce(tokens_of(), 4).features.shape == (3, 4, 8)
+    check_method(build("first_tokens"))
+    assert ("first_tokens", "keeps the first tokens", "-", "yes", "-", "-") in cli.method_rows()
+
+
+def test_table_in_the_readme(capsys):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert cli.markdown_table() in readme, "paste the output of `tokenprune methods --markdown`"
+    cli.main(["methods"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["method", *list_methods()]
+    assert next(line for line in lines if line.startswith("cdpruner")).split()[-4:] == [
+        "text",
+        "no",
+        "-",
+        "2506.10967",
+    ]
+    cli.main(["methods", "--markdown"])
+    assert capsys.readouterr().out.rstrip() == cli.markdown_table()
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([])
+    assert stopped.value.code == 2
+
+
+def test_text_is_checked():
+    features = torch.zeros(2, 6, 4)
+    for text, error, message in (
+        (
+            torch.zeros(2, 4),
+            ValueError,
+            r"text must be \[B, T, D\] with T >= 1, got shape \[2, 4\]",
+        ),
+        (torch.zeros(2, 0, 4), ValueError, "T >= 1"),
+        (torch.zeros(1, 3, 4), ValueError, r"\[B, T, D\] = \[2, 3, 4\], got \[1, 3, 4\]"),
+        (torch.zeros(2, 3, 4).int(), TypeError, "text must be floating point"),
+        ([1.0], TypeError, "text must be a tensor, got list"),
+    ):
+        with pytest.raises(error, match=message):
+            VisionTokens(features, (2, 3), text=text)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("vispruner", {"important_ratio": 0.0}, r"important_ratio must lie in \(0, 1\], got 0.0"),
+        ("vispruner", {"step": 0}, "step must be at least 1, got 0"),
+        ("visionzip", {"contextual_ratio": 1.0}, r"contextual_ratio must lie in \[0, 1\), got 1.0"),
+        ("dart", {"num_pivots": 0}, "num_pivots must be at least 1, got 0"),
+        ("holov", {"num_windows": 0}, "num_windows must be at least 1, got 0"),
+        ("holov", {"temperature": 0.0}, "temperature must be above 0, got 0.0"),
+    ],
+)
+def test_bad_options(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        get_method(name, **options)
+
+
+def test_autocast_changes_nothing():
+    tokens = example_tokens()
+    for name in list_methods():
+        plain = build(name).reduce(tokens, 7)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            cast = build(name).reduce(tokens, 7)
+        for field, value in fields(plain).items():
+            assert torch.equal(value, fields(cast)[field]), (name, field)

@@ -30,7 +30,18 @@ class QwenVL(Adapter):
         return [tuple(map(int, grid)) for grid in arguments["image_grid_thw"]]
 
     def layout(self, size: Any) -> ImageLayout:
-        """`size`: (frames, rows, cols) of patches, as `image_grid_thw` holds it."""
+        """`size`: (frames, rows, cols) of patches, as `image_grid_thw` holds it.
+
+        Or (height, width) in pixels, as the processor has resized the image.
+        """
+        if len(size) == 2:
+            patch = self.config.vision_config.patch_size
+            if any(side % (patch * self.merge_size) for side in size):
+                raise ValueError(
+                    f"height and width must be multiples of {patch * self.merge_size} pixels, as "
+                    f"the processor makes them, got {size[0]} x {size[1]}"
+                )
+            size = (1, size[0] // patch, size[1] // patch)
         frames, rows, cols = size
         return ImageLayout.one_grid(frames * rows // self.merge_size, cols // self.merge_size)
 

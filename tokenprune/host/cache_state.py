@@ -60,6 +60,19 @@ class CacheState:
             self.shift.repeat_interleave(times),
         )
 
+    def cut(self, past: int) -> CacheState:
+        """The state of a cache that was cropped into the prompt: a rejected draft is text."""
+        removed = self.length - past
+        if removed <= 0:
+            return self
+        return CacheState(
+            self.mask[:, :past],
+            self.columns[:, :past],
+            self.original_length - removed,
+            self.next_position - removed,
+            self.shift,
+        )
+
     def attention_mask(self, given: Tensor | None, past: int, step: int) -> Tensor:
         """[B, past + step] for the shortened cache, from a mask of the host's length, or None.
 

@@ -8,7 +8,7 @@ import inspect
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from tokenprune import ops
 from tokenprune.adapter import Adapter
 from tokenprune.host.stopwatch import Stopwatch
-
-_ATTENTION_NAME = "tokenprune_reads_attention"
 
 
 @dataclass(frozen=True)
@@ -49,33 +47,47 @@ class EncodedImages:
         return ours.shape == theirs.shape and torch.equal(ours.to(theirs.device), theirs)
 
 
-def watch_encoder(
-    adapter: Adapter,
-    get_image_features: Callable[..., Any],
-    wants_attention: Callable[[], bool],
-    report: Callable[[EncodedImages], None],
-) -> Callable[..., Any]:
-    """`get_image_features`, unchanged but that it tells `report` what passed through."""
-    signature = inspect.signature(get_image_features)
+class WatchedEncoder:
+    """`get_image_features`, unchanged but that it tells `report` what passed through.
 
-    # generate() picks the arguments of this function by its signature.
-    @functools.wraps(get_image_features)
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        bound = signature.bind_partial(*args, **kwargs).arguments
+    It stands in the model as an attribute, so it also is what refuses to be copied: a copy of the
+    model would go on calling the original's tower.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        get_image_features: Callable[..., Any],
+        wants_attention: Callable[[], bool],
+        report: Callable[[EncodedImages], None],
+    ) -> None:
+        # generate() picks the arguments of this function by its signature.
+        functools.update_wrapper(self, get_image_features)
+        self._adapter = adapter
+        self._encode = get_image_features
+        self._wants_attention = wants_attention
+        self._report = report
+        self._signature = inspect.signature(get_image_features)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        bound = self._signature.bind_partial(*args, **kwargs).arguments
         arguments = {**bound.pop("kwargs", {}), **bound}
+        adapter, wanted = self._adapter, self._wants_attention()
         reader = AttentionReader(adapter.num_prefix_tokens)
-        if wants_attention():
-            with reader.reading(adapter.attention_layer):
-                output = get_image_features(*args, **kwargs)
-        else:
-            output = get_image_features(*args, **kwargs)
+        with reader.reading(adapter.attention_layer) if wanted else nullcontext():
+            output = self._encode(*args, **kwargs)
         lengths = adapter.lengths(image_features(output))
         sizes = adapter.sizes(arguments, len(lengths))
-        attention = adapter.token_attention(reader.joined(), sizes) if wants_attention() else None
-        report(EncodedImages(sizes, lengths, attention, reference_to(output), reader.stopwatches))
+        attention = adapter.token_attention(reader.joined(), sizes) if wanted else None
+        self._report(
+            EncodedImages(sizes, lengths, attention, reference_to(output), reader.stopwatches)
+        )
         return output
 
-    return watched
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise NotImplementedError(
+            "a model cannot be copied or pickled while a reduction is applied; remove it first"
+        )
 
 
 def image_features(output: Any) -> Any:
@@ -132,15 +144,16 @@ class AttentionReader:
             self._read(query, key, kwargs.get("scaling"))
             return attend(module, query, key, value, *args, **kwargs)
 
+        name = f"tokenprune_reads_attention_{id(self)}"  # readers may run side by side
         exchanged = copy.copy(config)
-        exchanged._attn_implementation_internal = _ATTENTION_NAME
-        ALL_ATTENTION_FUNCTIONS[_ATTENTION_NAME] = passing_by
+        exchanged._attn_implementation_internal = name
+        ALL_ATTENTION_FUNCTIONS[name] = passing_by
         layer.config = exchanged
         try:
             yield
         finally:
             layer.config = config
-            del ALL_ATTENTION_FUNCTIONS[_ATTENTION_NAME]
+            del ALL_ATTENTION_FUNCTIONS[name]
 
     @torch.no_grad()
     def _read(self, query: Tensor, key: Tensor, scale: float | None) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tokenprune.adapter import Adapter, ImageLayout
 from tokenprune.host.cache_state import CacheState
-from tokenprune.host.encoder import EncodedImages, image_features, watch_encoder
+from tokenprune.host.encoder import EncodedImages, WatchedEncoder, image_features
 from tokenprune.host.reduction import ReducedImages, reduce_images
 from tokenprune.host.sequence import KeptColumns, compact, edge_padding
 from tokenprune.host.stopwatch import Stopwatch
@@ -69,8 +69,10 @@ class HostHooks:
         base = adapter.model
         hooks = _hosts.get(base)
         if hooks is None:
-            hooks = _hosts[base] = HostHooks(model, adapter)
+            hooks = _hosts[base] = HostHooks(base, adapter)
             hooks._install()
+        if model is not base and hooks.model is base:
+            hooks._install_head(model)
         hooks.handles.append(handle)
         return hooks
 
@@ -95,7 +97,7 @@ class HostHooks:
                 disable(self._before_language_model), with_kwargs=True
             ),
             language_model.register_forward_hook(disable(self._after_language_model)),
-            base.register_forward_hook(disable(self._after_host)),
+            base.register_forward_hook(disable(self._after_host), always_call=True),
         ):
             self._undo.append(handle.remove)
         for name in self.adapter.restored:
@@ -103,20 +105,19 @@ class HostHooks:
         self._replace(
             base,
             "get_image_features",
-            watch_encoder(
+            WatchedEncoder(
                 self.adapter,
                 base.get_image_features,
                 lambda: "attention" in self.handle.method.needs,
                 lambda encoded: setattr(self, "encoded", encoded),
             ),
         )
-        if self.model is not base:
-            self._undo.append(
-                self.model.register_forward_pre_hook(
-                    disable(self._before_head), with_kwargs=True
-                ).remove
-            )
-            self._replace(self.model, "_loss_function", self._loss(self.model.loss_function))
+
+    def _install_head(self, model: Any) -> None:
+        self.model = model
+        hook = torch.compiler.disable(self._before_head)
+        self._undo.append(model.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        self._replace(model, "_loss_function", self._loss(model.loss_function))
 
     def _restore_later(self, module: Any, name: str) -> None:
         if name in module.__dict__:
@@ -151,8 +152,16 @@ class HostHooks:
         self._find_images(given, batch, length)
         state = CacheState.of(cache) if step.past else None
         if state is not None:
-            given = self._continue(given, state.for_batch(batch), length)
+            given = self._continue(given, state.for_batch(batch).cut(step.past), length)
+        elif step.placeholders is None and not step.past:
+            self.handle.kept_positions = self._all_positions(given[name], step.attention_mask)
         return (), given
+
+    def _all_positions(self, inputs: Tensor, mask: Any) -> list[Tensor]:
+        real = torch.ones(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            real = ~edge_padding(mask.to(real.device))[0]
+        return [row.nonzero()[:, 0] for row in real]
 
     def _find_images(self, given: Mapping[str, Any], batch: int, length: int) -> None:
         step = self.step
@@ -185,7 +194,14 @@ class HostHooks:
             raise NotImplementedError(
                 "a static cache has its length fixed for the whole prompt; use the default, dynamic"
             )
-        mask = step.attention_mask
+        mask, positions = step.attention_mask, given.get("position_ids")
+        if mask is None and positions is not None and (positions.ndim == 2 or len(positions) == 4):
+            text = positions[0] if positions.ndim == 3 else positions
+            if bool((text.diff(dim=-1) < 0).any()):
+                raise NotImplementedError(
+                    "sequences packed into one row are not supported while visual tokens are "
+                    "removed; pad them into a batch"
+                )
         if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
             raise NotImplementedError(
                 "attention_mask must be [B, L] while visual tokens are removed, got "
@@ -218,8 +234,9 @@ class HostHooks:
         layouts, attention = self._layouts(placeholders)
         with Stopwatch(embeddings.device) as stopwatch:
             features = embeddings[placeholders]
+            texts = self._texts(embeddings, placeholders, layouts)
             images = reduce_images(
-                self.handle.method, self.handle.budget, features, layouts, attention
+                self.handle.method, self.handle.budget, features, layouts, attention, texts
             )
             step.done = True
             now = self._now(placeholders)
@@ -270,6 +287,21 @@ class HostHooks:
             [layouts[encoded.sizes[number]] for number in order],
             None if attention is None else [attention[number] for number in order],
         )
+
+    def _texts(
+        self, embeddings: Tensor, placeholders: Tensor, layouts: list[ImageLayout]
+    ) -> list[Tensor] | None:
+        """For each image the embeddings [T, D] of its prompt's other tokens, where they matter."""
+        if "text" not in self.handle.method.needs:
+            return None
+        words = self._now(placeholders) & ~placeholders
+        rows = placeholders.nonzero()[:, 0].tolist()
+        texts, first = [], 0
+        for layout in layouts:
+            row = rows[first]
+            texts.append(embeddings[row, words[row]])
+            first += layout.num_tokens
+        return texts
 
     def _now(self, placeholders: Tensor) -> Tensor:
         """[B, L] bool: the columns of this step that are no padding."""
@@ -383,14 +415,17 @@ class HostHooks:
         mask = masks.get("sliding_attention") if isinstance(masks, dict) else None
         if self.step.past or not (isinstance(mask, Tensor) and mask.ndim == 4):
             raise NotImplementedError(
-                f"the prompt of {self.step.original_past + length} tokens is longer than the "
+                f"the sequence of {self.step.original_past + length} tokens is longer than the "
                 f"model's sliding window of {self._window}; its masks cannot be shortened exactly"
             )
 
     def _keep_windows(self, given: dict[str, Any]) -> dict[str, Any]:
         """After a shortened prompt a window still ends where it ended in the whole sequence."""
         state, window, masks = self.step.state, self._window, given.get("attention_mask")
-        if state is None or window is None or not isinstance(masks, dict):
+        if state is None or window is None:
+            return given
+        if not isinstance(masks, dict):
+            self._check_windows(masks, given["inputs_embeds"].shape[1])
             return given
         if "sliding_attention" not in masks:
             return given
@@ -420,7 +455,12 @@ class HostHooks:
             self.handle._note_cache(cache, step.columns)
 
     def _after_host(self, module: Any, args: Any, output: Any) -> None:
-        if self.step.placeholders is not None and not self.step.done and self.handle.strict:
+        step = self.step
+        # Labels are cut after this; nothing else may outlive the forward, also a failed one.
+        self.step = Step(columns=step.columns)
+        if output is None:
+            return
+        if step.placeholders is not None and not step.done and self.handle.strict:
             raise RuntimeError(
                 f"no visual token was removed: {type(module).__name__} did not reach its language "
                 "model by the way the adapter knows"

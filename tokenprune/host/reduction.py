@@ -93,6 +93,7 @@ def reduce_images(
     features: Tensor,
     layouts: Sequence[ImageLayout],
     attention: Sequence[Tensor] | None,
+    texts: Sequence[Tensor] | None,
 ) -> ReducedImages:
     """Reduces every image to its budget; grids of one shape go through the method together.
 
@@ -100,19 +101,22 @@ def reduce_images(
         features: [P, D] all visual tokens of the batch.
         layouts: one per image, in order.
         attention: for each image [tokens in its grids], or None.
+        texts: for each image [T, D], the embeddings of its prompt's words, or None.
     """
     keep = torch.zeros(len(features), dtype=torch.bool, device=features.device)
-    groups: dict[tuple[int, int, int], list[tuple[Tensor, Tensor | None]]] = {}
+    groups: dict[tuple[int, int, int, int], list[Grid]] = {}
     before, after, offset = [], [], 0
     for number, layout in enumerate(layouts):
         num_keep = budget.kept_of(layout.num_tokens)
         shares = share_out(num_keep, [grid.num_tokens for grid in layout.grids])
         looked_at = None if attention is None else attention[number]
+        text = None if texts is None else texts[number]
         shown = torch.zeros(layout.num_tokens, dtype=torch.bool, device=features.device)
         for grid, share, part in _grids(layout, shares, looked_at):
             places = grid.positions(features.device)
             shown[places] = True
-            groups.setdefault((grid.rows, grid.cols, share), []).append((places + offset, part))
+            shape = grid.rows, grid.cols, share, 0 if text is None else len(text)
+            groups.setdefault(shape, []).append(Grid(places + offset, part, text))
         # What shows nothing is kept last, in order, where the budget still has room.
         rest = (~shown).nonzero()[:, 0][: num_keep - sum(shares)]
         keep[rest + offset] = True
@@ -123,6 +127,15 @@ def reduce_images(
     for grid_group in grids:
         keep[grid_group.kept.flatten()] = True
     return ReducedImages(keep, grids, before, after)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One grid on its way to the method: its places, and what the method may need besides."""
+
+    positions: Tensor
+    attention: Tensor | None
+    text: Tensor | None
 
 
 def _grids(
@@ -136,23 +149,45 @@ def _grids(
 def _reduce_group(
     method: Method,
     features: Tensor,
-    shape: tuple[int, int, int],
-    members: list[tuple[Tensor, Tensor | None]],
+    shape: tuple[int, int, int, int],
+    members: list[Grid],
 ) -> ReducedGrids:
-    rows, cols, num_keep = shape
-    positions = torch.stack([places for places, _ in members])
+    rows, cols, num_keep, _ = shape
+    positions = torch.stack([grid.positions for grid in members])
     if num_keep == 0:
         return ReducedGrids(positions, None)
     tokens = VisionTokens(
         features[positions],
         (rows, cols),
-        attention=None
-        if members[0][1] is None
-        else torch.stack([part for _, part in members if part is not None]).to(features.device),
+        attention=_stack([grid.attention for grid in members], features),
+        text=_stack([grid.text for grid in members], features),
     )
     if num_keep == rows * cols:
         return ReducedGrids(positions, whole(tokens))
-    return ReducedGrids(positions, method.reduce(tokens, num_keep))
+    result = method.reduce(tokens, num_keep)
+    check_reduced(type(method).__name__, result, tokens, num_keep)
+    return ReducedGrids(positions, result)
+
+
+def check_reduced(name: str, result: object, tokens: VisionTokens, num_keep: int) -> None:
+    """Raises unless a method, which may be anybody's, has kept what it was asked to keep."""
+    if not isinstance(result, ReducedTokens):
+        raise TypeError(f"{name} must return ReducedTokens, got {type(result).__name__}")
+    batch, num_tokens, width = tokens.features.shape
+    kept, shape = result.keep_indices, tuple(result.features.shape)
+    if tuple(kept.shape) != (batch, num_keep) or shape != (batch, num_keep, width):
+        raise ValueError(
+            f"{name} must keep {num_keep} tokens of each of {batch} images, "
+            f"got keep_indices {list(kept.shape)} and features {list(shape)}"
+        )
+    if bool((kept.diff(dim=1) <= 0).any() | (kept < 0).any() | (kept >= num_tokens).any()):
+        raise ValueError(f"{name} must give keep_indices ascending and below {num_tokens}")
+
+
+def _stack(parts: list[Tensor | None], like: Tensor) -> Tensor | None:
+    """All there or none."""
+    present = [part for part in parts if part is not None]
+    return torch.stack(present).to(like.device) if present else None
 
 
 def whole(tokens: VisionTokens) -> ReducedTokens:

@@ -20,6 +20,8 @@ class BackgroundAnchored(Method):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("cls",)
+    merges: ClassVar[bool] = True
+    paper: ClassVar[str | None] = "2505.21375"
     dw_weight: Tensor
     pw_weight: Tensor
     pw_bias: Tensor

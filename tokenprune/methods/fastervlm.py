@@ -1,4 +1,4 @@
-"""FasterVLM: the tokens that the class token looks at (arXiv 2412.01818)."""
+"""FasterVLM: the tokens that the class token looks at (arXiv 2412.01818, version 1)."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tokenprune.method import Method
-from tokenprune.selection import select_tokens
+from tokenprune.selection import best, select_tokens
 from tokenprune.tokens import ReducedTokens, VisionTokens
 
 
 @dataclass(kw_only=True)
 class FasterVLM(Method):
-    """Keeps the `num_keep` tokens of highest attention; the rest is dropped (section 3.2).
+    """Keeps the tokens of highest attention.
 
-    In towers without a class token the attention received from all tokens stands in for it.
+    The attention is the class token's (section 3.2); in towers without one, what each token
+    receives from all stands in for it.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("attention",)
+    paper: ClassVar[str | None] = "2412.01818v1"
 
     def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
         assert tokens.attention is not None  # it is in `needs`
-        # A stable sort: ties go to the lowest index.
-        ranking = tokens.attention.detach().argsort(dim=1, descending=True, stable=True)
-        return select_tokens(tokens, ranking[:, :num_keep].sort(dim=1).values, tokens.attention)
+        return select_tokens(tokens, best(tokens.attention, num_keep), tokens.attention)

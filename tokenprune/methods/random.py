@@ -7,16 +7,18 @@ from dataclasses import dataclass
 import torch
 
 from tokenprune.method import Method
-from tokenprune.selection import select_tokens
+from tokenprune.selection import best, select_tokens
 from tokenprune.tokens import ReducedTokens, VisionTokens
 
 
 @dataclass(kw_only=True)
 class Random(Method):
-    """Keeps `num_keep` tokens of each crop, drawn without replacement; the rest is dropped.
+    """Control: keeps tokens drawn at random, without replacement.
+
+    Every crop of a size gets the same draw, so that none depends on the batch it comes in.
 
     Attributes:
-        seed: the draw depends on it and on the shape alone, the same on every device.
+        seed: the draw depends on it and on N alone, the same on every device.
     """
 
     seed: int = 0
@@ -24,6 +26,6 @@ class Random(Method):
     def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
         batch, num_tokens, _ = tokens.features.shape
         generator = torch.Generator().manual_seed(self.seed)
-        scores = torch.rand(batch, num_tokens, generator=generator).to(tokens.features.device)
-        keep_indices = scores.topk(num_keep, dim=1).indices.sort(dim=1).values
-        return select_tokens(tokens, keep_indices, scores)
+        scores = torch.rand(num_tokens, generator=generator).to(tokens.features.device)
+        scores = scores.repeat(batch, 1)
+        return select_tokens(tokens, best(scores, num_keep), scores)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,11 +16,14 @@ from tokenprune.tokens import ReducedTokens, VisionTokens
 
 @dataclass(kw_only=True)
 class SpatialPool(Method):
-    """Cuts the grid into exactly `num_keep` windows, as equal and as square as they come.
+    """Control: averages windows of the grid, as equal and as square as they come.
 
-    The grid is cut into bands of rows, each band into windows. A window's root is its upper left
-    token.
+    There are exactly `num_keep`. The grid is cut into bands of rows, each band into windows. A
+    window's root is its upper left token.
     """
+
+    merges: ClassVar[bool] = True
+    paper: ClassVar[str | None] = "2510.07143"
 
     def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
         features = tokens.features

@@ -45,6 +45,14 @@ def check_features(features: Tensor) -> None:
         raise ValueError(f"features must have N >= 1 and D >= 1, got {list(features.shape)}")
 
 
+def check_text(text: Tensor, features: Tensor) -> None:
+    check_tensor("text", text)
+    batch, _, width = features.shape
+    if text.ndim != 3 or text.shape[1] == 0:
+        raise ValueError(f"text must be [B, T, D] with T >= 1, got shape {list(text.shape)}")
+    check_shape("text", text, (batch, text.shape[1], width), "[B, T, D]", like=features)
+
+
 def check_int(name: str, value: object, *, low: int, high: int | None = None) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")

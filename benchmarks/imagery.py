@@ -1,0 +1,132 @@
+"""File -> crops: seconds and peak memory of the published pipeline and of ours, in turn.
+
+Every run is a process of its own, so that one's memory is not another's. Nothing is reported when
+the pixels differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from benchmarks import measure, results
+from geollava import GeoLlavaImageProcessor, imagery
+
+IMPLEMENTATIONS = ("published", "ours")
+
+
+def make_scene(path: Path, side: int) -> None:
+    """A square picture of that side, about as hard to decode as an aerial image."""
+    generator = np.random.default_rng(side)
+    coarse = generator.integers(0, 256, (side // 8, side // 8, 3), dtype=np.uint8)
+    pixels = np.asarray(Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC))
+    fine = generator.integers(0, 24, (side, side, 1), dtype=np.uint8)
+    Image.fromarray(pixels - np.minimum(pixels, fine)).save(path, quality=90)
+
+
+def run(impl: str, path: Path, threads: int) -> tuple[dict[str, float], Tensor]:
+    """({"decode": s, "crops": s, "peak": MiB of the process}, crops)."""
+    torch.set_num_threads(threads)
+    start = time.perf_counter()
+    if impl == "published":
+        from benchmarks.baselines.published_crops import crops_of, decode
+
+        image: Any = decode(path)
+        decoded = time.perf_counter()
+        crops = crops_of(image)
+    else:
+        image = imagery.open_scene(path)
+        image.read_rows(0, 1, 1)  # decodes
+        decoded = time.perf_counter()
+        crops = GeoLlavaImageProcessor().cut(image)
+    end = time.perf_counter()
+    peak = measure.status_mib("VmHWM")
+    return {"decode": decoded - start, "crops": end - decoded, "peak": peak}, crops
+
+
+def measured(impl: str, path: Path, threads: int) -> dict[str, float]:
+    return run(impl, path, threads)[0]
+
+
+def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def largest_difference(path: Path) -> float:
+    """Between the normalized crops of both, in units of the normalized values."""
+    published = run("published", path, 2)[1][1:]
+    ours, processor = run("ours", path, 2)[1], GeoLlavaImageProcessor()
+    return max(
+        float(
+            (imagery.normalize_crops(a, processor.image_mean, processor.image_std) - b).abs().max()
+        )
+        for a, b in zip(ours.split(16), published.split(16), strict=True)
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--side", type=int, default=8192, help="of the square image, in pixels")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    device = results.device_name("cpu", options.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "scene.jpg"
+        make_scene(path, options.side)
+        difference = in_new_process(largest_difference, path)
+        if difference > 1e-6:
+            raise SystemExit(f"pixels differ by up to {difference}: not measured")
+        runs: dict[str, list[dict[str, float]]] = {impl: [] for impl in IMPLEMENTATIONS}
+        for _ in range(options.repeats):
+            for impl, rows in runs.items():
+                rows.append(in_new_process(measured, impl, path, options.threads))
+
+    def median(impl: str, value: Callable[[dict[str, float]], float]) -> float:
+        return statistics.median(map(value, runs[impl]))
+
+    stages: dict[str, Callable[[dict[str, float]], float]] = {
+        "file to crops": lambda row: row["decode"] + row["crops"],
+        "image to crops": lambda row: row["crops"],
+    }
+    measurements: list[dict[str, Any]] = [
+        {
+            "op": stage,
+            "impl": impl,
+            "shape": [options.side, options.side],
+            "dtype": "uint8",
+            "device": device,
+            "torch": torch.__version__,
+            "triton": None,
+            "latency_ms": measure.percentiles_ms([seconds(row) for row in runs[impl]]),
+            "peak_memory_mib": round(median(impl, lambda row: row["peak"])),
+            "times_faster": median("published", seconds) / median(impl, seconds),
+        }
+        for stage, seconds in stages.items()
+        for impl in IMPLEMENTATIONS
+    ]
+    for row in measurements:
+        print(
+            f"{row['op']:16}{row['impl']:12}{row['latency_ms']['p50'] / 1e3:7.2f} s"
+            f"{row['peak_memory_mib']:7,} MiB{row['times_faster']:7.1f} times"
+        )
+    print(results.upsert(measurements, device, results.FOLDER / "imagery"))
+
+
+if __name__ == "__main__":
+    main()

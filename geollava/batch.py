@@ -1,0 +1,379 @@
+"""Many scenes, many questions: one row per pair, in a Parquet file.
+
+What is finished lies in part files beside the output until all is; a run that was killed goes on
+from there. One engine works in this process, the other on Ray Data over any number of machines.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from geollava.answer import ask_for, encode_scene, generate, load
+from geollava.imagery import open_scene
+from geollava.outputs import check_output, written_whole
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".jp2", ".j2k", ".vrt")
+ENGINES = ("local", "ray")
+SECONDS_PER_PART = 2.0  # of work that a kill can cost
+
+Row = dict[str, Any]
+COLUMNS = {
+    "scene": "string",
+    "question": "string",
+    "answer": "string",  # null where there is an error
+    "error": "string",  # null where there is an answer
+    "crops": "int32",
+    "tokens_before": "int32",
+    "tokens_after": "int32",
+    "seconds": "float32",  # the scene's encoding, shared by its questions, and this answer
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How each scene is answered; see `geollava ask`."""
+
+    model: str
+    num_keep: int | None = None
+    method: str | None = None
+    max_new_tokens: int = 128
+    bands: tuple[int, ...] | None = None
+    resize: str = "pillow"
+    max_pixels: int | None = None
+    memory_budget: int | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+
+    def of_answers(self) -> str:
+        """Those that change an answer, as JSON."""
+        elsewhere = ("memory_budget", "device", "max_pixels")
+        return json.dumps({k: v for k, v in asdict(self).items() if k not in elsewhere})
+
+
+@dataclass(frozen=True)
+class Task:
+    """A scene and what is still to be asked about it."""
+
+    scene: str
+    questions: tuple[str, ...]
+
+
+class SceneAnswerer:
+    """A loaded model that turns tasks into rows. A bad scene becomes rows with its error."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.model, self.processor = load(
+            settings.model, settings.num_keep, settings.device, settings.dtype, settings.method
+        )
+        self.processor.image_processor.resize = settings.resize
+
+    def __call__(self, task: Task) -> list[Row]:
+        settings, start = self.settings, time.perf_counter()
+        try:
+            with open_scene(
+                task.scene, bands=settings.bands, max_pixels=settings.max_pixels
+            ) as scene:
+                tokens = encode_scene(
+                    self.model, self.processor, scene, memory_budget=settings.memory_budget
+                )
+        except Exception as error:  # whatever is wrong with this scene, the others go on
+            return [row_of(task.scene, question, error=error) for question in task.questions]
+        encoding = time.perf_counter() - start
+
+        rows = []
+        for question in task.questions:
+            start = time.perf_counter()
+            row: Row = {
+                "crops": tokens.crops,
+                "tokens_before": tokens.kept.assignment.numel(),
+                "tokens_after": tokens.kept.keep_indices.numel(),
+            }
+            try:
+                limit = settings.max_new_tokens
+                inputs = ask_for(self.model, self.processor, question, tokens.crops, limit)
+                row["answer"] = generate(self.model, self.processor, tokens, inputs, limit)
+            except Exception as error:
+                rows.append(row_of(task.scene, question, error=error, **row))
+            else:
+                row["seconds"] = encoding + time.perf_counter() - start
+                rows.append(row_of(task.scene, question, **row))
+        return rows
+
+
+def row_of(scene: str, question: str, error: Exception | None = None, **values: Any) -> Row:
+    message = None
+    if error is not None:
+        lines = str(error).strip().splitlines()
+        message = lines[0] if lines else type(error).__name__
+    row: Row = dict.fromkeys(COLUMNS)
+    return row | {"scene": scene, "question": question, "error": message} | values
+
+
+def run_batch(
+    scenes: Path,
+    questions: Path,
+    out: Path,
+    settings: Settings,
+    *,
+    engine: str = "local",
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[int, int]:
+    """Answers every question about every scene, and writes the rows in that order.
+
+    Args:
+        scenes: a folder, or a CSV or Parquet file with a column `image` or `scene` of paths, which
+            count from where the file lies.
+        questions: a text file with a question on each line.
+        out: the Parquet file to write. Rows that it or the part files beside it hold already are
+            not computed again.
+        engine: "local", in this process, or "ray", on Ray Data.
+        workers: of the engine "ray": models at a time. None is one per GPU, or one.
+        progress: called with (scenes done, scenes in all).
+
+    Returns:
+        (rows, rows with an error).
+
+    Raises:
+        ValueError: nothing to read, or an output of other settings.
+        ImportError: pyarrow or ray is missing.
+    """
+    require_arrow()
+    if engine not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {engine}")
+    check_output(out, "the output", (".parquet",))
+    paths, asked = read_scenes(scenes), read_questions(questions)
+    parts = Parts(out, settings.of_answers())
+    finished = parts.rows()
+    tasks = [
+        Task(path, unanswered)
+        for path in paths
+        if (unanswered := tuple(q for q in asked if (path, q) not in finished))
+    ]
+    done = len(paths) - len(tasks)
+    if progress is not None:
+        progress(done, len(paths))
+    results: Iterable[list[Row]] = ()
+    if tasks:
+        results = on_ray(tasks, settings, workers) if engine == "ray" else here(tasks, settings)
+    with parts.writer() as write:
+        for rows in results:
+            write(rows)
+            done += 1
+            if progress is not None:
+                progress(done, len(paths))
+    ordered = parts.finish([(path, question) for path in paths for question in asked])
+    return len(ordered), sum(row["error"] is not None for row in ordered)
+
+
+def here(tasks: list[Task], settings: Settings) -> Iterator[list[Row]]:
+    answerer = SceneAnswerer(settings)
+    for task in tasks:
+        yield answerer(task)
+
+
+def on_ray(tasks: list[Task], settings: Settings, workers: int | None) -> Iterator[list[Row]]:
+    """Rows of each task, in the order in which they are finished."""
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "the engine ray needs Ray Data: pip install 'tokenprune-vlm[ray]'"
+        ) from error
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # progress is ours to show
+    started = not ray.is_initialized()
+    if started:
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        resources = ray.cluster_resources()
+        gpus = int(resources.get("GPU", 0)) if settings.device != "cpu" else 0
+        workers = workers or max(1, gpus)
+        threads = max(1, int(resources["CPU"]) // workers)
+        dataset = ray.data.from_items(
+            [{"scene": task.scene, "questions": json.dumps(task.questions)} for task in tasks],
+            override_num_blocks=len(tasks),
+        ).map(
+            RayAnswerer,  # type: ignore[arg-type]
+            fn_constructor_args=(settings, threads),
+            concurrency=workers,
+            num_cpus=0 if gpus else 1,
+            num_gpus=min(1.0, gpus / workers),
+        )
+        for row in dataset.iter_rows():
+            yield json.loads(row["rows"])
+    finally:
+        if started:
+            ray.shutdown()
+
+
+class RayAnswerer:
+    """`SceneAnswerer` for rows of a Ray dataset. Rows pass as JSON, so that blocks of nothing but
+    answers and blocks of nothing but errors are of one type."""
+
+    def __init__(self, settings: Settings, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.answerer = SceneAnswerer(settings)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, str]:
+        task = Task(row["scene"], tuple(json.loads(row["questions"])))
+        return {"rows": json.dumps(self.answerer(task))}
+
+
+class Parts:
+    """Finished rows on the disk: the output of an earlier run, and part files beside it."""
+
+    def __init__(self, out: Path, settings: str) -> None:
+        self.out, self.settings = out, settings
+        self.folder = out.with_name(out.name + ".parts")
+
+    def rows(self) -> dict[tuple[str, str], Row]:
+        """All that is finished, by scene and question.
+
+        Raises:
+            ValueError: a file that was made with other settings, or is none of ours.
+        """
+        import pyarrow
+        from pyarrow import parquet
+
+        finished: dict[tuple[str, str], Row] = {}
+        files = sorted(self.folder.glob("part-*.parquet"))
+        for path in [self.out, *files] if self.out.exists() else files:
+            try:
+                table = parquet.read_table(path)
+            except (pyarrow.ArrowException, OSError) as error:
+                raise ValueError(f"{path} must be an output of geollava batch") from error
+            settings = (table.schema.metadata or {}).get(b"geollava", b"").decode()
+            if settings != self.settings:
+                raise ValueError(
+                    f"{path} holds answers with other settings ({settings or 'none'}), expected "
+                    f"{self.settings}: remove it or write elsewhere"
+                )
+            finished |= {(row["scene"], row["question"]): row for row in table.to_pylist()}
+        return finished
+
+    def writer(self) -> PartWriter:
+        return PartWriter(self)
+
+    def write(self, rows: list[Row], path: Path) -> None:
+        import pyarrow
+        from pyarrow import parquet
+
+        schema = pyarrow.schema(
+            [(name, pyarrow.type_for_alias(kind)) for name, kind in COLUMNS.items()],
+            metadata={"geollava": self.settings},
+        )
+        with written_whole(path) as partial:
+            parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), partial)
+
+    def finish(self, order: list[tuple[str, str]]) -> list[Row]:
+        """Writes the output, in that order; the part files go when it is there."""
+        finished = self.rows()
+        rows = [finished[key] for key in order]
+        self.write(rows, self.out)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return rows
+
+
+class PartWriter:
+    """Collects rows for a moment, so that a part file holds more than one scene."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts, self.waiting, self.since = parts, list[Row](), time.monotonic()
+
+    def __enter__(self) -> Callable[[list[Row]], None]:
+        self.parts.folder.mkdir(exist_ok=True)
+        return self.add
+
+    def add(self, rows: list[Row]) -> None:
+        self.waiting += rows
+        if time.monotonic() - self.since >= SECONDS_PER_PART:
+            self.flush()
+
+    def flush(self) -> None:
+        if self.waiting:
+            name = f"part-{time.time_ns()}-{os.getpid()}.parquet"
+            self.parts.write(self.waiting, self.parts.folder / name)
+        self.waiting, self.since = [], time.monotonic()
+
+    def __exit__(self, *error: object) -> None:
+        self.flush()
+
+
+def read_scenes(source: Path) -> list[str]:
+    """Paths of all scenes, each once, in order."""
+    if source.is_dir():
+        found = [
+            path
+            for path in sorted(source.rglob("*"))
+            if path.is_file() and path.suffix.lower() in SUFFIXES
+        ]
+        names = [str(path) for path in found]
+    elif not source.is_file():
+        raise ValueError(
+            f"scenes must be a folder, a CSV or a Parquet file, {source} does not exist"
+        )
+    else:
+        names = [
+            name if "://" in name else str(source.parent / name) for name in scene_column(source)
+        ]
+    if not names:
+        raise ValueError(f"{source} must name at least one scene, it names none")
+    return list(dict.fromkeys(names))
+
+
+def scene_column(source: Path) -> list[str]:
+    if source.suffix.lower() == ".parquet":
+        import pyarrow
+        from pyarrow import parquet
+
+        try:
+            table = parquet.read_table(source)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ValueError(f"{source} must be a Parquet file, it cannot be read") from error
+        columns = {name.lower(): name for name in table.column_names}
+        rows: list[dict[str, Any]] = table.to_pylist()
+    else:
+        with source.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+            columns = {name.lower(): name for name in reader.fieldnames or []}
+    column = columns.get("image", columns.get("scene"))
+    if column is None:
+        raise ValueError(
+            f"{source} must have a column image or scene, got {', '.join(columns) or 'none'}"
+        )
+    return [str(row[column]) for row in rows if row[column]]
+
+
+def read_questions(path: Path) -> list[str]:
+    """The lines of a file that say something, each once, in order."""
+    if not path.is_file():
+        raise ValueError(f"questions must be a text file, {path} does not exist")
+    lines = (line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines())
+    questions = list(dict.fromkeys(line for line in lines if line))
+    if not questions:
+        raise ValueError(f"{path} must hold a question on each line, it holds none")
+    return questions
+
+
+def require_arrow() -> None:
+    try:
+        import pyarrow  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "geollava batch needs pyarrow: pip install 'tokenprune-vlm[batch]'"
+        ) from error

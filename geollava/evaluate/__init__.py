@@ -1,0 +1,1 @@
+"""Benchmarks, one file each: how a row becomes a prompt, and replies become scores."""

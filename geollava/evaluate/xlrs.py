@@ -1,0 +1,121 @@
+"""XLRS-Bench-lite: 13 visual question answering subtasks (arXiv 2503.23771).
+
+Prompts, letters and scores are those of the public evaluation, quirks included: published figures
+compare with nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+SUBTASKS = (
+    "Complex reasoning/Anomaly Detection and Interpretation",
+    "Complex reasoning/Environmental condition reasoning",
+    "Complex reasoning/Route planning",
+    "Counting/Counting with changing detection",
+    "Counting/Counting with complex reasoning",
+    "Counting/Overall counting",
+    "Counting/Regional counting",
+    "Land use classification/Overall Land use classification",
+    "Land use classification/Regional Land use classification",
+    "Object properties/Object classification",
+    "Object properties/Object color",
+    "Object properties/Object motion state",
+    "Object spatial relationship/Object spatial relationship",
+)
+SEVERAL_ANSWERS = "Land use classification/Overall Land use classification"
+ONE = (
+    "Select the best answer for the multiple-choice question based on the image. Only respond with "
+    "the letter corresponding to the correct answer (A, B, C, D).\nThe answer is:"
+)
+SEVERAL = (
+    "Select the best answer(s) for the multiple-choice question based on the image. There may be "
+    "more than one correct option. Only respond with the letter(s) corresponding to the correct "
+    "answer(s) (A, B, C, D), with multiple choices separated by spaces.The answer(s) is(are):"
+)
+# Taken out wherever they stand, for their own letters would count.
+PHRASES = ("The best answer is", "The correct answer is", "The answer is", "The answer")
+
+
+def build_prompt(row: Mapping[str, Any]) -> str:
+    """The prompt of a row, without the image.
+
+    Args:
+        row: with `question`, `multi-choice options` (such as "(A) 3 ships") and `category`.
+
+    Raises:
+        ValueError: a category that is none of the 13, or a field that is missing.
+    """
+    request = SEVERAL if subtask_of(row) == SEVERAL_ANSWERS else ONE
+    options = "\n".join(field(row, "multi-choice options"))
+    return f"{field(row, 'question')}The choices are listed below:\n{options}\n\n{request}"
+
+
+def extract_letters(text: str) -> list[str]:
+    """The options that a reply names, from A to E, ascending, each once.
+
+    Letters in parentheses count where there are any, else every letter a to e of every word: "Both
+    A and B" also names D. A reply without any capital A to E names none.
+    """
+    for phrase in PHRASES:
+        text = text.replace(phrase, "")
+    if not re.search("[A-E]", text):
+        return []
+    letters = re.findall(r"\(([a-eA-E])\)", text) or re.findall("[a-eA-E]", text)
+    return sorted({letter.upper() for letter in letters})
+
+
+def is_correct(row: Mapping[str, Any], prediction: str) -> bool:
+    """Whether the reply names exactly the letters of the answer."""
+    return set(extract_letters(prediction)) == set(field(row, "answer"))
+
+
+def score(rows: Sequence[Mapping[str, Any]], predictions: Sequence[str]) -> dict[str, Any]:
+    """Shares of correct replies.
+
+    Args:
+        rows: with `category`, `answer` and `index`.
+        predictions: one reply per row.
+
+    Returns:
+        `micro`: over rows; `macro`: mean over the 13 subtasks, a subtask without rows counting 0 as
+        in the public evaluation; `per_subtask`: name -> share; `rows_per_subtask`: name -> rows.
+
+    Raises:
+        ValueError: no rows, another number of predictions, an unknown category.
+    """
+    if len(rows) != len(predictions):
+        raise ValueError(f"{len(rows)} rows need as many predictions, got {len(predictions)}")
+    if not rows:
+        raise ValueError("score needs at least one row, got none")
+    outcomes: dict[str, list[bool]] = {subtask: [] for subtask in SUBTASKS}
+    for row, prediction in zip(rows, predictions, strict=True):
+        outcomes[subtask_of(row)].append(is_correct(row, prediction))
+    per_subtask = {
+        subtask: sum(correct) / len(correct) if correct else 0.0
+        for subtask, correct in outcomes.items()
+    }
+    return {
+        "micro": sum(map(sum, outcomes.values())) / len(rows),
+        "macro": sum(per_subtask.values()) / len(SUBTASKS),
+        "per_subtask": per_subtask,
+        "rows_per_subtask": {subtask: len(correct) for subtask, correct in outcomes.items()},
+    }
+
+
+def subtask_of(row: Mapping[str, Any]) -> str:
+    category = field(row, "category")
+    if category not in SUBTASKS:
+        raise ValueError(
+            f"row {row.get('index', '?')}: category must be one of the {len(SUBTASKS)} subtasks, "
+            f"got {category!r}"
+        )
+    return category
+
+
+def field(row: Mapping[str, Any], name: str) -> Any:
+    if name not in row:
+        raise ValueError(f"row {row.get('index', '?')} must have {name!r}, it has {sorted(row)}")
+    return row[name]

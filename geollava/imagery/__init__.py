@@ -1,0 +1,40 @@
+"""File -> scene -> canvas -> crops, with the grid choice and the pixels of the published pipeline.
+
+files.py     which reader a file gets
+picture.py   plain pictures, by Pillow
+raster.py    GeoTIFF, COG, JPEG 2000 and VRT (vrt.py), by GDAL; stretch.py makes them 8 bits
+scene.py     what both readers are: rows of RGB, when they are needed
+canvas.py    the grid of crops for an image of a size
+crops.py     rows -> crops
+"""
+
+from geollava.imagery.canvas import (
+    allowed_canvases,
+    fitted_size,
+    image_box,
+    parse_canvases,
+    select_canvas,
+)
+from geollava.imagery.crops import crop_rows, cut_crops, normalize_crops, resized
+from geollava.imagery.files import as_scene, open_scene, to_rgb
+from geollava.imagery.picture import read_image
+from geollava.imagery.scene import RESIZE_MODES, Georeference, Scene
+
+__all__ = [
+    "RESIZE_MODES",
+    "Georeference",
+    "Scene",
+    "allowed_canvases",
+    "as_scene",
+    "crop_rows",
+    "cut_crops",
+    "fitted_size",
+    "image_box",
+    "normalize_crops",
+    "open_scene",
+    "parse_canvases",
+    "read_image",
+    "resized",
+    "select_canvas",
+    "to_rgb",
+]

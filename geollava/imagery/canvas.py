@@ -1,0 +1,79 @@
+"""Which canvas an image gets, as the published model chooses, and where on it the image lies."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+
+def allowed_canvases(crop_size: int, max_crops: int, max_aspect_ratio: int) -> list[list[int]]:
+    """[width, height] in pixels of each canvas of 2 to `max_crops` crops, in published order."""
+    return [
+        [crop_size * cols, crop_size * rows]
+        for cols in range(1, max_crops + 1)
+        for rows in range(1, max_crops // cols + 1)
+        if cols * rows > 1 and max(cols, rows) <= max_aspect_ratio * min(cols, rows)
+    ]
+
+
+def parse_canvases(pinpoints: str | Sequence[Sequence[int]], crop_size: int) -> list[list[int]]:
+    """Canvases as a config lists them: pairs of pixels, or a range such as "(1x1),...,(6x6)"."""
+    if isinstance(pinpoints, str):
+        counts = [(int(a), int(b)) for a, b in re.findall(r"(\d+)\s*[x,]\s*(\d+)", pinpoints)]
+        if "..." in pinpoints and len(counts) == 2:
+            (first_cols, first_rows), (last_cols, last_rows) = counts
+            return [
+                [crop_size * cols, crop_size * rows]
+                for cols in range(first_cols, last_cols + 1)
+                for rows in range(first_rows, last_rows + 1)
+            ]
+        pinpoints = counts
+    canvases = [[int(width), int(height)] for width, height in pinpoints]
+    bad = [canvas for canvas in canvases if min(canvas) < 1 or any(s % crop_size for s in canvas)]
+    if bad or not canvases:
+        raise ValueError(
+            f"image_grid_pinpoints must be sizes in multiples of {crop_size} px, "
+            f"got {bad[0] if bad else 'none'}"
+        )
+    return canvases
+
+
+def select_canvas(width: int, height: int, canvases: Sequence[Sequence[int]]) -> tuple[int, int]:
+    """The canvas that shows most of the image's pixels, and of those the one that wastes least.
+
+    Args:
+        width, height: of the image, in pixels.
+        canvases: [width, height] in pixels; ties go to the first.
+
+    Returns:
+        (width, height) in pixels.
+    """
+    if width < 1 or height < 1:
+        raise ValueError(f"an image must have at least one pixel, got {width} x {height}")
+    best, best_key = None, (-1, math.inf)
+    for canvas_width, canvas_height in canvases:
+        scale = min(canvas_width / width, canvas_height / height)
+        scaled = int(width * scale) * int(height * scale)
+        effective = min(scaled, width * height)
+        wasted = canvas_width * canvas_height - effective
+        if effective > best_key[0] or (effective == best_key[0] and wasted < best_key[1]):
+            best, best_key = (canvas_width, canvas_height), (effective, wasted)
+    assert best is not None
+    return best
+
+
+def fitted_size(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) of an image resized to fit a canvas: one side fills it, the other follows."""
+    (width, height), (canvas_width, canvas_height) = size, canvas
+    scale_width, scale_height = canvas_width / width, canvas_height / height
+    if scale_width < scale_height:
+        return canvas_width, min(math.ceil(height * scale_width), canvas_height)
+    return min(math.ceil(width * scale_height), canvas_width), canvas_height
+
+
+def image_box(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of the image on its canvas, in canvas pixels."""
+    width, height = fitted_size(size, canvas)
+    left, top = (canvas[0] - width) // 2, (canvas[1] - height) // 2
+    return left, top, left + width, top + height

@@ -1,0 +1,212 @@
+"""Many scenes: one row per scene and question, whatever happens on the way."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from geollava import batch
+from geollava.answer import answer
+from geollava.imagery import read_image
+
+from .conftest import noise
+
+parquet = pytest.importorskip("pyarrow.parquet")
+QUESTIONS = ["How many ships?", "Land or sea?"]
+
+
+@pytest.fixture
+def job(tmp_path, complete_checkpoint):
+    """Makes a folder of scenes, a file of questions, and the command line about them."""
+
+    def job(count, *options):
+        folder = tmp_path / "scenes"
+        folder.mkdir()
+        for number in range(count):
+            noise(120, 80, seed=number).save(folder / f"{number:04}.png")
+        (tmp_path / "q.txt").write_text("\n".join(QUESTIONS) + "\n\n")
+        return [
+            "batch", folder, "--questions", tmp_path / "q.txt", "--out", tmp_path / "a.parquet",
+            "--model", complete_checkpoint, "--max-new-tokens", 3, *options,
+        ]  # fmt: skip
+
+    return job
+
+
+def rows_of(path):
+    return parquet.read_table(path).to_pylist()
+
+
+def check_complete(path, count):
+    keys = [(row["scene"], row["question"]) for row in rows_of(path)]
+    names = [f"{number:04}.png" for number in range(count)]
+    assert [(scene[-8:], question) for scene, question in keys] == [
+        (name, question) for name in names for question in QUESTIONS
+    ]
+    assert sorted(entry.name for entry in path.parent.iterdir()) == ["a.parquet", "q.txt", "scenes"]
+
+
+def test_rows(run, job, tmp_path, pair):
+    code, out, err = run(*job(3))
+    assert (code, out) == (0, ""), err
+    assert "6 rows in" in err
+    check_complete(tmp_path / "a.parquet", 3)
+    for row in rows_of(tmp_path / "a.parquet"):
+        image = read_image(row["scene"])
+        expected = answer(*pair, image, row["question"], max_new_tokens=3)
+        assert row["answer"] == expected.text
+        assert row["error"] is None
+        assert row["crops"] == expected.crops
+        assert row["tokens_after"] == expected.tokens_after < row["tokens_before"]
+        assert row["seconds"] > 0
+
+
+def test_a_bad_scene_is_a_row_with_its_error(run, job, tmp_path):
+    command = job(3)
+    (tmp_path / "scenes" / "0001.png").write_text("no picture")
+    code, _, err = run(*command)
+    assert code == 0
+    assert "2 of them with an error" in err
+    rows = rows_of(tmp_path / "a.parquet")
+    assert [row["answer"] is None for row in rows] == [False, False, True, True, False, False]
+    assert all("0001.png must be an image" in row["error"] for row in rows[2:4])
+    check_complete(tmp_path / "a.parquet", 3)
+
+
+def test_a_question_that_does_not_fit_is_a_row_with_its_error(run, job, tmp_path):
+    command = job(1)
+    (tmp_path / "q.txt").write_text("Short?\n" + "long " * 20_000)
+    assert run(*command)[0] == 0
+    short, long = rows_of(tmp_path / "a.parquet")
+    assert short["error"] is None
+    assert "positions: keep fewer tokens" in long["error"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_lists_of_scenes(kind, job, run, tmp_path):
+    command = job(2)
+    names = ["scenes/0001.png", "scenes/0000.png", "scenes/0001.png", "https://host/a.tif"]
+    source = tmp_path / f"list.{kind}"
+    if kind == "csv":
+        with source.open("w", newline="") as file:
+            csv.writer(file).writerows([["id", "Image"], *enumerate(names)])
+    else:
+        import pyarrow
+
+        parquet.write_table(pyarrow.table({"Image": names}), source)
+    command[1] = source
+    assert run(*command)[0] == 0
+    rows = rows_of(tmp_path / "a.parquet")
+    assert [row["scene"].rsplit("/", 1)[-1] for row in rows[::2]] == [
+        "0001.png",
+        "0000.png",
+        "a.tif",
+    ]
+    assert all("network paths are not read" in row["error"] for row in rows[4:])
+
+
+def test_finished_rows_are_not_computed_again(run, job, tmp_path, monkeypatch):
+    command = job(2)
+    assert run(*command)[0] == 0
+    asked = []
+    original = batch.SceneAnswerer.__call__
+    monkeypatch.setattr(
+        batch.SceneAnswerer,
+        "__call__",
+        lambda self, task: asked.append(task) or original(self, task),
+    )
+    noise(60, 60).save(tmp_path / "scenes" / "0002.png")
+    with (tmp_path / "q.txt").open("a") as file:
+        file.write("A third?\n")
+    assert run(*command)[0] == 0
+    assert [(task.scene[-8:], len(task.questions)) for task in asked] == [
+        ("0000.png", 1), ("0001.png", 1), ("0002.png", 3),
+    ]  # fmt: skip
+    assert len(rows_of(tmp_path / "a.parquet")) == 9
+    code, _, err = run(*command, "--max-new-tokens", 4)
+    assert code == 2
+    assert "answers with other settings" in err
+
+
+def killed_and_resumed(command, target, count):
+    """Kills the command when some parts are there, and lets it run again. -> rows kept."""
+    script = (
+        "import sys; from geollava import batch, cli; batch.SECONDS_PER_PART = 0.05; "
+        "cli.main(sys.argv[1:])"
+    )
+    arguments = [sys.executable, "-c", script, *map(str, command)]
+    process = subprocess.Popen(arguments, start_new_session=True, stderr=subprocess.PIPE)
+    parts = target.with_name(target.name + ".parts")
+    deadline = time.monotonic() + 100
+    while len(list(parts.glob("part-*"))) < 3 and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert process.poll() is None, process.stderr.read()
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not target.exists()
+    before = {}
+    for path in parts.glob("part-*"):
+        before |= {(r["scene"], r["question"]): r["seconds"] for r in rows_of(path)}
+    assert 0 < len(before) < count * len(QUESTIONS)
+    again = subprocess.run(arguments, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    after = {(r["scene"], r["question"]): r["seconds"] for r in rows_of(target)}
+    assert {key: after[key] for key in before} == before
+
+
+def test_survives_being_killed(job, tmp_path):
+    command = job(20)
+    killed_and_resumed(command, tmp_path / "a.parquet", 20)
+    check_complete(tmp_path / "a.parquet", 20)
+
+
+@pytest.mark.slow
+def test_survives_being_killed_on_ray(job, tmp_path):
+    pytest.importorskip("ray")
+    command = job(100, "--engine", "ray", "--workers", 2)
+    (tmp_path / "scenes" / "0050.png").write_text("no picture")
+    killed_and_resumed(command, tmp_path / "a.parquet", 100)
+    check_complete(tmp_path / "a.parquet", 100)
+    errors = [row for row in rows_of(tmp_path / "a.parquet") if row["error"]]
+    assert {row["scene"][-8:] for row in errors} == {"0050.png"}
+
+
+def test_bad_usage(run, job, tmp_path):
+    command = job(1)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "names.csv").write_text("name\nx.png\n")
+    (tmp_path / "other.parquet").write_text("no table")
+    for changes, message in (
+        ({1: "/nowhere"}, "/nowhere does not exist"),
+        ({1: tmp_path / "empty"}, "at least one scene"),
+        ({1: tmp_path / "names.csv"}, "must have a column image or scene, got name"),
+        ({1: tmp_path / "other.parquet"}, "must be a Parquet file"),
+        ({3: "/nowhere.txt"}, "/nowhere.txt does not exist"),
+        ({3: tmp_path / "empty.txt"}, "a question on each line"),
+        ({5: tmp_path / "a.csv"}, "must end in .parquet"),
+        ({5: "/nowhere/a.parquet"}, "folder /nowhere does not exist"),
+        ({5: tmp_path / "other.parquet"}, "must be an output of geollava batch"),
+        ({7: "/nowhere"}, "/nowhere does not exist"),
+    ):
+        changed = [changes.get(place, argument) for place, argument in enumerate(command)]
+        code, out, err = run(*changed)
+        assert (code, out) == (2, ""), err
+        assert message in err
+        assert err.count("\n") == 1, err
+    assert run(*command, "--engine", "spark")[2] == (
+        "error: --engine must be one of local, ray, got spark\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "ray", None)
+        assert "pip install 'tokenprune-vlm[ray]'" in run(*command, "--engine", "ray")[2]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "pyarrow", None)
+        assert "pip install 'tokenprune-vlm[batch]'" in run(*command)[2]

@@ -1,0 +1,104 @@
+"""Selection and matching kernels against references, in the interpreter where there is no GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokenprune import ops
+
+from .test_parity import DEVICE, NARROW, SOME, check_equal, poisoned
+
+__all__ = ["poisoned"]  # the fixture
+
+
+@st.composite
+def crops_of_tokens(draw, max_tokens=70):
+    """(features [B, N, D] as views, a budget: one number or a quota for each crop)."""
+    batch, num_tokens = draw(st.integers(0, 3)), draw(st.integers(1, max_tokens))
+    width = draw(st.integers(9, 80))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**20)))
+    tokens = torch.randn(batch, 1 + num_tokens, width, generator=generator)
+    features = tokens.to(DEVICE, draw(st.sampled_from(NARROW)))[:, 1:]
+    # Within the rank: beyond it there is nothing left to choose by.
+    most = min(num_tokens, width // 2, 12)
+    if draw(st.booleans()):
+        return features, draw(st.integers(1, most))
+    quotas = st.lists(st.integers(0, most), min_size=batch, max_size=batch)
+    return features, torch.tensor(draw(quotas), dtype=torch.int64)
+
+
+@SOME
+@given(crops_of_tokens())
+def test_max_min_select(drawn):
+    features, num_keep = drawn
+    got, expected = (
+        ops.max_min_select(features, num_keep, impl=impl) for impl in ("triton", "reference")
+    )
+    check_equal(got, expected)
+
+
+@SOME
+@given(crops_of_tokens(), st.booleans())
+def test_dpp_select(drawn, weighted):
+    features, num_keep = drawn
+    quality = features[..., 0].float().sigmoid() if weighted else None
+    got, expected = (
+        ops.dpp_select(features, num_keep, quality, impl=impl) for impl in ("triton", "reference")
+    )
+    check_equal(got, expected)
+
+
+@SOME
+@given(crops_of_tokens(max_tokens=150))
+def test_most_similar(drawn):
+    features, _ = drawn
+    queries, keys = features, features[:, : 1 + features.shape[1] // 2].flip(1)
+    (got, index), (expected, expected_index) = (
+        ops.most_similar(queries, keys, impl=impl) for impl in ("triton", "reference")
+    )
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(index, expected_index)
+
+
+@SOME
+@given(crops_of_tokens(), st.data())
+def test_bipartite_merge(drawn, data):
+    features, _ = drawn
+    num_keep = data.draw(st.integers(1, features.shape[1]))
+    got, expected = (
+        ops.bipartite_merge(features.float(), num_keep, impl=impl)
+        for impl in ("triton", "reference")
+    )
+    check_equal(got, expected)
+
+
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+def test_equal_tokens_are_taken_in_order(impl):
+    same = torch.randn(1, 1, 24, device=DEVICE).expand(2, 40, 24)
+    for result in (
+        ops.max_min_select(same, 5, impl=impl),
+        ops.dpp_select(same, 5, impl=impl),
+        ops.dpp_select(torch.zeros_like(same), 5, impl=impl),
+    ):
+        assert result.keep_indices.tolist() == [[0, 1, 2, 3, 4]] * 2
+        assert (result.scores[:, 1:] == result.scores[:, 1:2]).all()
+    index = ops.most_similar(same, same, impl=impl)[1]
+    assert (index == 0).all()
+    # Every second token goes into the first target, so does what is left of the targets.
+    assert ops.bipartite_merge(same, 20, impl=impl).keep_indices[0].tolist() == [*range(1, 40, 2)]
+
+
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+def test_nan_does_not_break_the_budget(impl):
+    features = torch.randn(2, 20, 16, device=DEVICE)
+    features[0, 7, 3] = float("nan")
+    for select in (ops.max_min_select, ops.dpp_select):
+        result = select(features, 6, impl=impl)
+        assert (result.keep_indices.diff(dim=1) > 0).all()
+        assert ((result.keep_indices >= 0) & (result.keep_indices < 20)).all()
+        assert result.features[1].isfinite().all()
+        with pytest.raises(ValueError, match="features must be finite"):
+            select(features, 6, strict=True, impl=impl)

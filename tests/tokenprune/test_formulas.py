@@ -1,0 +1,199 @@
+"""Methods against plain loops over their formulas, in float64."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional
+
+from tokenprune import VisionTokens, get_method
+from tokenprune.methods.spatial_pool import window_roots
+from tokenprune.testing import example_tokens
+
+SEEDS = range(20)
+GRID, NUM_TOKENS = (6, 5), 30
+
+
+def tokens_of(seed):
+    """One crop in float64, and a budget."""
+    tokens = example_tokens(1, GRID, 8, dtype=torch.float64, seed=seed)
+    return replace(tokens, attention=tokens.attention.double()), 1 + 7 * seed % 29
+
+
+def cosines(left, right):
+    return functional.normalize(left, dim=-1) @ functional.normalize(right, dim=-1).T
+
+
+def by_attention(tokens, count):
+    """The tokens of highest attention, best first."""
+    attention = tokens.attention[0].tolist()
+    return sorted(range(NUM_TOKENS), key=lambda token: -attention[token])[:count]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_fastervlm(seed):
+    tokens, num_keep = tokens_of(seed)
+    result = get_method("fastervlm").reduce(tokens, num_keep)
+    assert result.keep_indices[0].tolist() == sorted(by_attention(tokens, num_keep))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_uniform(seed):
+    tokens, num_keep = tokens_of(seed)
+    result = get_method("uniform").reduce(tokens, num_keep)
+    expected = [math.floor((place + 0.5) * NUM_TOKENS / num_keep) for place in range(num_keep)]
+    assert result.keep_indices[0].tolist() == expected
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("options", [{}, {"step": 1, "important_ratio": 0.2}])
+def test_vispruner(seed, options):
+    tokens, num_keep = tokens_of(seed)
+    important = by_attention(tokens, math.ceil(num_keep * options.get("important_ratio", 0.5)))
+    rest = [token for token in range(NUM_TOKENS) if token not in important]
+    features = tokens.features[0]
+    while len(rest) > num_keep - len(important) > 0:
+        first, second = rest[::2], rest[1::2]
+        likeness = cosines(features[first], features[second]).amax(1).tolist()
+        surplus = len(rest) - (num_keep - len(important))
+        drop = min(options.get("step", 8), surplus, len(second))
+        ranking = sorted(range(len(first)), key=lambda place: (likeness[place], place))
+        rest = sorted([first[place] for place in ranking[: len(first) - drop]] + second)
+    expected = sorted(important + rest[: num_keep - len(important)])
+    result = get_method("vispruner", **options).reduce(tokens, num_keep)
+    assert result.keep_indices[0].tolist() == expected
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("ratio", [0.0, 10 / 64, 0.5])
+def test_visionzip(seed, ratio):
+    tokens, num_keep = tokens_of(seed)
+    contextual = min(math.floor(num_keep * ratio + 0.5), num_keep - 1)
+    dominant = by_attention(tokens, num_keep - contextual)
+    rest = [token for token in range(NUM_TOKENS) if token not in dominant]
+    targets = rest[:: len(rest) // contextual][:contextual] if contextual else []
+    members = {token: [token] for token in dominant + targets}
+    for token in rest if contextual else []:
+        if token not in targets:
+            likeness = cosines(tokens.features[0, [token]], tokens.features[0, targets])[0]
+            members[targets[int(likeness.argmax())]].append(token)
+    result = get_method("visionzip", contextual_ratio=ratio).reduce(tokens, num_keep)
+    assert result.keep_indices[0].tolist() == sorted(members)
+    for slot, root in enumerate(sorted(members)):
+        expected = tokens.features[0, members[root]].mean(0)
+        torch.testing.assert_close(result.features[0, slot], expected)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_prumerge(seed):
+    tokens, num_keep = tokens_of(seed)
+    kept = sorted(by_attention(tokens, num_keep))
+    nearest = cosines(tokens.features[0], tokens.features[0, kept]).argmax(1).tolist()
+    result = get_method("prumerge").reduce(tokens, num_keep)
+    assert result.keep_indices[0].tolist() == kept
+    for slot, root in enumerate(kept):
+        members = [token for token in range(NUM_TOKENS) if kept[nearest[token]] == root]
+        weights = tokens.attention[0, members]
+        expected = (weights[:, None] * tokens.features[0, members]).sum(0) / weights.sum()
+        torch.testing.assert_close(result.features[0, slot], expected)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("num_pivots", [1, 3, 8])
+def test_dart(seed, num_pivots):
+    tokens, num_keep = tokens_of(seed)
+    norms = tokens.features[0].abs().sum(1).tolist()
+    count = min(num_pivots, num_keep)
+    pivots = sorted(sorted(range(NUM_TOKENS), key=lambda token: -norms[token])[:count])
+    kept, left = list(pivots), num_keep - count
+    for place, pivot in enumerate(pivots):
+        likeness = cosines(tokens.features[0, [pivot]], tokens.features[0])[0].tolist()
+        free = [token for token in range(NUM_TOKENS) if token not in kept]
+        share = left * (place + 1) // count - left * place // count
+        kept += sorted(free, key=lambda token: likeness[token])[:share]
+    result = get_method("dart", num_pivots=num_pivots).reduce(tokens, num_keep)
+    assert result.keep_indices[0].tolist() == sorted(kept)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_cdpruner(seed):
+    tokens, _ = tokens_of(seed)
+    num_keep = 1 + seed % 7  # within the rank of eight channels
+    relevance = cosines(tokens.features[0], tokens.text[0]).mean(1)
+    relevance = (relevance - relevance.min()) / (relevance.max() - relevance.min()) + 1e-6
+    relevance = relevance.clamp(max=1)
+    kernel = relevance[:, None] * cosines(tokens.features[0], tokens.features[0]) * relevance
+    kept = []
+    for _ in range(num_keep):
+        determinants = [
+            -1.0 if token in kept else float(kernel[[*kept, token]][:, [*kept, token]].det())
+            for token in range(NUM_TOKENS)
+        ]
+        kept.append(determinants.index(max(determinants)))
+    result = get_method("cdpruner").reduce(tokens, num_keep)
+    assert result.keep_indices[0].tolist() == sorted(kept)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_sparsevlm(seed):
+    tokens, num_keep = tokens_of(seed)
+    logits = tokens.features[0] @ tokens.text[0].T / math.sqrt(8)  # [N, T]
+    relevance = logits.softmax(1).mean(0).tolist()
+    average = sum(relevance) / len(relevance)
+    raters = [word for word, value in enumerate(relevance) if value >= average]
+    assert 0 < len(raters) < 4
+    scores = sum(logits[:, word].softmax(0) for word in raters).tolist()
+    result = get_method("sparsevlm").reduce(tokens, num_keep)
+    expected = sorted(range(NUM_TOKENS), key=lambda token: -scores[token])[:num_keep]
+    assert result.keep_indices[0].tolist() == sorted(expected)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("options", [{}, {"num_windows": 4, "temperature": 0.2}])
+def test_holov(seed, options):
+    tokens, num_keep = tokens_of(seed)
+    roots = window_roots(GRID, options.get("num_windows", 16)).tolist()
+    windows = {
+        root: [t for t in range(NUM_TOKENS) if roots[t] == root] for root in sorted(set(roots))
+    }
+    variance = torch.zeros(NUM_TOKENS, dtype=torch.float64)
+    for token in range(NUM_TOKENS):
+        others = [other for other in windows[roots[token]] if other != token]
+        if others:
+            likeness = cosines(tokens.features[0, [token]], tokens.features[0, others])[0]
+            variance[token] = likeness.var(correction=0)
+    attention = tokens.attention[0]
+    scores = attention / attention.mean() + variance / variance.mean()
+    means = torch.stack([scores[members].mean() for members in windows.values()])
+    shares = dict(zip(windows, (means / options.get("temperature", 1.0)).softmax(0), strict=True))
+    kept = {root: [] for root in windows}
+    left = {
+        root: sorted(members, key=lambda token: -float(scores[token]))
+        for root, members in windows.items()
+    }
+    for _ in range(num_keep):  # Webster: the next seat goes where share / (seats + 1/2) is largest
+        root = max(
+            (root for root in windows if left[root]),
+            key=lambda root: float(shares[root]) / (len(kept[root]) + 0.5),
+        )
+        kept[root].append(left[root].pop(0))
+    result = get_method("holov", **options).reduce(tokens, num_keep)
+    assert result.keep_indices[0].tolist() == sorted(itertools.chain(*kept.values()))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_downsample(seed):
+    tokens, _ = tokens_of(seed)
+    grid = tokens.features.mT.unflatten(2, GRID)
+    for num_keep, size in ((6, (3, 2)), (12, (4, 3)), (30, GRID)):
+        expected = functional.interpolate(grid, size, mode="bilinear", antialias=True)
+        result = get_method("downsample").reduce(tokens, num_keep)
+        torch.testing.assert_close(result.features, expected.flatten(2).mT)
+    ramp = torch.arange(NUM_TOKENS, dtype=torch.float64).view(1, NUM_TOKENS, 1) + 1
+    for num_keep in (1 + seed, 11 + seed):  # rows of unequal length keep to their places
+        result = get_method("downsample").reduce(VisionTokens(ramp, GRID), num_keep)
+        assert (result.features[0, :, 0].diff() > 0).all()

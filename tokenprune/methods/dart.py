@@ -1,0 +1,50 @@
+"""DART: tokens that do not duplicate a few pivots (arXiv 2502.11494)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch.nn import functional
+
+from tokenprune.method import Method
+from tokenprune.ops.precision import wide_dtype
+from tokenprune.selection import best, rows, select_tokens
+from tokenprune.tokens import ReducedTokens, VisionTokens
+
+
+@dataclass(kw_only=True)
+class DART(Method):
+    """Keeps a few pivots, and for each of them the tokens least similar to it.
+
+    Pivots are the tokens of largest L1 norm. The budget left is dealt out to them in equal parts,
+    and one after the other each takes the tokens of lowest cosine similarity that are still there.
+    The paper does so inside the language model, with the norm of keys and with text
+    among the pivots; here vision tokens alone are looked at.
+
+    Attributes:
+        num_pivots: at least 1; never more than the budget.
+    """
+
+    paper: ClassVar[str | None] = "2502.11494"
+    num_pivots: int = 8
+
+    def __post_init__(self) -> None:
+        if self.num_pivots < 1:
+            raise ValueError(f"num_pivots must be at least 1, got {self.num_pivots}")
+
+    def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
+        features = tokens.features.detach().to(wide_dtype(tokens.features.dtype))
+        num_pivots = min(self.num_pivots, num_keep)
+        norms = features.norm(p=1, dim=2)
+        pivots = best(norms, num_pivots)
+        directions = functional.normalize(features, dim=2)
+        similarity = rows(directions, pivots) @ directions.mT  # [B, P, N]
+        kept = torch.zeros_like(norms, dtype=torch.bool).scatter_(1, pivots, True)
+        left = num_keep - num_pivots
+        for pivot in range(num_pivots):
+            share = left * (pivot + 1) // num_pivots - left * pivot // num_pivots
+            taken = best((-similarity[:, pivot]).masked_fill(kept, -torch.inf), share)
+            kept.scatter_(1, taken, True)
+        return select_tokens(tokens, best(kept.int(), num_keep), norms)

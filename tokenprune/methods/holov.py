@@ -1,0 +1,77 @@
+"""HoloV: a share of the budget for every part of the image (arXiv 2510.02912)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tokenprune.method import Method
+from tokenprune.methods.spatial_pool import window_roots
+from tokenprune.ops.cosine import cosine_matrix
+from tokenprune.selection import best, select_tokens
+from tokenprune.tokens import ReducedTokens, VisionTokens
+
+
+@dataclass(kw_only=True)
+class HoloV(Method):
+    """Deals the budget out to windows of the image, then keeps the best tokens of each.
+
+    A token's score is its attention plus the variance of its similarities to the other tokens of
+    its window, each divided by its mean over the image. A window's share of the budget is the
+    softmax of its mean score; whole numbers come from the shares by Webster's method, so that no
+    window receives more than it holds. After the paper's description of crop-wise allocation; its
+    own scaling of the two terms is not reproduced.
+
+    Attributes:
+        num_windows: parts of the image, at least 1; as square as they come.
+        temperature: of the softmax, above 0; high means equal shares.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("attention",)
+    paper: ClassVar[str | None] = "2510.02912"
+    num_windows: int = 16
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.num_windows < 1:
+            raise ValueError(f"num_windows must be at least 1, got {self.num_windows}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+
+    def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
+        assert tokens.attention is not None  # it is in `needs`
+        features, attention = tokens.features.detach(), tokens.attention.detach()
+        roots = window_roots(tokens.grid_size, min(self.num_windows, features.shape[1]))
+        variance, scores = torch.empty_like(attention), torch.empty_like(attention)
+        windows = [(roots == root).nonzero().flatten() for root in roots.unique().tolist()]
+        for window in windows:
+            variance[:, window] = similarity_variance(features[:, window]).to(variance.dtype)
+        scores = relative(attention) + relative(variance)
+
+        means = torch.stack([scores[:, window].mean(1) for window in windows], 1)
+        shares = (means / self.temperature).softmax(1)
+        priority = torch.empty_like(scores)
+        for place, window in enumerate(windows):
+            ranking = scores[:, window].argsort(dim=1, descending=True, stable=True)
+            priority[:, window] = shares[:, place, None] / (ranking.argsort(dim=1) + 0.5)
+        return select_tokens(tokens, best(priority, num_keep), scores)
+
+
+def similarity_variance(features: Tensor) -> Tensor:
+    """[B, M, D] -> [B, M]: how much the cosine similarities to the others vary."""
+    similarity = cosine_matrix(features)
+    num_others = max(features.shape[1] - 1, 1)
+    similarity.diagonal(dim1=1, dim2=2).zero_()
+    mean = similarity.sum(2, keepdim=True) / num_others
+    deviation = (similarity - mean).square()
+    deviation.diagonal(dim1=1, dim2=2).zero_()
+    return deviation.sum(2) / num_others
+
+
+def relative(values: Tensor) -> Tensor:
+    """[B, N] not negative, divided by the mean; zero where all are."""
+    mean = values.mean(1, keepdim=True)
+    return torch.where(mean > 0, values / mean, 0)

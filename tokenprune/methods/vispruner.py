@@ -1,0 +1,69 @@
+"""VisPruner: important tokens, and distinct ones among the rest (arXiv 2412.01818)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tokenprune.method import Method
+from tokenprune.ops.cosine import cosine_matrix, rounding_of
+from tokenprune.ops.precision import BLOCK_CROPS
+from tokenprune.selection import best, others, rows, select_tokens
+from tokenprune.tokens import ReducedTokens, VisionTokens
+
+
+@dataclass(kw_only=True)
+class VisPruner(Method):
+    """Keeps tokens of highest attention, and of the rest those that repeat least.
+
+    The first part of the budget goes to attention. The rest is thinned out in rounds:
+    it is split alternately in two, in raster order, and the tokens of the first half that are most
+    similar to any of the second are dropped, until the budget is reached.
+
+    Attributes:
+        important_ratio: share of the budget that goes by attention, above 0 and up to 1.
+        step: tokens dropped in a round, at least 1. Fewer rounds are faster.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("attention",)
+    paper: ClassVar[str | None] = "2412.01818"
+    important_ratio: float = 0.5
+    step: int = 8
+
+    def __post_init__(self) -> None:
+        if not 0 < self.important_ratio <= 1:
+            raise ValueError(f"important_ratio must lie in (0, 1], got {self.important_ratio}")
+        if self.step < 1:
+            raise ValueError(f"step must be at least 1, got {self.step}")
+
+    def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
+        assert tokens.attention is not None  # it is in `needs`
+        features, num_tokens = tokens.features, tokens.features.shape[1]
+        num_important = math.ceil(num_keep * self.important_ratio)
+        num_distinct = num_keep - num_important
+        important = best(tokens.attention, num_important)
+        rest = others(important, num_tokens)
+        if 0 < num_distinct < rest.shape[1]:
+            parts = zip(features.detach().split(BLOCK_CROPS), rest.split(BLOCK_CROPS), strict=True)
+            rest = torch.cat([self._thin_out(*part, num_distinct) for part in parts])
+        kept = torch.cat([important, rest[:, :num_distinct]], 1).sort(1).values
+        return select_tokens(tokens, kept, tokens.attention)
+
+    def _thin_out(self, features: Tensor, rest: Tensor, num_distinct: int) -> Tensor:
+        """[B, N, D] and [B, R] tokens of a few crops -> [B, num_distinct] of them."""
+        # Dozens of rounds read the same similarities: they are computed once.
+        similarity = cosine_matrix(features)
+        # Equal directions are equally similar, so that ties stay ties.
+        similarity.masked_fill_(similarity > 1 - rounding_of(similarity.dtype), 1)
+        while rest.shape[1] > num_distinct:
+            candidates, references = rest[:, ::2], rest[:, 1::2]
+            drop = min(self.step, rest.shape[1] - num_distinct, references.shape[1])
+            columns = references[:, None].expand(-1, candidates.shape[1], -1)
+            closest = rows(similarity, candidates).gather(2, columns).amax(2)
+            distinct = best(-closest, candidates.shape[1] - drop)
+            rest = torch.cat([candidates.gather(1, distinct), references], 1).sort(1).values
+        return rest
