@@ -319,7 +319,16 @@ def scenes(
     from geollava.scenes import write_scenes
 
     seeds = range(first_seed, first_seed + count)
-    write_scenes(folder, seeds, size=size, scale=scale, ground=ground)
+    with progress_bar() as bar:
+        task = bar.add_task("scenes", total=count)
+        write_scenes(
+            folder,
+            seeds,
+            size=size,
+            scale=scale,
+            ground=ground,
+            progress=lambda done: bar.update(task, completed=done),
+        )
 
 
 def show_problems(report: Any) -> None:
