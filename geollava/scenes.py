@@ -48,7 +48,6 @@ INSTRUCTION = (
     "\n\nSelect the best answer for the multiple-choice question based on the image. Only respond "
     "with the letter corresponding to the correct answer (A, B, C, D).\nThe answer is:"
 )
-BRIEFLY = "\nAnswer in a word or two."
 MIN_SIZE = 1024  # pixels, at scale 1: what the things of a scene need
 ATTEMPTS = 20  # at laying out a scene; nearly always the first does
 TEST_EVERY = 5  # one scene in so many is for testing
@@ -317,7 +316,7 @@ def training_row(scene: Scene, image: str) -> dict[str, Any]:
     turns = []
     for question in scene.questions:
         turns.append((prompt_of(question), chr(65 + question.answer)))
-        turns.append((question.text + BRIEFLY, question.choices[question.answer]))
+        turns.append((question.text, question.choices[question.answer]))
     order = rng.permutation(len(turns))
     return {
         "id": f"scene-{scene.seed}",
