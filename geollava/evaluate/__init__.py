@@ -2,9 +2,10 @@
 
 benchmark.py  what a benchmark is; one file each: xlrs.py and the others
 rows.py       data -> rows, what is wrong with each, and their images
-models.py     a loaded model that answers prompts about images, ours or any of transformers
-runner.py     every row answered, resumable, over any number of processes
+answerer.py   what is asked of a model; models.py: ours, and any of transformers
+runner.py     every row answered, resumable, over any number of processes (processes.py)
 scores.py     replies -> means with intervals
-report.py     results as JSON, Markdown and a plot
+evaluation.py these in order; report.py writes JSON, Markdown and a plot
 sweep.py      methods, budgets and controls over one benchmark
+failures.py   the worst replies on a page, with what the model looked at
 """

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from PIL import Image
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from geollava.imagery import Scene
+from geollava.imagery import Scene, resized
+from geollava.overlay import LONGEST_SIDE
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,12 @@ class Answerer(ABC):
     @abstractmethod
     def reduce(self, method: str | None, num_keep: int | None) -> None:
         """Chooses how visual tokens are reduced from now on; None is as the model does."""
+
+    def overlay(self, scene: Scene) -> Image.Image:
+        """The image with what is kept of it drawn over it, where the model knows."""
+        share = min(1.0, LONGEST_SIDE / max(scene.size))
+        width, height = (max(1, round(side * share)) for side in scene.size)
+        return resized(scene, (width, height))
 
     @abstractmethod
     def protocol(self, *, blind: bool) -> dict[str, Any]:

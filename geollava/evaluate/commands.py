@@ -198,3 +198,36 @@ def parse_budgets(text: str) -> list[int]:
     if not budgets or min(budgets) < 1:
         raise ValueError(f"--budgets must be numbers from 1 such as 12,24, got {text}")
     return budgets
+
+
+@evaluate.command()
+def failures(
+    results: Annotated[Path, typer.Argument(help="Folder of a finished evaluation")],
+    count: Annotated[int, typer.Option(min=1, help="How many")] = 20,
+    data: Annotated[str | None, typer.Option(help="If it lies elsewhere now")] = None,
+    split: SplitOption = None,
+    images: ImagesOption = None,
+    model: Annotated[str | None, typer.Option(help="If it lies elsewhere now")] = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+) -> None:
+    """The worst replies with what the model looked at, as a page: failures.html."""
+    check_one_of("--dtype", dtype, DTYPES)
+
+    from geollava.evaluate.failures import read_results, write_failures
+    from geollava.evaluate.rows import Data
+
+    protocol = read_results(results)[0]["protocol"]
+    rows = Data(data or protocol["source"], split, images)
+    name, method, num_keep = (protocol[key] for key in ("model", "method", "num_keep"))
+    answerer = open_quietly(model or name, method, num_keep, device, dtype)
+    with progress_bar() as bar:
+        task = bar.add_task("pictures", total=None)
+        path = write_failures(
+            results,
+            rows,
+            answerer,
+            count,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    stderr.print(str(path), markup=False, soft_wrap=True)

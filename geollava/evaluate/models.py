@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import tokenprune
-from geollava.answer import check_pair, encode_scene, load
+from geollava import overlay
+from geollava.answer import SceneTokens, check_pair, encode_scene, load
 from geollava.checkpoint import PUBLISHED_MODEL_TYPE, read_json, resolve_folder
 from geollava.configuration import GeoLlavaConfig
 from geollava.evaluate.answerer import Answerer, Reply, Seen
@@ -36,13 +38,13 @@ class GeoLlavaAnswerer(Answerer):
         self.tokenizer = processor.tokenizer
         self.own = model.config.reduction_method, model.config.num_keep
         self.own_max_crops = processor.image_processor.max_crops
-        self.method, self.share = self.own[0], 1.0
+        self.reduce(None, None)
 
     def reduce(self, method: str | None, num_keep: int | None) -> None:
         config: GeoLlavaConfig = self.model.config
         method, config.num_keep = method or self.own[0], num_keep or self.own[1]
         config.check()
-        self.method, self.share = method, 1.0
+        self.method, self.num_keep, self.share = method, config.num_keep, 1.0
         if method == SMALLER_IMAGE:
             if self.processor.image_processor.image_grid_pinpoints is not None:
                 raise NotImplementedError(f"{method} needs a model without a list of canvases")
@@ -54,15 +56,7 @@ class GeoLlavaAnswerer(Answerer):
 
     @torch.inference_mode()
     def see(self, scenes: Sequence[Scene]) -> Seen:
-        tokens = []
-        images = self.processor.image_processor
-        for scene in scenes:
-            images.max_crops = self.own_max_crops
-            if self.method == SMALLER_IMAGE:
-                width, height = images.select_canvas(*scene.size)
-                crops = width * height // images.crop_size**2
-                images.max_crops = max(2, int(crops * self.share))  # one alone is no canvas
-            tokens.append(encode_scene(self.model, self.processor, scene))
+        tokens = [self.encode(scene) for scene in scenes]
         features = [self.model.project(part.kept) for part in tokens]
         return Seen(
             content=SeenByGeoLlava(features, [part.crops for part in tokens]),
@@ -70,6 +64,19 @@ class GeoLlavaAnswerer(Answerer):
             tokens_before=sum(part.kept.assignment.numel() for part in tokens),
             tokens_after=sum(int(part.kept.valid.sum()) for part in tokens),
         )
+
+    def encode(self, scene: Scene) -> SceneTokens:
+        images = self.processor.image_processor
+        images.max_crops = self.own_max_crops
+        if self.method == SMALLER_IMAGE:
+            width, height = images.select_canvas(*scene.size)
+            crops = width * height // images.crop_size**2
+            images.max_crops = max(2, int(crops * self.share))  # one alone is no canvas
+        return encode_scene(self.model, self.processor, scene)
+
+    def overlay(self, scene: Scene) -> Image.Image:
+        tokens = self.encode(scene)
+        return overlay.draw(scene, tokens.kept, tokens.canvas_size)
 
     def prepare(self, seen: Seen, prompt: str, max_new_tokens: int) -> Tensor:
         """[L] token ids."""
@@ -124,6 +131,7 @@ class GeoLlavaAnswerer(Answerer):
             "untrained": config.untrained,
             "prompt": self.processor.build_prompt("{question}", num_images=not blind),
             "method": self.method,
+            "num_keep": self.num_keep,
             "tokens_per_crop": config.num_keep,
             "crop_size": config.vision_config.image_size,
             "max_crops": self.own_max_crops,
@@ -208,7 +216,7 @@ class TransformersAnswerer(Answerer):
                 message, add_generation_prompt=True, tokenize=False
             ),
             "method": self.method,
-            "tokens_per_image": self.num_keep,
+            "num_keep": self.num_keep,
             "dtype": str(self.model.dtype).removeprefix("torch."),
         }
 

@@ -184,7 +184,7 @@ def markdown(table: dict[str, Any]) -> str:
     lines += [
         f"| {name} | {report.cell(value)} |"
         for name, value in protocol.items()
-        if name not in ("method", "tokens_per_crop", "blind")
+        if name not in ("method", "num_keep", "tokens_per_crop", "blind")
     ]
     return "\n".join(lines) + "\n"
 

@@ -10,6 +10,7 @@ import sys
 import datasets
 import numpy as np
 import pytest
+import torch
 import transformers as hf
 from PIL import Image
 
@@ -387,7 +388,13 @@ def llava(tmp_path_factory):
         chat_template=template,
     )
     folder = tmp_path_factory.mktemp("llava")
-    hf.LlavaForConditionalGeneration(config).save_pretrained(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = hf.LlavaForConditionalGeneration(config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(8)  # so that little changes matter
+    model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
 
