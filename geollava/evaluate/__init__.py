@@ -8,4 +8,5 @@ scores.py     replies -> means with intervals
 evaluation.py these in order; report.py writes JSON, Markdown and a plot
 sweep.py      methods, budgets and controls over one benchmark
 failures.py   the worst replies on a page, with what the model looked at
+lmms_plugin.py  the same model within lmms-eval; lmms_model.py is the class that it makes
 """

@@ -36,6 +36,10 @@ LengthOption = Annotated[
 BadRowsOption = Annotated[str, typer.Option("--on-bad-rows", help="refuse, count-wrong, skip")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of the bootstrap intervals")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps")]
+AttentionOption = Annotated[
+    str | None,
+    typer.Option("--attention", help="sdpa, eager, flash_attention_2 (default: transformers')"),
+]
 DtypeOption = Annotated[str, typer.Option("--dtype", help=", ".join(DTYPES))]
 
 
@@ -60,6 +64,7 @@ def run_benchmark(
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    attention: AttentionOption = None,
 ) -> None:
     check_one_of("--dtype", dtype, DTYPES)
 
@@ -75,7 +80,7 @@ def run_benchmark(
     processes = Processes.started(device)
     options = Options(blind, batch_size, max_new_tokens, limit, on_bad_rows, seed)
     rows = Data(data, split, images)
-    answerer = open_quietly(model, method, num_keep, device, dtype)
+    answerer = open_quietly(model, method, num_keep, device, dtype, attention)
     with progress_bar() as bar:
         task = bar.add_task("rows", total=None, visible=processes.first)
         results = evaluate(
@@ -92,7 +97,12 @@ def run_benchmark(
 
 
 def open_quietly(
-    model: str | None, method: str | None, num_keep: int | None, device: str, dtype: str
+    model: str | None,
+    method: str | None,
+    num_keep: int | None,
+    device: str,
+    dtype: str,
+    attention: str | None,
 ) -> Any:
     from transformers.utils import logging as transformers_logging
 
@@ -102,7 +112,7 @@ def open_quietly(
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     name = model if model is not None else str(default_checkpoint())
-    return open_model(name, method, num_keep, device, dtype)
+    return open_model(name, method, num_keep, device, dtype, attention)
 
 
 def show(results: dict[str, Any], out: Path) -> None:
@@ -151,6 +161,7 @@ def sweep(
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    attention: AttentionOption = None,
 ) -> None:
     """Every method at every budget, and blind: scores against tokens and seconds."""
     check_one_of("--dtype", dtype, DTYPES)
@@ -168,7 +179,7 @@ def sweep(
     processes = Processes.started(device)
     options = Options(False, batch_size, max_new_tokens, limit, on_bad_rows, seed)
     rows = Data(data, split, images)
-    answerer = open_quietly(model, None, None, device, dtype)
+    answerer = open_quietly(model, None, None, device, dtype, attention)
     for cell in cells:  # what cannot be done is said before anything is computed
         answerer.reduce(cell.method, cell.num_keep)
     with progress_bar() as bar:
@@ -210,6 +221,7 @@ def failures(
     model: Annotated[str | None, typer.Option(help="If it lies elsewhere now")] = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    attention: AttentionOption = None,
 ) -> None:
     """The worst replies with what the model looked at, as a page: failures.html."""
     check_one_of("--dtype", dtype, DTYPES)
@@ -220,7 +232,7 @@ def failures(
     protocol = read_results(results)[0]["protocol"]
     rows = Data(data or protocol["source"], split, images)
     name, method, num_keep = (protocol[key] for key in ("model", "method", "num_keep"))
-    answerer = open_quietly(model or name, method, num_keep, device, dtype)
+    answerer = open_quietly(model or name, method, num_keep, device, dtype, attention)
     with progress_bar() as bar:
         task = bar.add_task("pictures", total=None)
         path = write_failures(

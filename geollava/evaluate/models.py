@@ -136,6 +136,7 @@ class GeoLlavaAnswerer(Answerer):
             "crop_size": config.vision_config.image_size,
             "max_crops": self.own_max_crops,
             "resize": self.processor.image_processor.resize,
+            "attention": self.model.config._attn_implementation,
             "dtype": str(self.model.dtype).removeprefix("torch."),
         }
 
@@ -217,17 +218,26 @@ class TransformersAnswerer(Answerer):
             ),
             "method": self.method,
             "num_keep": self.num_keep,
+            "attention": self.model.config._attn_implementation,
             "dtype": str(self.model.dtype).removeprefix("torch."),
         }
 
 
 def open_model(
-    name: str, method: str | None, num_keep: int | None, device: str, dtype: str
+    name: str,
+    method: str | None,
+    num_keep: int | None,
+    device: str,
+    dtype: str,
+    attention: str | None = None,
 ) -> Answerer:
     """The model of a folder or hub name, reduced as asked.
 
+    Args:
+        attention: the implementation, as transformers names it; None is its choice.
+
     Raises:
-        ValueError: no such model, no such method, or a device that is not there.
+        ValueError: no such model, method, attention, or a device that is not there.
     """
     folder = resolve_folder(name)
     config = read_json(folder / "config.json")
@@ -248,6 +258,12 @@ def open_model(
             reason = str(error).strip().splitlines()[0]
             raise ValueError(f"{name} cannot be loaded: {reason}") from error
         answerer = TransformersAnswerer(name, model.to(device).eval(), processor)
+    if attention is not None:
+        try:
+            answerer.model.set_attn_implementation(attention)
+        except (ValueError, ImportError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"no attention {attention!r} here: {reason}") from error
     answerer.weights = digest_of(folder)
     answerer.reduce(method, num_keep)
     return answerer
