@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 Row = Mapping[str, Any]
 
-NAMES = ("xlrs",)  # each the file of that name, with `BENCHMARK` in it
+# Each the file of that name (with _ for -), with `BENCHMARK` in it.
+NAMES = ("xlrs", "xlrs-caption", "xlrs-grounding", "lrs-vqa", "mme-realworld-rs")
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,14 @@ class Benchmark:
         subtasks: all of them; a macro score is the mean over these. None: those that occur.
         build_prompt: row -> the question in full, without the image.
         subtask_of: row -> one of `subtasks`.
-        read_reply: reply -> what was understood of it, as JSON.
+        read_reply: (row, reply) -> what was understood of it, as JSON.
         grade: (row, reply) -> credit from 0 to 1.
         chance: row -> credit expected of a blind guess.
         max_new_tokens: length limit of a reply in the public evaluation.
         published: model -> published figure in percent. published_figure: what that figure is.
+        columns: the data's own names of columns -> those that this project has for them all.
+        belongs: whether a row of the data is one of this benchmark.
+        more: (rows, replies, credit of each) -> other scores, from 0 to 1.
 
     `build_prompt`, `subtask_of` and `grade` raise ValueError for a row they cannot take.
     """
@@ -34,13 +38,16 @@ class Benchmark:
     title: str
     build_prompt: Callable[[Row], str]
     subtask_of: Callable[[Row], str]
-    read_reply: Callable[[str], Any]
+    read_reply: Callable[[Row, str], Any]
     grade: Callable[[Row, str], float]
     chance: Callable[[Row], float]
     max_new_tokens: int
     subtasks: tuple[str, ...] | None = None
     published: Mapping[str, float] = field(default_factory=dict)
     published_figure: str = ""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    belongs: Callable[[Row], bool] = lambda row: True
+    more: Callable[[Sequence[Row], Sequence[str], Sequence[float]], dict[str, float]] | None = None
 
     def problem_of(self, row: Row) -> str | None:
         """Why this row cannot be asked or graded, or None."""

@@ -76,15 +76,13 @@ def run_benchmark(
     from geollava.evaluate.runner import Options
 
     report.require_matplotlib()
-    benchmark = get_benchmark(str(ctx.info_name))
     processes = Processes.started(device)
     options = Options(blind, batch_size, max_new_tokens, limit, on_bad_rows, seed)
-    rows = Data(data, split, images)
+    rows = Data(get_benchmark(str(ctx.info_name)), data, split, images)
     answerer = open_quietly(model, method, num_keep, device, dtype, attention)
     with progress_bar() as bar:
         task = bar.add_task("rows", total=None, visible=processes.first)
         results = evaluate(
-            benchmark,
             rows,
             answerer,
             out,
@@ -178,7 +176,7 @@ def sweep(
     cells = cells_of([name.strip() for name in methods.split(",")], parse_budgets(budgets))
     processes = Processes.started(device)
     options = Options(False, batch_size, max_new_tokens, limit, on_bad_rows, seed)
-    rows = Data(data, split, images)
+    rows = Data(get_benchmark(benchmark), data, split, images)
     answerer = open_quietly(model, None, None, device, dtype, attention)
     for cell in cells:  # what cannot be done is said before anything is computed
         answerer.reduce(cell.method, cell.num_keep)
@@ -194,9 +192,7 @@ def sweep(
 
             return update
 
-        table = run(
-            get_benchmark(benchmark), rows, answerer, out, cells, options, processes, progress
-        )
+        table = run(rows, answerer, out, cells, options, processes, progress)
     if table is not None:
         stderr.print(f"{len(cells)} cells: {out / 'sweep.md'}", markup=False, soft_wrap=True)
 
@@ -226,11 +222,12 @@ def failures(
     """The worst replies with what the model looked at, as a page: failures.html."""
     check_one_of("--dtype", dtype, DTYPES)
 
+    from geollava.evaluate.benchmark import get_benchmark
     from geollava.evaluate.failures import read_results, write_failures
     from geollava.evaluate.rows import Data
 
     protocol = read_results(results)[0]["protocol"]
-    rows = Data(data or protocol["source"], split, images)
+    rows = Data(get_benchmark(protocol["benchmark"]), data or protocol["source"], split, images)
     name, method, num_keep = (protocol[key] for key in ("model", "method", "num_keep"))
     answerer = open_quietly(model or name, method, num_keep, device, dtype, attention)
     with progress_bar() as bar:

@@ -9,7 +9,6 @@ from typing import Any
 
 from geollava.evaluate import report
 from geollava.evaluate.answerer import Answerer
-from geollava.evaluate.benchmark import Benchmark
 from geollava.evaluate.processes import Processes
 from geollava.evaluate.rows import Data, Example
 from geollava.evaluate.runner import PREDICTIONS, RESULTS, Line, Options, answer_all
@@ -18,7 +17,6 @@ from geollava.outputs import written_whole
 
 
 def evaluate(
-    benchmark: Benchmark,
     data: Data,
     answerer: Answerer,
     out: Path,
@@ -39,14 +37,12 @@ def evaluate(
     """
     report.require_matplotlib()
     processes = processes or Processes()
-    examples, lines, settings = answer_all(
-        benchmark, data, answerer, out, options, processes, progress
-    )
+    examples, lines, settings = answer_all(data, answerer, out, options, processes, progress)
     if not processes.first:
         return None
-    results = results_of(benchmark, data, examples, lines, settings, options)
+    results = results_of(data, examples, lines, settings, options)
     results["seconds"] = seconds_of(lines, out)
-    report.write(results, benchmark, out)
+    report.write(results, out)
     with written_whole(out / PREDICTIONS) as partial, partial.open("w", encoding="utf-8") as file:
         for line in lines:
             # Seconds differ from run to run; all else is the same after a kill.
@@ -58,7 +54,6 @@ def evaluate(
 
 
 def results_of(
-    benchmark: Benchmark,
     data: Data,
     examples: list[Example],
     lines: list[Line],
@@ -69,15 +64,18 @@ def results_of(
     bad = [line for line in lines if "problem" in line]
     if bad and options.on_bad_rows == "refuse":
         raise ValueError(f"row {bad[0]['row']} (index {bad[0]['index']}): {bad[0]['problem']}")
+    benchmark = data.benchmark
     replies = [line for line in lines if "problem" not in line]
     if not replies:
         raise ValueError(f"every row is bad, the first: {bad[0]['problem']}")
     return {
         "benchmark": benchmark.name,
         "title": benchmark.title,
-        **summarize(graded(benchmark, examples, lines, options), benchmark.subtasks, options.seed),
+        **summarize(graded(data, examples, lines, options), benchmark.subtasks, options.seed),
+        "other_scores": other_scores(data, replies),
         "rows": {
-            "in_data": len(data.rows),
+            "in_data": data.in_data,
+            "of_benchmark": len(data.rows),
             "asked": len(lines),
             "answered": len(replies),
             "bad": len(bad),
@@ -108,7 +106,7 @@ def results_of(
 
 
 def graded(
-    benchmark: Benchmark, examples: list[Example], lines: list[Line], options: Options
+    data: Data, examples: list[Example], lines: list[Line], options: Options
 ) -> list[Graded]:
     """The rows that count: all of them, or those that were answered."""
     return [
@@ -116,11 +114,22 @@ def graded(
             subtask=line["subtask"],
             credit=line.get("credit", 0.0),
             scene=example.images[0] if example.images else example.number,
-            chance=benchmark.chance(example.row) if "problem" not in line else 0.0,
+            chance=data.benchmark.chance(example.row) if "problem" not in line else 0.0,
         )
         for example, line in zip(examples, lines, strict=True)
         if "problem" not in line or options.on_bad_rows == "count-wrong"
     ]
+
+
+def other_scores(data: Data, replies: list[Line]) -> dict[str, float]:
+    """What the benchmark reports beside its score, over the answered rows."""
+    if data.benchmark.more is None:
+        return {}
+    return data.benchmark.more(
+        [data.rows[line["row"]] for line in replies],
+        [line["reply"] for line in replies],
+        [line["credit"] for line in replies],
+    )
 
 
 def seconds_of(lines: list[Line], out: Path) -> dict[str, float]:

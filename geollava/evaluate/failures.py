@@ -144,11 +144,12 @@ def page(results: Any, answered: list[Line], wrong: list[Line], articles: list[s
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(heading)}</title>'
         f"<style>{STYLE}</style><h1>{escape(heading)}</h1>"
-        f"<p>{len(wrong):,} of {len(answered):,} replies are wrong (micro score "
+        f"<p>{len(wrong):,} of {len(answered):,} replies are not right (micro score "
         f"{percent(results['micro'])} %); the {len(articles)} of them that the model was surest of "
         f"are below. Tokens chosen by {escape(protocol['method'])}: those kept are framed, those "
         "merged into them pale, the rest dark; red: boxes that the question names.</p>"
-        f"<table><tr><th>subtask</th><th>wrong</th></tr>{table}</table>{''.join(articles)}</html>\n"
+        f"<table><tr><th>subtask</th><th>not right</th></tr>{table}</table>"
+        f"{''.join(articles)}</html>\n"
     )
 
 

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from geollava.evaluate.benchmark import Benchmark
 from geollava.outputs import written_whole
 
 MEASURED, PUBLISHED, CHANCE = "#d97706", "#9ca3af", "#111827"
@@ -21,7 +20,7 @@ def require_matplotlib() -> None:
         ) from error
 
 
-def write(results: dict[str, Any], benchmark: Benchmark, out: Path) -> None:
+def write(results: dict[str, Any], out: Path) -> None:
     """`results.md` and `results.png`, then `results.json`."""
     with written_whole(out / "results.md") as partial:
         partial.write_text(markdown(results), encoding="utf-8")
@@ -81,6 +80,9 @@ def markdown(results: dict[str, Any]) -> str:
     lines += [
         f"| {text} | {with_interval(results[name], intervals[name])} | {percent(chance[name])} |"
         for name, text in names.items()
+    ]
+    lines += [
+        f"| {name} | {percent(value)} | - |" for name, value in results["other_scores"].items()
     ]
     lines += ["", "| subtask | rows | correct, % | chance |", "|---|---|---|---|"]
     for name, count in results["rows_per_subtask"].items():

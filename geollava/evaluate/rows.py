@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -18,7 +19,7 @@ from geollava.evaluate.benchmark import Benchmark, Row
 from geollava.imagery import Scene, open_scene
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-IMAGE = "image"
+IMAGES = ("image", "Image", "bytes")  # the column with the image: the first that there is
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Data:
     """Rows of a benchmark. Images stay where they are until they are opened.
 
     Args:
+        benchmark: whose rows these are; others in the data are left out.
         source: a JSON, JSONL or Parquet file, such as `test.json` of `geollava scenes`; a folder
             with one of them or written by `datasets`' `save_to_disk`; or a hub name.
         split: which part, where the source has several.
@@ -55,7 +57,8 @@ class Data:
 
     Attributes:
         source: as given.
-        rows: all columns but the image's.
+        rows: of the benchmark, all columns but the image's, under this project's names.
+        in_data: how many rows there are with those of other kinds.
 
     Raises:
         ValueError: nothing to read there, or nothing in it.
@@ -63,42 +66,57 @@ class Data:
     """
 
     def __init__(
-        self, source: str, split: str | None = None, image_folder: Path | None = None
+        self,
+        benchmark: Benchmark,
+        source: str,
+        split: str | None = None,
+        image_folder: Path | None = None,
     ) -> None:
-        self.source = source
+        self.benchmark, self.source = benchmark, source
         path = find_table(Path(source), split)
         self.folder = image_folder or (path if path.is_dir() else path.parent)
         if path.suffix in (".json", ".jsonl"):
-            whole = read_rows(path)
-            self._cells: Any = [{IMAGE: row.get(IMAGE)} for row in whole]
-            self.rows = [{k: v for k, v in row.items() if k != IMAGE} for row in whole]
+            rows = read_rows(path)
+            self._images: Any = [{k: v for k, v in row.items() if k in IMAGES} for row in rows]
+            texts = [{k: v for k, v in row.items() if k not in IMAGES} for row in rows]
         else:
             # As Arrow, so that nothing is decoded before it is asked for.
             dataset = load_dataset(path, source, split).with_format("arrow")
             names = dataset.column_names
-            self._cells = dataset.select_columns([IMAGE] if IMAGE in names else [])
-            texts = dataset.select_columns([name for name in names if name != IMAGE])
-            self.rows = texts[:].to_pylist()
+            self._images = dataset.select_columns([name for name in names if name in IMAGES])
+            texts = dataset.select_columns([name for name in names if name not in IMAGES])
+            texts = texts[:].to_pylist()
+        columns = benchmark.columns
+        renamed = [{columns.get(name, name): row[name] for name in row} for row in texts]
+        self.in_data = len(renamed)
+        self._places = [place for place, row in enumerate(renamed) if benchmark.belongs(row)]
+        self.rows = [renamed[place] for place in self._places]
         if not self.rows:
-            raise ValueError(f"{source} must hold at least one row, it holds none")
+            raise ValueError(
+                f"{source} must hold at least one row of {benchmark.title}, it holds none "
+                f"among {self.in_data}"
+            )
 
     def cells(self, number: int) -> list[str | bytes]:
         """A path or the bytes of each image of a row."""
-        cell = self._cells[number]
-        value = cell[IMAGE] if isinstance(cell, dict) else cell.to_pylist()[0].get(IMAGE)
-        images = value if isinstance(value, list) else [value]
+        cell = self._images[self._places[number]]
+        cell = cell if isinstance(cell, dict) else cell.to_pylist()[0]
+        name = next((name for name in IMAGES if name in cell), IMAGES[0])
+        value = cell.get(name)
         found: list[str | bytes] = []
-        for image in images:
+        for image in value if isinstance(value, list) else [value]:
             if isinstance(image, dict):
                 image = image.get("bytes") or image.get("path")
             if not isinstance(image, (str, bytes)) or not image:
                 raise ValueError("the row must have an image, it has none")
+            if name == "bytes" and isinstance(image, str):
+                image = base64.b64decode(image)
             found.append(image)
         if not found:
             raise ValueError("the row must have an image, it has none")
         return found
 
-    def examples(self, benchmark: Benchmark, *, blind: bool, limit: int | None) -> list[Example]:
+    def examples(self, *, blind: bool, limit: int | None) -> list[Example]:
         """The first `limit` rows, checked.
 
         Args:
@@ -107,7 +125,7 @@ class Data:
         looked: dict[str, str | None] = {}
         examples = []
         for number, row in enumerate(self.rows[:limit]):
-            problem, names = benchmark.problem_of(row), []
+            problem, names = self.benchmark.problem_of(row), []
             try:
                 cells = self.cells(number)
             except ValueError as error:
@@ -121,6 +139,13 @@ class Data:
                     problem = problem or looked[name]
             examples.append(Example(number, row, tuple(names), problem))
         return examples
+
+    def subtask_of(self, example: Example) -> str | None:
+        """Of a row, None where it names none that there is."""
+        try:
+            return self.benchmark.subtask_of(example.row)
+        except ValueError:
+            return None
 
     def image_problem(self, cell: str | bytes) -> str | None:
         """What the header of an image says against it, or None."""

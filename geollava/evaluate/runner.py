@@ -20,7 +20,6 @@ import torch
 import transformers
 
 from geollava.evaluate.answerer import Answerer, Reply
-from geollava.evaluate.benchmark import Benchmark
 from geollava.evaluate.processes import Processes
 from geollava.evaluate.rows import Data, Example
 from geollava.outputs import written_whole
@@ -53,7 +52,6 @@ class Options:
 
 
 def answer_all(
-    benchmark: Benchmark,
     data: Data,
     answerer: Answerer,
     out: Path,
@@ -70,11 +68,11 @@ def answer_all(
     Raises:
         ValueError: a bad row where they are refused; a folder with results of other settings.
     """
-    examples = data.examples(benchmark, blind=options.blind, limit=options.limit)
+    examples = data.examples(blind=options.blind, limit=options.limit)
     refuse(examples, options)
-    limit = options.max_new_tokens or benchmark.max_new_tokens
+    limit = options.max_new_tokens or data.benchmark.max_new_tokens
     settings = {
-        "benchmark": benchmark.name,
+        "benchmark": data.benchmark.name,
         "data": data.digest(),
         **answerer.protocol(blind=options.blind),
         "blind": options.blind,
@@ -93,7 +91,7 @@ def answer_all(
     with appending(out / f"part-{processes.rank}.jsonl") as write:
         for group in own:
             if any(example.number not in finished for example in group):
-                for lines in answered(benchmark, data, answerer, group, options, limit, finished):
+                for lines in answered(data, answerer, group, options, limit, finished):
                     write([line for line in lines if line["row"] not in finished])
             done += len(group)
             if progress is not None:
@@ -102,7 +100,7 @@ def answer_all(
 
     finished = read_lines(out)
     lines = [
-        line_of(benchmark, example, problem=example.problem)
+        line_of(data, example, problem=example.problem)
         if example.problem is not None
         else finished[example.number]
         for example in examples
@@ -138,7 +136,6 @@ def grouped(examples: list[Example], options: Options) -> list[list[Example]]:
 
 
 def answered(
-    benchmark: Benchmark,
     data: Data,
     answerer: Answerer,
     group: list[Example],
@@ -156,7 +153,7 @@ def answered(
         with data.open(None if options.blind else group[0]) as scenes:
             seen = answerer.see(scenes)
     except (ValueError, OSError) as error:  # the header was good, the pixels are not
-        yield [failed(benchmark, example, error, options) for example in group]
+        yield [failed(data, example, error, options) for example in group]
         return
     seconds = {"encode": (time.perf_counter() - start) / len(group)}
     counts: dict[str, Any] = {
@@ -172,29 +169,29 @@ def answered(
         lines, prepared = [], []
         for example in batch:
             try:
-                prompt = benchmark.build_prompt(example.row)
+                prompt = data.benchmark.build_prompt(example.row)
                 prepared.append((example, answerer.prepare(seen, prompt, limit)))
             except ValueError as error:  # too long for the model, or with marks of its own
-                lines.append(failed(benchmark, example, error, options))
+                lines.append(failed(data, example, error, options))
         if prepared:
             replies = answerer.ask(seen, [inputs for _, inputs in prepared], limit)
             seconds["answer"] = (time.perf_counter() - start) / len(prepared)
             lines += [
-                line_of(benchmark, example, reply, **counts, seconds=dict(seconds))
+                line_of(data, example, reply, **counts, seconds=dict(seconds))
                 for (example, _), reply in zip(prepared, replies, strict=True)
             ]
         yield lines
 
 
-def failed(benchmark: Benchmark, example: Example, error: Exception, options: Options) -> Line:
+def failed(data: Data, example: Example, error: Exception, options: Options) -> Line:
     message = str(error).strip().splitlines()[0]
     if options.on_bad_rows == "refuse":
         raise ValueError(f"row {example.number} (index {example.index}): {message}") from error
-    return line_of(benchmark, example, problem=message)
+    return line_of(data, example, problem=message)
 
 
 def line_of(
-    benchmark: Benchmark,
+    data: Data,
     example: Example,
     reply: Reply | None = None,
     problem: str | None = None,
@@ -204,7 +201,7 @@ def line_of(
         "row": example.number,
         "index": example.index,
         "images": list(example.images),
-        "subtask": subtask_of(benchmark, example),
+        "subtask": data.subtask_of(example),
         "answer": example.row.get("answer"),
     }
     if reply is None:
@@ -212,18 +209,11 @@ def line_of(
     return {
         **line,
         "reply": reply.text,
-        "understood": benchmark.read_reply(reply.text),
-        "credit": float(benchmark.grade(example.row, reply.text)),
+        "understood": data.benchmark.read_reply(example.row, reply.text),
+        "credit": float(data.benchmark.grade(example.row, reply.text)),
         "confidence": reply.confidence,
         **values,
     }
-
-
-def subtask_of(benchmark: Benchmark, example: Example) -> str | None:
-    try:
-        return benchmark.subtask_of(example.row)
-    except ValueError:
-        return None
 
 
 def claim(out: Path, settings: dict[str, Any], *, working: bool) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from typing import Any
 
 from geollava.evaluate import report
 from geollava.evaluate.answerer import Answerer
-from geollava.evaluate.benchmark import Benchmark
 from geollava.evaluate.evaluation import evaluate
 from geollava.evaluate.processes import Processes
 from geollava.evaluate.rows import Data
@@ -43,7 +42,6 @@ def cells_of(methods: Sequence[str], budgets: Sequence[int]) -> list[Cell]:
 
 
 def sweep(
-    benchmark: Benchmark,
     data: Data,
     answerer: Answerer,
     out: Path,
@@ -67,7 +65,6 @@ def sweep(
     for cell in cells:
         answerer.reduce(cell.method, cell.num_keep)
         results = evaluate(
-            benchmark,
             data,
             answerer,
             out / "cells" / str(cell),
@@ -89,14 +86,14 @@ def sweep(
             gap, spread = difference(
                 read_graded(out, cell),
                 read_graded(out, base),
-                benchmark.subtasks,
+                data.benchmark.subtasks,
                 name,
                 options.seed,
             )
             row |= {"compared_with": str(base), "difference": gap, "difference_interval": spread}
         rows.append(row)
     table = {
-        "benchmark": benchmark.name,
+        "benchmark": data.benchmark.name,
         "title": report.title(found[first]),
         "score": name,
         "chance": found[first]["chance"][name],

@@ -84,7 +84,7 @@ def test_recorded_scores_come_out_of_a_whole_run(golden, tmp_path):
     replies = [sample["prediction"] for sample in recorded["samples"]]
     parrot = Parrot(lambda prompt: replies[int(prompt.split()[0])])
     results = evaluate(
-        XLRS, Data(str(write(tmp_path / "d.json", rows))), parrot, tmp_path / "out", Options()
+        Data(XLRS, str(write(tmp_path / "d.json", rows))), parrot, tmp_path / "out", Options()
     )
     assert results["micro"] == pytest.approx(recorded["micro"], abs=1e-12)
     assert results["macro"] == pytest.approx(recorded["macro"], abs=1e-12)
@@ -127,8 +127,8 @@ def test_command(run, questions, guessing_checkpoint, tmp_path):
 
 def test_replies_are_those_of_ask(questions, default_pair, guessing_checkpoint):
     answerer = open_model(str(guessing_checkpoint), None, None, "cpu", "float32")
-    data = Data(str(questions))
-    examples = data.examples(XLRS, blind=False, limit=8)
+    data = Data(XLRS, str(questions))
+    examples = data.examples(blind=False, limit=4)
     prompts = [XLRS.build_prompt(example.row) for example in examples]
     with data.open(examples[0]) as scenes:
         seen = answerer.see(scenes)
@@ -142,7 +142,7 @@ def test_replies_are_those_of_ask(questions, default_pair, guessing_checkpoint):
             (alone,) = answerer.ask(seen, [inputs], 3)
             assert alone.text == reply.text
             assert alone.confidence == pytest.approx(reply.confidence, abs=1e-3)
-    assert len({reply.text for reply in together}) > 2
+    assert len({reply.text for reply in together}) > 1
 
 
 def test_an_image_is_encoded_once(questions, guessing_checkpoint, tmp_path, monkeypatch):
@@ -154,18 +154,18 @@ def test_an_image_is_encoded_once(questions, guessing_checkpoint, tmp_path, monk
         lambda m, p, scene: sizes.append(scene.size) or original(m, p, scene),
     )
     rows = json.loads(questions.read_text())
-    rows = [{**row, "image": str(questions.parent / row["image"][0])} for row in rows[::8] * 2]
-    data = Data(str(write(tmp_path / "d.json", rows)))
+    rows = [{**row, "image": str(questions.parent / row["image"][0])} for row in rows[:24:8] * 2]
+    data = Data(XLRS, str(write(tmp_path / "d.json", rows)))
     answerer = open_model(str(guessing_checkpoint), None, None, "cpu", "float32")
-    evaluate(XLRS, data, answerer, tmp_path / "out", Options(max_new_tokens=1))
-    assert sizes == [(400 + 60 * seed, 300) for seed in range(5)]
-    assert [line["row"] for line in lines_of(tmp_path / "out")] == list(range(10))
+    evaluate(data, answerer, tmp_path / "out", Options(max_new_tokens=1))
+    assert sizes == [(400 + 60 * seed, 300) for seed in range(3)]
+    assert [line["row"] for line in lines_of(tmp_path / "out")] == list(range(6))
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"row": 39, "re'])
 def test_the_same_file_after_a_kill(questions, tmp_path, torn):
     def run(out, parrot):
-        return evaluate(XLRS, Data(str(questions)), parrot, out, Options(batch_size=3))
+        return evaluate(Data(XLRS, str(questions)), parrot, out, Options(batch_size=3))
 
     run(tmp_path / "whole", Parrot(some_letter))
     killed, out = Parrot(some_letter), tmp_path / "killed"
@@ -186,14 +186,14 @@ def test_the_same_file_after_a_kill(questions, tmp_path, torn):
 
 
 def test_more_rows_go_on_other_settings_do_not(questions, tmp_path):
-    data = Data(str(questions))
+    data = Data(XLRS, str(questions))
     first, second = Parrot(some_letter), Parrot(some_letter)
-    evaluate(XLRS, data, first, tmp_path, Options(limit=16))
-    results = evaluate(XLRS, data, second, tmp_path, Options())
+    evaluate(data, first, tmp_path, Options(limit=16))
+    results = evaluate(data, second, tmp_path, Options())
     assert (first.asked, second.asked) == (16, 24)
     assert results["rows"]["answered"] == results["seconds"]["rows"] == 40
     with pytest.raises(ValueError, match="holds results with max_new_tokens = 64, expected 3"):
-        evaluate(XLRS, data, second, tmp_path, Options(max_new_tokens=3))
+        evaluate(data, second, tmp_path, Options(max_new_tokens=3))
 
 
 def test_bad_rows_are_named_and_counted_as_asked(questions, tmp_path):
@@ -206,10 +206,10 @@ def test_bad_rows_are_named_and_counted_as_asked(questions, tmp_path):
     rows[7]["image"] = ["cut.png"]
     for row in rows:
         row["image"] = [str(questions.parent / n) if n != "cut.png" else n for n in row["image"]]
-    data = Data(str(write(tmp_path / "d.json", rows)))
+    data = Data(XLRS, str(write(tmp_path / "d.json", rows)))
 
     def run(name, **options):
-        return evaluate(XLRS, data, Parrot(some_letter), tmp_path / name, Options(**options))
+        return evaluate(data, Parrot(some_letter), tmp_path / name, Options(**options))
 
     with pytest.raises(ValueError, match=r"row 3 \(index 3\): row 3: category .* 3 more bad rows"):
         run("refuse")
@@ -225,7 +225,8 @@ def test_bad_rows_are_named_and_counted_as_asked(questions, tmp_path):
     assert [bad["subtask"] is None for bad in wrong["bad_rows"]] == [True, False, False, False]
     assert "| 4 | 4 | " in (tmp_path / "wrong" / "results.md").read_text()
     assert wrong["rows"] == {
-        "in_data": 40, "asked": 40, "answered": 36, "bad": 4, "on_bad_rows": "count-wrong",
+        "in_data": 40, "of_benchmark": 40, "asked": 40, "answered": 36, "bad": 4,
+        "on_bad_rows": "count-wrong",
     }  # fmt: skip
     assert run("blind", on_bad_rows="skip", blind=True)["rows"]["answered"] == 38
 
@@ -259,8 +260,8 @@ def test_blind_sees_nothing(questions, guessing_checkpoint, tmp_path):
     answerer = open_model(str(guessing_checkpoint), None, None, "cpu", "float32")
     replies = []
     for name, data in (("a", questions), ("b", write(tmp_path / "d.json", rows))):
-        options = Options(blind=True, max_new_tokens=1)
-        results = evaluate(XLRS, Data(str(data)), answerer, tmp_path / name, options)
+        options = Options(blind=True, max_new_tokens=1, limit=10)
+        results = evaluate(Data(XLRS, str(data)), answerer, tmp_path / name, options)
         replies.append([line["reply"] for line in lines_of(tmp_path / name)])
         assert results["tokens"]["tokens_after"] == 0
         assert "<image>" not in results["protocol"]["prompt"]
@@ -279,7 +280,7 @@ def test_forms_of_data(questions, tmp_path, kind):
     elif kind == "parts":
         datasets.DatasetDict({"train": table, "other": table.select([0])}).save_to_disk(source)
         with pytest.raises(ValueError, match="has the parts other, train: choose one by --split"):
-            Data(str(source))
+            Data(XLRS, str(source))
         split = "train"
     elif kind == "parquet":
         source.mkdir()
@@ -291,8 +292,8 @@ def test_forms_of_data(questions, tmp_path, kind):
     else:
         source = tmp_path / "rows.jsonl"
         source.write_text("\n".join(json.dumps(row) for row in rows))
-    data = Data(str(source), split, questions.parent if kind in ("folder", "jsonl") else None)
-    examples = data.examples(XLRS, blind=False, limit=None)
+    data = Data(XLRS, str(source), split, questions.parent if kind in ("folder", "jsonl") else None)
+    examples = data.examples(blind=False, limit=None)
     assert [example.problem for example in examples] == [None] * 40
     assert [example.index for example in examples] == [row["index"] for row in rows]
     assert len({example.images for example in examples}) == 5

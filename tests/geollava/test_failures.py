@@ -48,7 +48,7 @@ def test_page(run, questions, guessing_checkpoint, tmp_path):
     lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     wrong = [line for line in lines if not line["credit"]]
     assert len(wrong) > 5
-    assert f"{len(wrong)} of 16 replies are wrong" in page.text
+    assert f"{len(wrong)} of 16 replies are not right" in page.text
     surest = sorted(wrong, key=lambda line: -line["confidence"])[:5]
     shown = [int(number) for number in re.findall(r"<script>(\d+)</script>", page.text)]
     assert [lines[row]["confidence"] for row in shown] == [line["confidence"] for line in surest]
