@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from geollava.console import DTYPES, check_one_of, progress_bar, stderr
-from geollava.evaluate.commands import evaluate
+from geollava.evaluate.pilot_commands import evaluate
 
 app = typer.Typer(
     add_completion=False,

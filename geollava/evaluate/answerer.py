@@ -17,10 +17,15 @@ from geollava.overlay import LONGEST_SIDE
 
 @dataclass(frozen=True)
 class Reply:
-    """A model's words, and the probability that it gave to the first of them."""
+    """A model's words, and the probability that it gave to the first of them.
+
+    Attributes:
+        dropped: visual tokens that this question alone went without, in an ablation.
+    """
 
     text: str
     confidence: float
+    dropped: int | None = None
 
 
 @dataclass

@@ -212,6 +212,7 @@ def line_of(
         "understood": data.benchmark.read_reply(example.row, reply.text),
         "credit": float(data.benchmark.grade(example.row, reply.text)),
         "confidence": reply.confidence,
+        **({} if reply.dropped is None else {"dropped": reply.dropped}),
         **values,
     }
 

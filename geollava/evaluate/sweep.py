@@ -11,9 +11,10 @@ from typing import Any
 from geollava.evaluate import report
 from geollava.evaluate.answerer import Answerer
 from geollava.evaluate.evaluation import evaluate
+from geollava.evaluate.failures import read_results
 from geollava.evaluate.processes import Processes
 from geollava.evaluate.rows import Data
-from geollava.evaluate.runner import PREDICTIONS, Options
+from geollava.evaluate.runner import Options
 from geollava.evaluate.scores import Graded, difference
 from geollava.outputs import written_whole
 
@@ -84,8 +85,8 @@ def sweep(
         row = summary(cell, results, name)
         if base != cell:
             gap, spread = difference(
-                read_graded(out, cell),
-                read_graded(out, base),
+                graded_lines(lines_of(out, cell)),
+                graded_lines(lines_of(out, base)),
                 data.benchmark.subtasks,
                 name,
                 options.seed,
@@ -112,6 +113,10 @@ def sweep(
     return table
 
 
+def lines_of(out: Path, cell: Cell) -> list[dict[str, Any]]:
+    return read_results(out / "cells" / str(cell))[1]
+
+
 def summary(cell: Cell, results: dict[str, Any], name: str) -> dict[str, Any]:
     seconds = results["seconds"]
     asked = max(seconds["rows"], 1)
@@ -133,9 +138,8 @@ def summary(cell: Cell, results: dict[str, Any], name: str) -> dict[str, Any]:
     }
 
 
-def read_graded(out: Path, cell: Cell) -> list[Graded]:
-    """The answered and the bad rows of a finished cell; chance does not count here."""
-    lines = (out / "cells" / str(cell) / PREDICTIONS).read_text(encoding="utf-8").splitlines()
+def graded_lines(lines: Sequence[dict[str, Any]]) -> list[Graded]:
+    """The rows of a finished evaluation, answered and bad, to compare it with another."""
     return [
         Graded(
             subtask=line["subtask"],
@@ -143,7 +147,7 @@ def read_graded(out: Path, cell: Cell) -> list[Graded]:
             scene=line["images"][0] if line["images"] else line["row"],
             chance=0.0,
         )
-        for line in map(json.loads, lines)
+        for line in lines
     ]
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from geollava.answer import answer
 from geollava.default_model import byte_tokenizer
-from geollava.evaluate import models, scores, xlrs
+from geollava.evaluate import own_model, scores, xlrs
 from geollava.evaluate.answerer import Answerer, Reply, Seen
 from geollava.evaluate.benchmark import get_benchmark
 from geollava.evaluate.evaluation import evaluate
@@ -147,9 +147,9 @@ def test_replies_are_those_of_ask(questions, default_pair, guessing_checkpoint):
 
 def test_an_image_is_encoded_once(questions, guessing_checkpoint, tmp_path, monkeypatch):
     sizes = []
-    original = models.encode_scene
+    original = own_model.encode_scene
     monkeypatch.setattr(
-        models,
+        own_model,
         "encode_scene",
         lambda m, p, scene: sizes.append(scene.size) or original(m, p, scene),
     )
@@ -458,7 +458,7 @@ def test_sweep(run, questions, guessing_checkpoint, tmp_path, monkeypatch):
     assert "| random | 24 | 48 |" in (tmp_path / "sweep.md").read_text()
     assert Image.open(tmp_path / "sweep.png").width > 500
 
-    monkeypatch.setattr(models.GeoLlavaAnswerer, "see", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(own_model.GeoLlavaAnswerer, "see", lambda *_: pytest.fail("asked again"))
     before = (tmp_path / "sweep.json").read_text()
     assert run(*command)[0] == 0
     assert (tmp_path / "sweep.json").read_text() == before
