@@ -7,15 +7,16 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
+
+from geollava.console import DTYPES, check_one_of, progress_bar, stderr
+from geollava.evaluate.pilot_commands import evaluate
 
 app = typer.Typer(
     add_completion=False,
@@ -23,10 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Questions to very large remote-sensing images.",
 )
-# Results go to the standard output, everything else to the other.
-stderr = Console(stderr=True, highlight=False)
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+app.add_typer(evaluate, name="evaluate")
 
 
 @app.callback()
@@ -343,11 +341,6 @@ def show_problems(report: Any) -> None:
     stdout.print(f"{report.rows:,} rows, problems: {', '.join(counts) or 'none'}")
 
 
-def check_one_of(option: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{option} must be one of {', '.join(allowed)}, got {value}")
-
-
 def parse_bands(text: str | None) -> list[int] | None:
     """ "4,3,2" -> [4, 3, 2]."""
     if text is None:
@@ -356,18 +349,6 @@ def parse_bands(text: str | None) -> list[int] | None:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise ValueError(f"--bands must be numbers such as 4,3,2, got {text}") from error
-
-
-def progress_bar() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=stderr,
-        transient=True,
-        disable=not stderr.is_terminal,
-    )
 
 
 def show(report: dict[str, Any], overlay: Path | None) -> None:
