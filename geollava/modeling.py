@@ -188,8 +188,8 @@ class GeoLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def project(self, vision_features: Tensor) -> Tensor:
         """Kept tokens of C crops, [C, K, D] -> [C * K, text width]."""
-        vision_features = vision_features.to(self.device, self.model.mm_projector[0].weight.dtype)
-        return self.model.mm_projector(vision_features).flatten(0, 1)
+        weight: Tensor = self.model.mm_projector[0].weight  # type: ignore[assignment]
+        return self.model.mm_projector(vision_features.to(weight)).flatten(0, 1)
 
     def encode_crops(
         self,

@@ -92,7 +92,7 @@ class AblatedModel(GeoLlavaAnswerer):
         for scene in seen.content:
             inside = tokens_in(boxes_in(prompt), scene.size, scene.canvas_size, scene.kept)
             mask = remaining(self.condition, inside, prompt)
-            features.append(self.model.project(scene.kept)[mask.flatten()])
+            features.append(self.model.project(scene.kept.features)[mask.flatten()])
             dropped += int((~mask).sum())
         ids = self.tokenize(prompt, list(map(len, features)), max_new_tokens)
         return ids, torch.cat(features), dropped

@@ -50,7 +50,7 @@ class GeoLlavaAnswerer(Answerer):
         tokens = [self.encode(scene) for scene in scenes]
         masks = [controls.remaining(self.method, part.kept, self.num_keep) for part in tokens]
         features = [
-            self.model.project(part.kept)[mask.flatten()]
+            self.model.project(part.kept.features)[mask.flatten()]
             for part, mask in zip(tokens, masks, strict=True)
         ]
         return Seen(
