@@ -314,6 +314,7 @@ def test_forms_of_data(questions, tmp_path, kind):
         ({"--method": "best"}, "best"),
         ({"--method": "sparsevlm"}, "needs text"),
         ({"--num-keep": 577}, "between 1 and the 576 tokens"),
+        ({"--num-keep": 577, "--method": "smaller_image"}, "between 1 and the 576 tokens"),
         ({"--on-bad-rows": "hide"}, "--on-bad-rows must be one of refuse, count-wrong, skip"),
         ({"--dtype": "int8"}, "--dtype must be one of"),
         ({"--out": __file__}, "test_evaluate.py"),
