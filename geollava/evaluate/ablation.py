@@ -210,7 +210,7 @@ def markdown(table: dict[str, Any]) -> str:
         "",
         f"{table['questions']:,} questions that name a box, about {table['scenes']:,} images; "
         "micro score in percent with 95 % bootstrap intervals by image; chance "
-        f"{report.percent(table['chance'])}.",
+        f"{report.percent(table['chance'])}." + report.few_images(table["scenes"]),
         "",
         "| asked | score | difference | tokens left out per question | questions that lost any |",
         "|---|---|---|---|---|",
