@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geollava.data import BOX, Box
+from geollava.data import Box, boxes_in
 from geollava.evaluate import report
 from geollava.evaluate.answerer import Answerer, Reply, Seen
 from geollava.evaluate.benchmark import Benchmark
@@ -36,12 +36,6 @@ from geollava.scenes import CHOICES_FOLLOW
 from geollava.token_reduction import ReducedTokens
 
 CONDITIONS = ("whole", "without objects", "without random")
-
-
-def boxes_in(question: str) -> list[Box]:
-    """Those that the question names, not its choices."""
-    text = question.split(CHOICES_FOLLOW)[0]
-    return [tuple(map(float, found)) for found in BOX.findall(text)]  # type: ignore[misc]
 
 
 def about_boxes(benchmark: Benchmark) -> Benchmark:
@@ -89,8 +83,9 @@ class AblatedModel(GeoLlavaAnswerer):
     @torch.inference_mode()
     def prepare(self, seen: Seen, prompt: str, max_new_tokens: int) -> Any:
         features, dropped = [], 0
+        boxes = boxes_in(prompt.split(CHOICES_FOLLOW)[0])  # of the question, not of its choices
         for scene in seen.content:
-            inside = tokens_in(boxes_in(prompt), scene.size, scene.canvas_size, scene.kept)
+            inside = tokens_in(boxes, scene.size, scene.canvas_size, scene.kept)
             mask = remaining(self.condition, inside, prompt)
             features.append(self.model.project(scene.kept.features)[mask.flatten()])
             dropped += int((~mask).sum())
@@ -215,7 +210,7 @@ def markdown(table: dict[str, Any]) -> str:
         "",
         f"{table['questions']:,} questions that name a box, about {table['scenes']:,} images; "
         "micro score in percent with 95 % bootstrap intervals by image; chance "
-        f"{report.percent(table['chance'])}.",
+        f"{report.percent(table['chance'])}." + report.few_images(table["scenes"]),
         "",
         "| asked | score | difference | tokens left out per question | questions that lost any |",
         "|---|---|---|---|---|",

@@ -114,6 +114,7 @@ def open_quietly(
 
 
 def show(results: dict[str, Any], out: Path) -> None:
+    from geollava.evaluate.report import NAMES as SCORES
     from geollava.evaluate.report import headline, percent, with_interval
 
     key = headline(results)
@@ -125,7 +126,7 @@ def show(results: dict[str, Any], out: Path) -> None:
     for bad in results["bad_rows"]:
         stderr.print(f"row {bad['row']} (index {bad['index']}): {bad['problem']}", markup=False)
     stderr.print(
-        f"{key.replace('_', ', ')} {with_interval(results[key], results['intervals'][key])} %, "
+        f"{SCORES[key]} {with_interval(results[key], results['intervals'][key])} %, "
         f"micro {percent(results['micro'])} %, chance {percent(results['chance'][key])} %; "
         f"{rows['answered']:,} of {rows['asked']:,} rows answered: {out / 'results.md'}",
         soft_wrap=True,

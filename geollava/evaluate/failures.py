@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from geollava.data import BOX
+from geollava.data import Box, boxes_in
 from geollava.evaluate.answerer import Answerer
 from geollava.evaluate.report import percent, title
 from geollava.evaluate.rows import Data, Example
@@ -22,6 +22,7 @@ from geollava.imagery import Scene
 from geollava.outputs import written_whole
 
 WIDTH = 760  # pixels of a picture on the page
+CLOSE_UP = 240  # pixels of an image around a box
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1240px; color: #111; }
 article { display: grid; grid-template-columns: 3fr 2fr; gap: 1.2rem; padding: 1.2rem 0;
@@ -78,11 +79,15 @@ def write_failures(
     for done, line in enumerate(shown):
         row = data.rows[line["row"]]
         example = Example(line["row"], row, tuple(line["images"]), None)
-        boxes = [tuple(map(float, found)) for found in BOX.findall(str(row.get("question", "")))]
+        boxes = boxes_in(str(row.get("question")))
         key = json.dumps([line["images"], boxes])
         if key not in pictures:
             with data.open(example) as scenes:
-                pictures[key] = [picture_of(answerer, scene, boxes) for scene in scenes]
+                pictures[key] = [
+                    data_url(picture)
+                    for scene in scenes
+                    for picture in (overview(answerer, scene, boxes), *closeups(scene, boxes))
+                ]
         articles.append(article(line, row, pictures[key]))
         if progress is not None:
             progress(done + 1, len(shown))
@@ -96,16 +101,41 @@ def badness(line: Line) -> tuple[float, float, int]:
     return line["credit"], -line["confidence"], line["row"]
 
 
-def picture_of(answerer: Answerer, scene: Scene, boxes: list[tuple[float, ...]]) -> str:
-    """The overlay with the boxes that the question names, as a data URL."""
+def overview(answerer: Answerer, scene: Scene, boxes: list[Box]) -> Image.Image:
+    """The whole image with its kept tokens, and the boxes that the question names."""
     picture = answerer.overlay(scene).convert("RGB")
     scale = picture.width / scene.size[0]
-    pen = ImageDraw.Draw(picture)
-    for box in boxes:
-        left, top, right, bottom = (edge * scale for edge in box)
-        if left <= right and top <= bottom:
-            pen.rectangle((left - 6, top - 6, right + 6, bottom + 6), outline="#ff2d55", width=5)
+    outline(picture, [tuple(edge * scale for edge in box) for box in boxes], 6)  # type: ignore[misc]
     picture.thumbnail((WIDTH, 2 * WIDTH), Image.Resampling.LANCZOS)
+    return picture
+
+
+def closeups(scene: Scene, boxes: list[Box]) -> list[Image.Image]:
+    """What small boxes hold, pixel by pixel, with their surroundings."""
+    pictures = []
+    width, height = scene.size
+    for x1, y1, x2, y2 in boxes:
+        across, along = (round((a + b) / 2) for a, b in ((x1, x2), (y1, y2)))
+        left = min(max(across - CLOSE_UP // 2, 0), max(width - CLOSE_UP, 0))
+        top = min(max(along - CLOSE_UP // 2, 0), max(height - CLOSE_UP, 0))
+        if max(x2 - x1, y2 - y1) > CLOSE_UP or not (0 <= across < width and 0 <= along < height):
+            continue
+        rows = scene.read_image(top, min(top + CLOSE_UP, height), 1)
+        picture = rows.crop((left, 0, min(left + CLOSE_UP, width), rows.height))
+        outline(picture, [(x1 - left, y1 - top, x2 - left, y2 - top)], 2)
+        pictures.append(picture.resize((2 * picture.width, 2 * picture.height)))
+    return pictures
+
+
+def outline(picture: Image.Image, boxes: list[Box], margin: int) -> None:
+    pen = ImageDraw.Draw(picture)
+    for left, top, right, bottom in boxes:
+        if left <= right and top <= bottom:
+            corners = (left - margin, top - margin, right + margin, bottom + margin)
+            pen.rectangle(corners, outline="#ff2d55", width=margin)
+
+
+def data_url(picture: Image.Image) -> str:
     target = io.BytesIO()
     picture.save(target, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(target.getvalue()).decode()

@@ -37,9 +37,10 @@ class GeoLlavaAnswerer(Answerer):
         method, num_keep = method or self.own[0], num_keep or self.own[1]
         if method == controls.SMALLER_IMAGE and config.image_grid_pinpoints is not None:
             raise NotImplementedError(f"{method} needs a model without a list of canvases")
+        config.num_keep = num_keep
+        config.check()
         whole = config.grid_size[0] * config.grid_size[1]
         used, config.num_keep = controls.method_of(method, num_keep, whole)
-        config.check()
         check_method(used)
         self.method, self.num_keep = method, num_keep
         self.share = num_keep / whole

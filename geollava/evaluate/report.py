@@ -8,6 +8,8 @@ from typing import Any
 
 from geollava.outputs import written_whole
 
+NAMES = {"macro": "macro", "macro_present": "macro (subtasks with rows)"}
+FEW = 20  # images
 MEASURED, PUBLISHED, CHANCE = "#d97706", "#9ca3af", "#111827"
 
 
@@ -48,6 +50,10 @@ def title(results: dict[str, Any]) -> str:
     return f"{source.parent.name}/{source.name}, in the form of {results['title']}"
 
 
+def few_images(count: int) -> str:
+    return f" With {count} images an interval says little." if count < FEW else ""
+
+
 def percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
@@ -72,7 +78,8 @@ def markdown(results: dict[str, Any]) -> str:
         f"# {title(results)}: {protocol['model']}",
         "",
         f"{rows['answered']:,} of {rows['asked']:,} rows answered, about {results['scenes']:,} "
-        f"images; {rows['bad']:,} bad rows ({rows['on_bad_rows']}).",
+        f"images; {rows['bad']:,} bad rows ({rows['on_bad_rows']})."
+        + few_images(results["scenes"]),
         "",
         "| score, % | 95 % interval by image | chance |",
         "|---|---|---|",

@@ -163,10 +163,11 @@ class Data:
             yield scenes
 
     def digest(self) -> str:
-        """Of every row and the names of its images."""
+        """Of every row, and of the paths of its images where they are not embedded."""
         known = hashlib.sha256()
-        for row in self.rows:
-            known.update(json.dumps(row, sort_keys=True, default=str).encode())
+        for place, row in zip(self._places, self.rows, strict=True):
+            names = self._images[place] if isinstance(self._images, list) else None
+            known.update(json.dumps([row, names], sort_keys=True, default=str).encode())
         return known.hexdigest()[:16]
 
 

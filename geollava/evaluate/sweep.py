@@ -156,9 +156,11 @@ def markdown(table: dict[str, Any]) -> str:
     lines = [
         f"# {table['title']}: {protocol['model']}",
         "",
-        f"{rows['asked']:,} questions about {table['scenes']:,} images; {table['score']} score in "
-        f"percent with 95 % bootstrap intervals by image; chance {report.percent(table['chance'])}."
-        " Seconds are per question: an image is encoded once for all its questions.",
+        f"{rows['asked']:,} questions about {table['scenes']:,} images; "
+        f"{report.NAMES[table['score']]} score in percent with 95 % bootstrap intervals "
+        f"by image; chance {report.percent(table['chance'])}."
+        " Seconds are per question: an image is encoded once for all its questions."
+        + report.few_images(table["scenes"]),
         "",
         "| tokens are chosen by | kept per crop | tokens per question | score | difference to "
         "the first at this budget | s to encode | s to answer |",
@@ -224,10 +226,13 @@ def plot(table: dict[str, Any], path: Path) -> None:
                 axes.axhline(100 * row["score"], color="#6b7280", ls="--", lw=1.2, label="blind")
         axes.axhline(100 * table["chance"], color="#111827", ls=":", lw=1.4, label="chance")
         axes.set_xscale("log")
+        for formatted in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+            formatted("{x:,g}")
+        axes.tick_params(axis="x", which="both", labelrotation=45, labelsize=8)
         axes.set_xlabel(label)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel(f"{table['score'].replace('_', ', ')} score, %")
+    panels[0].set_ylabel(f"{report.NAMES[table['score']]} score, %")
     panels[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     model = table["protocol"]["model"].rstrip("/").split("/")[-1]
     figure.suptitle(f"{table['title']}: {model} (whiskers: 95 % bootstrap by image)", fontsize=10)

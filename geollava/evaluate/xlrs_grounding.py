@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from geollava.data import BOX, Box
+from geollava.data import Box, boxes_in
 from geollava.evaluate.benchmark import Benchmark, Row, get_field
 
 THRESHOLDS = (0.5, 0.7)
@@ -19,10 +19,10 @@ THRESHOLDS = (0.5, 0.7)
 
 def find_box(text: str) -> Box | None:
     """The first box that a text holds, corners in order."""
-    match = BOX.search(text)
-    if match is None:
+    boxes = boxes_in(text)
+    if not boxes:
         return None
-    x1, y1, x2, y2 = map(float, match.groups())
+    x1, y1, x2, y2 = boxes[0]
     return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
 
 

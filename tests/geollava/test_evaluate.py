@@ -133,6 +133,7 @@ def test_replies_are_those_of_ask(questions, default_pair, guessing_checkpoint):
         seen = answerer.see(scenes)
         prepared = [answerer.prepare(seen, prompt, 3) for prompt in prompts]
         together = answerer.ask(seen, prepared, 3)
+        read = seen.content.cache
         for prompt, inputs, reply in zip(prompts, prepared, together, strict=True):
             expected = answer(
                 answerer.model, answerer.processor, scenes[0], prompt, max_new_tokens=3
@@ -141,6 +142,8 @@ def test_replies_are_those_of_ask(questions, default_pair, guessing_checkpoint):
             (alone,) = answerer.ask(seen, [inputs], 3)
             assert alone.text == reply.text
             assert alone.confidence == pytest.approx(reply.confidence, abs=1e-3)
+    assert read is seen.content.cache  # what all questions share is read once
+    assert read.get_seq_length() < min(map(len, prepared))
     assert len({reply.text for reply in together}) > 1
 
 
@@ -310,6 +313,7 @@ def test_forms_of_data(questions, tmp_path, kind):
         ({"--method": "best"}, "best"),
         ({"--method": "sparsevlm"}, "needs text"),
         ({"--num-keep": 577}, "between 1 and the 576 tokens"),
+        ({"--num-keep": 577, "--method": "smaller_image"}, "between 1 and the 576 tokens"),
         ({"--on-bad-rows": "hide"}, "--on-bad-rows must be one of refuse, count-wrong, skip"),
         ({"--dtype": "int8"}, "--dtype must be one of"),
         ({"--out": __file__}, "test_evaluate.py"),

@@ -33,7 +33,7 @@ def test_page(run, questions, guessing_checkpoint, tmp_path):
     rows = json.loads(questions.read_text())[:16]
     for row in rows:
         row["image"] = [str(questions.parent / row["image"][0])]
-        row["question"] = f"<script>{row['index']}</script> {row['question']} in [10, 20, 200, 250]"
+        row["question"] = f"<script>{row['index']}</script> {row['question']} in [10, 20, 200, 220]"
     (tmp_path / "d.json").write_text(json.dumps(rows))
     out = tmp_path / "out"
     assert run("evaluate", "failures", out)[0] == 2
@@ -53,7 +53,7 @@ def test_page(run, questions, guessing_checkpoint, tmp_path):
     shown = [int(number) for number in re.findall(r"<script>(\d+)</script>", page.text)]
     assert [lines[row]["confidence"] for row in shown] == [line["confidence"] for line in surest]
     sources = [attrs["src"] for tag, attrs in page.tags if tag == "img"]
-    assert len(sources) == 5
+    assert len(sources) == 2 * 5  # the whole, and what the box holds
     assert not re.search(r"https?://|url\(", text)
     for source in sources:
         head, _, body = source.partition(",")

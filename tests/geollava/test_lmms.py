@@ -42,7 +42,7 @@ def saved(questions, tmp_path):
 def test_requests_in_a_row_see_their_image_once(questions, guessing_checkpoint, tmp_path):
     rows = json.loads(questions.read_text())[:16]
     answerer = open_model(str(guessing_checkpoint), None, None, "cpu", "float32")
-    options = Options(max_new_tokens=1, limit=16)
+    options = Options(batch_size=4, max_new_tokens=1, limit=16)
     expected = evaluate(Data(XLRS, str(questions)), answerer, tmp_path, options)
     seen, sizes = answerer.see, []
     answerer.see = lambda scenes: sizes.append([scene.size for scene in scenes]) or seen(scenes)
@@ -50,7 +50,7 @@ def test_requests_in_a_row_see_their_image_once(questions, guessing_checkpoint, 
         request_of(xlrs.build_prompt(row), [Image.open(questions.parent / row["image"][0])], GREEDY)
         for row in rows
     )
-    replies = list(answer_in_order(answerer, requests, 8))
+    replies = list(answer_in_order(answerer, requests, 4))
     assert xlrs.score(rows, replies)["per_subtask"] == expected["per_subtask"]
     assert sizes == [[(400 + 60 * seed, 300)] for seed in range(2)]
 
