@@ -289,18 +289,21 @@ def export(
     source: Annotated[Path, typer.Argument(help="A training run, or a checkpoint of either form")],
     target: Annotated[Path, typer.Argument(help="New folder for the checkpoint")],
     form: Annotated[str, typer.Option(help="own, published")] = "published",
+    dtype: Annotated[
+        str, typer.Option(help="Of the weights: float32, bfloat16, float16")
+    ] = "float32",
 ) -> None:
     """Write a run's result, or a checkpoint, in the published form or in our own."""
-    if form not in ("own", "published"):
-        raise ValueError(f"--form must be own or published, got {form}")
+    check_one_of("--form", form, ("own", "published"))
+    check_one_of("--dtype", dtype, DTYPES[1:])
 
     from geollava.answer import load
     from geollava.train import RUN_FILE, export_run, save_checkpoint
 
     if (source / RUN_FILE).is_file():
-        export_run(source, target, form)
+        export_run(source, target, form, dtype)
     else:
-        network, processor = load(str(source), None, "cpu", "float32")
+        network, processor = load(str(source), None, "cpu", dtype)
         save_checkpoint(network, processor, target, form)
 
 

@@ -445,13 +445,14 @@ class SampleAnswers(TrainerCallback):
         return {"id": row["id"], "question": question, "expected": expected, "answer": text.strip()}
 
 
-def export_run(output: Path, target: Path, form: str = "own") -> None:
+def export_run(output: Path, target: Path, form: str = "own", dtype: str = "float32") -> None:
     """A run's last checkpoint -> a whole checkpoint with adapters merged in, in one file.
 
     Args:
         output: the run's folder.
         target: must be new or empty, or the result of the same run.
         form: "own" or "published".
+        dtype: of the weights that are written.
 
     Raises:
         ValueError: no run or no whole checkpoint there.
@@ -470,7 +471,7 @@ def export_run(output: Path, target: Path, form: str = "own") -> None:
     merge_adapters(model)
     model.config.untrained = False
     processor = GeoLlavaProcessor.from_pretrained(folder, num_keep=model.config.num_keep)
-    save_checkpoint(model, processor, target, form)
+    save_checkpoint(model.to(getattr(torch, dtype)), processor, target, form)
 
 
 def merge_adapters(model: GeoLlavaForConditionalGeneration) -> None:
