@@ -50,6 +50,8 @@ INSTRUCTION = (
 )
 MIN_SIZE = 1024  # pixels, at scale 1: what the things of a scene need
 ATTEMPTS = 20  # at laying out a scene; nearly always the first does
+DESCRIBE = "What stands out in this image?"
+READING_BAND = 336  # pixels: what stands out is told crop by crop
 TEST_EVERY = 5  # one scene in so many is for testing
 
 
@@ -308,12 +310,13 @@ def question_rows(scene: Scene, image: str) -> list[dict[str, Any]]:
 
 
 def training_row(scene: Scene, image: str) -> dict[str, Any]:
-    """A scene's questions in one conversation, in random order: once with choices, once without.
+    """A scene's questions in one conversation, in random order: once with choices, once without,
+    and what stands out.
 
     The image is encoded once for all of them.
     """
     rng = np.random.default_rng([scene.seed, scene.size, 2])
-    turns = []
+    turns = [(DESCRIBE, describe(scene))]
     for question in scene.questions:
         turns.append((prompt_of(question), chr(65 + question.answer)))
         turns.append((question.text, question.choices[question.answer]))
@@ -323,6 +326,28 @@ def training_row(scene: Scene, image: str) -> dict[str, Any]:
         "image": [image],
         "conversations": conversation([turns[index] for index in order]),
     }
+
+
+def describe(scene: Scene) -> str:
+    """All things of a scene, crop by crop."""
+
+    def place(thing: Thing) -> tuple[int, int, float]:
+        return int(thing.y // READING_BAND), int(thing.x // READING_BAND), thing.y
+
+    return ", ".join(words_for(scene, thing) for thing in sorted(scene.things, key=place))
+
+
+def words_for(scene: Scene, thing: Thing) -> str:
+    """Such as "a red car moving in the desert"."""
+    words = [thing.kind]
+    if thing.kind not in LANDMARKS:
+        color = next((name for name, value in COLORS.items() if value == thing.color), "purple")
+        words = [color, thing.kind] + ["moving"] * thing.moving
+    for quarter, use in enumerate(scene.land_uses):
+        across, down = 0.25 + 0.5 * (quarter % 2), 0.25 + 0.5 * (quarter // 2)
+        if max(abs(thing.x / scene.size - across), abs(thing.y / scene.size - down)) < REACH + 0.04:
+            words += ["in the", use]
+    return " ".join(words)
 
 
 def conversation(turns: Sequence[tuple[str, str]]) -> list[dict[str, str]]:

@@ -74,13 +74,13 @@ NUM_PATCHES = 144  # that the tower sees of a crop: steps are five times faster
 console = Console(stderr=True, highlight=False)
 
 
-def crowd(seed: int, scale: float) -> Scene:
+def crowd(seed: int, scale: float, fewest: int = 40, most: int = 160) -> Scene:
     """Far more things than a scene that is asked about has."""
     make = Planner(seed, SIDE, scale, attempt=0)
     make.gap = 24 * scale
     scene = Scene(seed, SIDE, scale, tuple(make.choose(LAND_USES, 4)))
     palette = [*COLORS.values(), PURPLE, PURPLE]
-    for _ in range(int(make.rng.integers(40, 160))):
+    for _ in range(int(make.rng.integers(fewest, most))):
         try:
             spot = make.place()
         except NoRoomError:
@@ -406,7 +406,7 @@ def finish(
     stream: Iterator[tuple[Tensor, dict[str, Tensor]]],
     steps: int,
 ) -> None:
-    """With the tower as it is now: the affinity head, and the scale that the projector begins at."""
+    """What builds on the tower: the affinity head, and the scale that the projector begins at."""
     learn(
         list(model.reghead.parameters()),
         lambda: {"parent": head_loss(model, *next(stream))},

@@ -71,8 +71,8 @@ def pair(complete_checkpoint) -> tuple[GeoLlavaForConditionalGeneration, GeoLlav
 @pytest.fixture(scope="session")
 def default_pair() -> tuple[GeoLlavaForConditionalGeneration, GeoLlavaProcessor]:
     folder = default_checkpoint()
-    model = GeoLlavaForConditionalGeneration.from_pretrained(folder).eval()
-    return model, GeoLlavaProcessor.from_pretrained(folder)
+    model = GeoLlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    return model.eval(), GeoLlavaProcessor.from_pretrained(folder)
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def guessing_checkpoint(tmp_path_factory) -> Path:
     """Answers with one of the letters A to D, now this, now that, by image and by question."""
     folder = tmp_path_factory.mktemp("guessing") / "guesser"
     shutil.copytree(default_checkpoint(), folder)
-    model = GeoLlavaForConditionalGeneration.from_pretrained(folder)
+    model = GeoLlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         tokenizer = GeoLlavaProcessor.from_pretrained(folder).tokenizer
