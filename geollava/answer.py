@@ -258,7 +258,9 @@ def generate(
     max_new_tokens: int,
 ) -> str:
     """The model's most likely answer to a question that `ask_for` prepared."""
-    embeds = model.embed_prompt(inputs["input_ids"], image_features=model.project(tokens.kept))
+    embeds = model.embed_prompt(
+        inputs["input_ids"], image_features=model.project(tokens.kept.features)
+    )
     generated = model.generate(
         inputs_embeds=embeds,
         attention_mask=inputs["attention_mask"],

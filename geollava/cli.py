@@ -7,15 +7,16 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
+
+from geollava.console import DTYPES, check_one_of, progress_bar, stderr
+from geollava.evaluate.pilot_commands import evaluate
 
 app = typer.Typer(
     add_completion=False,
@@ -23,10 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Questions to very large remote-sensing images.",
 )
-# Results go to the standard output, everything else to the other.
-stderr = Console(stderr=True, highlight=False)
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+app.add_typer(evaluate, name="evaluate")
 
 
 @app.callback()
@@ -291,18 +289,21 @@ def export(
     source: Annotated[Path, typer.Argument(help="A training run, or a checkpoint of either form")],
     target: Annotated[Path, typer.Argument(help="New folder for the checkpoint")],
     form: Annotated[str, typer.Option(help="own, published")] = "published",
+    dtype: Annotated[
+        str, typer.Option(help="Of the weights: float32, bfloat16, float16")
+    ] = "float32",
 ) -> None:
     """Write a run's result, or a checkpoint, in the published form or in our own."""
-    if form not in ("own", "published"):
-        raise ValueError(f"--form must be own or published, got {form}")
+    check_one_of("--form", form, ("own", "published"))
+    check_one_of("--dtype", dtype, DTYPES[1:])
 
     from geollava.answer import load
     from geollava.train import RUN_FILE, export_run, save_checkpoint
 
     if (source / RUN_FILE).is_file():
-        export_run(source, target, form)
+        export_run(source, target, form, dtype)
     else:
-        network, processor = load(str(source), None, "cpu", "float32")
+        network, processor = load(str(source), None, "cpu", dtype)
         save_checkpoint(network, processor, target, form)
 
 
@@ -319,7 +320,16 @@ def scenes(
     from geollava.scenes import write_scenes
 
     seeds = range(first_seed, first_seed + count)
-    write_scenes(folder, seeds, size=size, scale=scale, ground=ground)
+    with progress_bar() as bar:
+        task = bar.add_task("scenes", total=count)
+        write_scenes(
+            folder,
+            seeds,
+            size=size,
+            scale=scale,
+            ground=ground,
+            progress=lambda done: bar.update(task, completed=done),
+        )
 
 
 def show_problems(report: Any) -> None:
@@ -334,11 +344,6 @@ def show_problems(report: Any) -> None:
     stdout.print(f"{report.rows:,} rows, problems: {', '.join(counts) or 'none'}")
 
 
-def check_one_of(option: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{option} must be one of {', '.join(allowed)}, got {value}")
-
-
 def parse_bands(text: str | None) -> list[int] | None:
     """ "4,3,2" -> [4, 3, 2]."""
     if text is None:
@@ -347,18 +352,6 @@ def parse_bands(text: str | None) -> list[int] | None:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise ValueError(f"--bands must be numbers such as 4,3,2, got {text}") from error
-
-
-def progress_bar() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=stderr,
-        transient=True,
-        disable=not stderr.is_terminal,
-    )
 
 
 def show(report: dict[str, Any], overlay: Path | None) -> None:

@@ -96,6 +96,7 @@ class GeoLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         past_key_values: Any = None,
         inputs_embeds: Tensor | None = None,
         pixel_values_videos: Tensor | None = None,
+        vision_features: Tensor | None = None,
         image_features: Tensor | None = None,
         video_features: Tensor | None = None,
         labels: Tensor | None = None,
@@ -113,6 +114,8 @@ class GeoLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             attention_mask: [B, L], 0 at padding.
             inputs_embeds: [B, L, text width] instead of `input_ids`, visual tokens included.
             pixel_values_videos: [sum of frames, 3, h, w], each frame one crop.
+            vision_features: [C, K, D], the features that `encode_crops` kept, instead of
+                `pixel_values`; the projector still runs, and learns.
             image_features, video_features: what `get_image_features` or `get_video_features` made
                 of the pixels, instead of them.
             labels: [B, L], -100 where no loss is wanted.
@@ -132,6 +135,8 @@ class GeoLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             image_features, unused = self.encode_in_step(pixel_values)
         elif pixel_values is not None:
             image_features = self.get_image_features(pixel_values)
+        elif vision_features is not None:
+            image_features = self.project(vision_features)
         if pixel_values_videos is not None:
             video_features = self.get_video_features(pixel_values_videos)
         if input_ids is not None:
@@ -165,7 +170,7 @@ class GeoLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """[C, 3, h, w] crops -> [C * num_keep, text width], ready for the language model."""
-        return self.project(self.encode_crops(pixel_values))
+        return self.project(self.encode_crops(pixel_values).features)
 
     def encode_in_step(self, pixel_values: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """(features, those of blank crops): as many crops as the process that has most of them."""
@@ -181,9 +186,10 @@ class GeoLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         own = crops * self.config.num_keep
         return features[:own] if crops else None, features[own:]
 
-    def project(self, kept: ReducedTokens) -> Tensor:
-        """Kept tokens of C crops -> [C * K, text width]."""
-        return self.model.mm_projector(kept.features).flatten(0, 1)
+    def project(self, vision_features: Tensor) -> Tensor:
+        """Kept tokens of C crops, [C, K, D] -> [C * K, text width]."""
+        weight: Tensor = self.model.mm_projector[0].weight  # type: ignore[assignment]
+        return self.model.mm_projector(vision_features.to(weight)).flatten(0, 1)
 
     def encode_crops(
         self,

@@ -33,6 +33,7 @@ OUTLINES: dict[str, list[tuple[float, float]]] = {
 SHADOW = (1.6, 2.2)  # pixels at scale 1, away from the sun
 SUPERSAMPLING = 8  # outlines are exact to an eighth of a pixel
 TILE = 1024  # ground textures repeat after so many pixels
+VARIANTS = 8  # of each texture; scenes shift and light them differently
 STRIP = 512  # rows in work at a time: memory does not grow with the scene
 GROUNDS = ("mixed", "earth", "procedural")
 # Mean color and contrast of each land use.
@@ -60,52 +61,75 @@ def draw(scene: Scene, ground: str = "mixed") -> Image.Image:
     rng = np.random.default_rng([scene.seed, scene.size, 1])
     on_earth = ground == "earth" or (ground == "mixed" and scene.seed % 2 == 0)
     base = earth_window(rng, scene.size) if on_earth else plain_window(rng, scene.size)
+    grain = shifted(7 * noise_tile(1.0, any_variant(rng)), rng)
+    quarters = [(land_mask(rng), land_texture(use, rng)) for use in scene.land_uses]
     image = Image.new("RGB", (scene.size, scene.size))
-    textures = {use: texture(use, rng) for use in LAND_USES}
-    grain = noise_tile(rng, 1.0) * 7
-    masks = land_masks(rng, scene)
-    for top in range(0, scene.size, STRIP):
-        rows = min(STRIP, scene.size - top)
-        strip = resized_rows(base, scene.size, top, rows) + cut_tile(grain, scene.size, top, rows)
-        for use, mask in masks:
-            weight = resized_rows(mask, scene.size, top, rows)[..., :1] / 255
-            strip += weight * (cut_tile(textures[use], scene.size, top, rows) - strip)
-        pixels = strip.clip(0, 255).astype(np.uint8)
-        image.paste(Image.fromarray(pixels), (0, top))
-    draw_pad(image, scene)
+    middle = scene.size // 2
+    halves = (slice(0, middle), slice(middle, scene.size))
+    for half, extent in enumerate(halves):
+        for top in range(extent.start, extent.stop, STRIP):
+            rows = slice(top, min(top + STRIP, extent.stop))
+            strip = enlarged(base, scene.size, scene.size, rows)
+            strip += cut_tile(grain, rows, slice(0, scene.size))
+            for columns, (mask, land) in zip(halves, quarters[2 * half :], strict=False):
+                inner = slice(rows.start - extent.start, rows.stop - extent.start)
+                width, height = columns.stop - columns.start, extent.stop - extent.start
+                weight = enlarged(mask, width, height, inner) / 255
+                strip[:, columns] += weight * (cut_tile(land, rows, columns) - strip[:, columns])
+            pixels = strip.clip(0, 255).astype(np.uint8)
+            image.paste(Image.fromarray(pixels), (0, top))
     for thing in scene.things:
         draw_thing(image, thing, scene.scale)
-    draw_smoke(image, scene, rng)
     return image
 
 
-def resized_rows(source: Image.Image, size: int, top: int, rows: int) -> Array:
-    """Some rows of a small image as they are where it is enlarged to size x size."""
-    scale = source.height / size
-    box = (0, top * scale, source.width, (top + rows) * scale)
-    strip = source.resize((size, rows), Image.Resampling.BICUBIC, box=box)
-    return np.asarray(strip, np.float32).reshape(rows, size, -1)
+def enlarged(source: Image.Image, width: int, height: int, rows: slice) -> Array:
+    """Some rows of a small image as they are where it is enlarged to width x height."""
+    scale = source.height / height
+    box = (0, rows.start * scale, source.width, rows.stop * scale)
+    size = width, rows.stop - rows.start
+    strip = source.resize(size, Image.Resampling.BICUBIC, box=box)
+    return np.asarray(strip, np.float32).reshape(size[1], width, -1)
 
 
-def cut_tile(tile: Array, size: int, top: int, rows: int) -> Array:
-    """Rows of a texture that repeats over the scene."""
-    down = np.arange(top, top + rows) % TILE
-    across = np.arange(size) % TILE
-    return tile[down][:, across]
+def cut_tile(tile: Array, rows: slice, columns: slice) -> Array:
+    """A window of a texture that repeats over the scene."""
+    down = np.arange(rows.start, rows.stop) % TILE
+    across = np.arange(columns.start, columns.stop) % TILE
+    return tile[down][:, across].astype(np.float32)
 
 
-def noise_tile(rng: np.random.Generator, roughness: float) -> Array:
+def any_variant(rng: np.random.Generator) -> int:
+    return int(rng.integers(VARIANTS))
+
+
+def shifted(tile: Array, rng: np.random.Generator) -> Array:
+    return np.roll(tile, tuple(rng.integers(TILE, size=2)), axis=(0, 1))
+
+
+@lru_cache(maxsize=4 * VARIANTS)
+def noise_tile(roughness: float, variant: int) -> Array:
     """[TILE, TILE, 1] of mean 0 and deviation 1 without seams; rougher is finer."""
+    rng = np.random.default_rng(variant)
     spectrum = np.fft.rfft2(rng.standard_normal((TILE, TILE)))
     down, across = np.fft.fftfreq(TILE)[:, None], np.fft.rfftfreq(TILE)[None]
     field = np.fft.irfft2(spectrum / (np.hypot(down, across) + 2 / TILE) ** (1.5 - roughness))
     return ((field - field.mean()) / field.std()).astype(np.float32)[..., None]
 
 
-def texture(use: str, rng: np.random.Generator) -> Array:
-    """[TILE, TILE, 3] float32: what a land use looks like."""
+def land_texture(use: str, rng: np.random.Generator) -> Array:
+    """[TILE, TILE, 3]: a land use, somewhere, in some light."""
+    light = rng.uniform(0.85, 1.15) + rng.uniform(-0.04, 0.04, 3)
+    tile = shifted(texture(use, any_variant(rng)), rng)
+    return (tile * light.astype(np.float32)).clip(0, 255).astype(np.uint8)
+
+
+@lru_cache(maxsize=len(LAND_USES) * VARIANTS)
+def texture(use: str, variant: int) -> Array:
+    """[TILE, TILE, 3] uint8: what a land use looks like."""
+    rng = np.random.default_rng([variant, LAND_USES.index(use)])
     tone, contrast = TONES[use]
-    tile = np.array(tone, np.float32) + contrast * noise_tile(rng, 0.5)
+    tile = np.array(tone, np.float32) + contrast * noise_tile(0.5, variant)
     canvas = Image.fromarray(tile.clip(0, 255).astype(np.uint8))
     pen = ImageDraw.Draw(canvas)
     if use == "farmland":  # fields, each with its own tone and rows
@@ -127,27 +151,24 @@ def texture(use: str, rng: np.random.Generator) -> Array:
                         [x + left + 2, y + top + 2, x + left + 17, y + top + 17], fill=(70, 70, 66)
                     )
                     pen.rectangle([x + left, y + top, x + left + 14, y + top + 14], fill=roof)
-    return np.asarray(canvas, np.float32) + 0.4 * contrast * noise_tile(rng, 1.0)
+    rough = np.asarray(canvas, np.float32) + 0.4 * contrast * noise_tile(1.0, variant)
+    return rough.clip(0, 255).astype(np.uint8)
 
 
-def land_masks(rng: np.random.Generator, scene: Scene) -> list[tuple[str, Image.Image]]:
-    """(land use, where it lies) for each part: a blot with ragged edges over most of it."""
-    side = 256
-    down, across = np.mgrid[0:side, 0:side] / side
-    masks = []
-    for part, use in enumerate(scene.land_uses):
-        middle = 0.25 + 0.5 * (part // 2), 0.25 + 0.5 * (part % 2)
-        ragged = 0.02 * noise_tile(rng, 0.0)[:side, :side, 0]
-        reach = np.maximum(abs(down - middle[0]), abs(across - middle[1])) + ragged
-        mask = ((0.215 - reach) * 40 + 0.5).clip(0, 1) * 255
-        masks.append((use, Image.fromarray(mask.astype(np.uint8))))
-    return masks
+def land_mask(rng: np.random.Generator) -> Image.Image:
+    """Where in its quarter a land use lies: a blot with ragged edges over most of it."""
+    side = 128
+    down, across = np.mgrid[0:side, 0:side] / side - 0.5
+    ragged = 0.024 * shifted(noise_tile(0.0, any_variant(rng)), rng)[:side, :side, 0]
+    reach = np.maximum(abs(down), abs(across)) + ragged
+    mask = ((0.45 - reach) * 20 + 0.5).clip(0, 1) * 255
+    return Image.fromarray(mask.astype(np.uint8))
 
 
 def plain_window(rng: np.random.Generator, size: int) -> Image.Image:
     """Hills and scrub that no one has seen."""
     tone = rng.uniform((80, 90, 55), (150, 140, 110))
-    field = noise_tile(rng, -0.2)[:512, :512]
+    field = shifted(noise_tile(-0.2, any_variant(rng)), rng)[:512, :512]
     return Image.fromarray((tone + 14 * field).clip(0, 255).astype(np.uint8))
 
 
@@ -200,6 +221,12 @@ def turn(outline: Any, heading: float, scale: float, x: float, y: float) -> Arra
 
 
 def draw_thing(image: Image.Image, thing: Thing, scale: float) -> None:
+    if thing.kind == "helipad":
+        draw_pad(image, thing, scale)
+        return
+    if thing.kind == "fire":
+        draw_fire(image, thing, scale)
+        return
     outline = turn(OUTLINES[thing.kind], thing.heading, scale, thing.x, thing.y)
     if thing.moving:  # a wake or dust behind it
         tail = [(-5, -1.5), (-26, -5), (-26, 5), (-5, 1.5)]
@@ -209,27 +236,25 @@ def draw_thing(image: Image.Image, thing: Thing, scale: float) -> None:
     stamp(image, outline, thing.color)
 
 
-def draw_pad(image: Image.Image, scene: Scene) -> None:
+def draw_pad(image: Image.Image, pad: Thing, scale: float) -> None:
     circle = [(math.cos(k * math.pi / 16), math.sin(k * math.pi / 16)) for k in range(32)]
     bar = np.array([(-0.12, -1), (0.12, -1), (0.12, 1), (-0.12, 1)])
     for radius, color in ((12, (235, 235, 235)), (10.5, (70, 75, 80))):
-        stamp(image, turn(circle, 0, radius * scene.scale, *scene.pad), color)
+        stamp(image, turn(circle, 0, radius * scale, pad.x, pad.y), color)
     for outline in (
         bar + np.array((-0.42, 0)),
         bar + np.array((0.42, 0)),
         bar[:, ::-1] * (0.45, 1),
     ):
-        stamp(image, turn(outline, 0, 6 * scene.scale, *scene.pad), (235, 235, 235))
+        stamp(image, turn(outline, 0, 6 * scale, pad.x, pad.y), (235, 235, 235))
 
 
-def draw_smoke(image: Image.Image, scene: Scene, rng: np.random.Generator) -> None:
+def draw_fire(image: Image.Image, fire: Thing, scale: float) -> None:
     circle = [(math.cos(k * math.pi / 8), math.sin(k * math.pi / 8)) for k in range(16)]
-    heading = rng.uniform(0, 2 * math.pi)
-    x, y = scene.smoke
-    stamp(image, turn(circle, 0, 5 * scene.scale, x, y), (250, 130, 30), blur=0.8 * scene.scale)
+    flame = turn(circle, 0, 5 * scale, fire.x, fire.y)
+    stamp(image, flame, (250, 130, 30), blur=0.8 * scale)
     for step in range(1, 9):
-        puff = (4 + 1.5 * step) * scene.scale
-        reach = 5 * step * scene.scale
-        center = x + reach * math.cos(heading), y + reach * math.sin(heading)
-        shade = 60 + 12 * step
-        stamp(image, turn(circle, 0, puff, *center), (shade,) * 3, 0.55 - 0.05 * step, puff / 3)
+        puff, reach = (4 + 1.5 * step) * scale, 5 * step * scale
+        x, y = math.cos(fire.heading) * reach, math.sin(fire.heading) * reach
+        smoke = turn(circle, 0, puff, fire.x + x, fire.y + y)
+        stamp(image, smoke, (60 + 12 * step,) * 3, 0.55 - 0.05 * step, puff / 3)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 Color = tuple[int, int, int]
+Spot = tuple[float, float]
 
 COLORS: dict[str, Color] = {
     "white": (240, 240, 235),
@@ -25,29 +27,45 @@ COLORS: dict[str, Color] = {
     "yellow": (235, 205, 45),
     "cyan": (70, 205, 215),
 }
-TARGET_COLOR: Color = (175, 50, 190)  # purple: what a question calls by its color alone
+PURPLE: Color = (175, 50, 190)  # of one vehicle alone, which questions call by it
 KINDS = ("car", "truck", "airplane", "ship", "storage tank")
-VEHICLES = ("car", "truck", "airplane", "ship")
+VEHICLES = KINDS[:4]
+LANDMARKS = ("helipad", "fire")
 LAND_USES = ("water", "forest", "farmland", "residential area", "desert")
-PARTS = ("upper left", "upper right", "lower left", "lower right")
 DIRECTIONS = {
     "north-west": (-1, -1),
     "north-east": (1, -1),
     "south-west": (-1, 1),
     "south-east": (1, 1),
 }
+# How far from the middle of its quarter, in sides of the scene, a land use surely reaches. Beyond
+# it edges are ragged, and the ground between may look like a land use itself: nothing that is asked
+# for by its land use stands there.
+REACH = 0.16
 # The benchmark's own words, so that the same scoring serves.
 CHOICES_FOLLOW = "The choices are listed below:\n"
 INSTRUCTION = (
     "\n\nSelect the best answer for the multiple-choice question based on the image. Only respond "
     "with the letter corresponding to the correct answer (A, B, C, D).\nThe answer is:"
 )
+MIN_SIZE = 1024  # pixels, at scale 1: what the things of a scene need
+ATTEMPTS = 20  # at laying out a scene; nearly always the first does
+DESCRIBE = "What stands out in this image?"
+READING_BAND = 336  # pixels: what stands out is told crop by crop
 TEST_EVERY = 5  # one scene in so many is for testing
 
 
 @dataclass(frozen=True)
 class Thing:
-    """An object: kind, color, center in pixels, heading in radians, and whether it moves."""
+    """What stands out of the ground.
+
+    Attributes:
+        kind: one of `KINDS` or `LANDMARKS`.
+        color: of landmarks it says nothing.
+        x, y: its center in pixels.
+        heading: in radians; of a fire, where its smoke goes.
+        moving: drawn with a wake or dust behind it.
+    """
 
     kind: str
     color: Color
@@ -72,60 +90,77 @@ class Scene:
     """All that is to be seen in a scene, and asked about it.
 
     Attributes:
-        land_uses: of the four parts, in the order of `PARTS`.
-        pad: center of the helipad in pixels. smoke: of the fire.
+        size: side in pixels.
+        scale: size of the things.
+        land_uses: of the four quarters: upper left, upper right, lower left, lower right.
     """
 
     seed: int
     size: int
     scale: float
     land_uses: tuple[str, ...]
-    pad: tuple[float, float]
-    smoke: tuple[float, float]
     things: list[Thing] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
 
+    def ask(self, category: str, text: str, choices: Sequence[Any], answer: Any) -> None:
+        words = tuple(str(choice) for choice in choices)
+        self.questions.append(Question(category, text, words, words.index(str(answer))))
+
+
+class NoRoomError(Exception):
+    """A thing found no place."""
+
 
 class Planner:
-    """Places things apart from each other and writes questions down.
+    """Places things apart from each other.
 
     Args:
-        seed: of the scene. size: side in pixels. scale: of the objects; 1 is a car of 6 x 3 pixels.
+        seed: of the scene. size: side in pixels. scale: of the things; 1 is a car of 6 x 3 pixels.
+        attempt: another one gives another scene of the same seed.
     """
 
-    def __init__(self, seed: int, size: int, scale: float) -> None:
-        self.rng = np.random.default_rng([seed, size])
-        self.taken: list[tuple[float, float]] = []
-        self.gap = 60 * scale  # so that a box around one thing holds no other
-        self.margin = 40 * scale
-        self.size = size
+    def __init__(self, seed: int, size: int, scale: float, attempt: int) -> None:
+        self.rng = np.random.default_rng([seed, size, attempt])
+        self.taken: list[Spot] = []
+        self.size, self.scale = size, scale
+        self.gap = 45 * scale
 
     def place(
-        self, accept: Callable[[float, float], bool] = lambda x, y: True
-    ) -> tuple[float, float]:
-        """A free spot that is accepted."""
-        for _ in range(10_000):
-            x, y = self.rng.uniform(self.margin, self.size - self.margin, 2)
-            if accept(x, y) and all(math.hypot(x - a, y - b) > self.gap for a, b in self.taken):
-                self.taken.append((x, y))
-                return float(x), float(y)
-        raise ValueError(f"a scene of {self.size} pixels is too small for its objects")
+        self, accept: Callable[[Spot], bool] = lambda spot: True, beside: Spot | None = None
+    ) -> Spot:
+        """A spot that is accepted, far from all others but the one it is to be `beside`."""
+        margin, gap = 40 * self.scale, self.gap
+        low, high = np.full(2, margin), np.full(2, self.size - margin)
+        if beside is not None:
+            low = np.maximum(low, np.subtract(beside, 2 * gap))
+            high = np.minimum(high, np.add(beside, 2 * gap))
+        others = [spot for spot in self.taken if spot != beside]
+        for _ in range(20_000):
+            spot = tuple(self.rng.uniform(low, high).tolist())
+            if accept(spot) and all(math.dist(spot, other) > gap for other in others):
+                self.taken.append(spot)
+                return spot
+        raise NoRoomError
 
-    def thing(self, kind: str, spot: tuple[float, float], **more: Any) -> Thing:
-        color = list(COLORS.values())[self.rng.integers(len(COLORS))]
-        heading = float(self.rng.uniform(0, 2 * math.pi))
-        return Thing(kind, more.pop("color", color), *spot, heading, **more)
+    def thing(self, kind: str, spot: Spot, **more: Any) -> Thing:
+        color = more.pop("color", None) or self.choose(COLORS.values(), 1)[0]
+        heading = more.pop("heading", float(self.rng.uniform(0, 2 * math.pi)))
+        return Thing(kind, color, *spot, heading, **more)
 
     def choose(self, options: Any, count: int) -> list[Any]:
         """So many of the options, each once, in random order."""
         options = list(options)
         return [options[index] for index in self.rng.permutation(len(options))[:count]]
 
-    def box(self, spot: tuple[float, float], half: float) -> list[int]:
-        """[x1, y1, x2, y2] around a spot, which is not at its center."""
-        x, y = spot + self.rng.uniform(-0.3, 0.3, 2) * half
-        corners = (x - half, y - half, x + half, y + half)
-        return [round(min(max(value, 0), self.size)) for value in corners]
+    def numbers(self, first: int, last: int) -> tuple[range, int]:
+        """Four neighboring numbers that start between `first` and `last`, and one of them."""
+        start = int(self.rng.integers(first, last + 1))
+        return range(start, start + 4), start + int(self.rng.integers(4))
+
+    def quarter_distance(self, spot: Spot, quarter: int) -> float:
+        """How far a spot is from the middle of a quarter, in sides of the scene."""
+        across, down = 0.25 + 0.5 * (quarter % 2), 0.25 + 0.5 * (quarter // 2)
+        return max(abs(spot[0] / self.size - across), abs(spot[1] / self.size - down))
 
 
 def plan(seed: int, size: int = 8064, scale: float = 1.0) -> Scene:
@@ -138,105 +173,106 @@ def plan(seed: int, size: int = 8064, scale: float = 1.0) -> Scene:
     Raises:
         ValueError: too small for its objects.
     """
-    if not (0 < scale < math.inf and size >= 1024 * scale):
+    if not (0 < scale < math.inf and size >= MIN_SIZE * scale):
         raise ValueError(
-            f"size must be at least 1,024 pixels times the objects' scale, got {size} for {scale}"
+            f"size must be at least {MIN_SIZE:,} pixels times the objects' scale, "
+            f"got {size} for {scale}"
         )
-    make = Planner(seed, size, scale)
-    # Of these kinds the first two are counted, and nothing else that is asked for is one of them
-    # where it would count.
+    for attempt in range(ATTEMPTS):
+        with suppress(NoRoomError):
+            return plan_once(Planner(seed, size, scale, attempt), seed)
+    raise ValueError(f"a scene of {size} pixels is too small for its objects")
+
+
+def plan_once(make: Planner, seed: int) -> Scene:
+    size, scale = make.size, make.scale
+    scene = Scene(seed, size, scale, tuple(make.choose(LAND_USES, 4)))
+    region, of_pad = make.choose(range(4), 2)
+    of_fire = int(make.rng.integers(4))
     counted, regional, *others = make.choose(KINDS, len(KINDS))
-    corner = make.rng.uniform(0.1, 0.6, 2) * size
-    region = [round(value) for value in (*corner, *(corner + 0.3 * size))]
 
-    part = make.rng.integers(4)
-    smoke = make.place(lambda x, y: part_of(x, y, size) == part)
-    pad = make.place(lambda x, y: max(abs(x - size / 2), abs(y - size / 2)) < size / 6)
-    scene = Scene(seed, size, scale, tuple(make.choose(LAND_USES, 4)), pad, smoke)
+    def inside(quarter: int, reach: float = REACH) -> Callable[[Spot], bool]:
+        return lambda spot: make.quarter_distance(spot, quarter) < reach
 
-    def away(x: float, y: float) -> bool:
-        return not within(x, y, region, margin=12 * scale)
+    # The helipad, and the purple vehicle on one side of it.
+    pad = make.place(inside(of_pad, REACH - 0.04))
+    directions, states = make.choose(DIRECTIONS, 4), make.choose(("moving", "standing still"), 2)
+    vehicles = make.choose(VEHICLES, 4)
+    right, down = DIRECTIONS[directions[0]]
 
-    def ask(category: str, text: str, choices: Sequence[Any], answer: Any) -> None:
-        words = tuple(str(choice) for choice in choices)
-        scene.questions.append(Question(category, text, words, words.index(str(answer))))
+    def that_way(spot: Spot) -> bool:
+        across, along = (spot[0] - pad[0]) * right, (spot[1] - pad[1]) * down
+        near, far = sorted((across, along))
+        on_land = make.quarter_distance(spot, of_pad) < REACH + 0.04
+        return on_land and 26 * scale < far < 70 * scale and near > far / 2
 
-    def point_at(choices: Sequence[str], kind: str | None = None, **more: Any) -> tuple[Any, Any]:
-        """Puts a thing somewhere -> (which of the choices it is, its box)."""
-        answer, spot = choices[int(make.rng.integers(len(choices)))], make.place(away)
-        if "color" in more:
-            more["color"] = COLORS[answer]
-        if "moving" in more:
-            more["moving"] = answer == "moving"
-        scene.things.append(make.thing(kind or answer, spot, **more))
-        return answer, make.box(spot, 24 * scale)
+    vehicle = make.thing(
+        vehicles[0],
+        make.place(that_way, beside=pad),
+        color=PURPLE,
+        moving=states[0] == "moving",
+    )
+    # The fire, and something on the side that its smoke does not go to.
+    fire = make.thing("fire", make.place(inside(of_fire)))
+    colors = make.choose(COLORS, 4)
 
-    # Four neighboring numbers, the true one evenly among them.
-    numbers = range(start := make.rng.integers(0, 9), start + 4)
-    count = make.rng.choice(numbers)
-    scene.things += [make.thing(counted, make.place()) for _ in range(count)]
-    ask("Counting/Overall counting", f"How many {counted}s are in the image?", numbers, count)
+    def upwind(spot: Spot) -> bool:
+        angle = math.atan2(spot[1] - fire.y, spot[0] - fire.x) - fire.heading
+        return (
+            20 * scale < math.dist(spot, (fire.x, fire.y)) < 28 * scale and math.cos(angle) < -0.5
+        )
 
-    numbers = range(start := make.rng.integers(0, 5), start + 4)
-    count, decoys = make.rng.choice(numbers), make.rng.integers(0, 6)
-    inside = [make.place(lambda x, y: within(x, y, region, -12 * scale)) for _ in range(count)]
-    spots = inside + [make.place(away) for _ in range(decoys)]
-    scene.things += [make.thing(regional, spot) for spot in spots]
-    text = f"How many {regional}s are in the region {region}?"
-    ask("Counting/Regional counting", text, numbers, count)
+    spot = make.place(upwind, beside=(fire.x, fire.y))
+    neighbor = make.thing(others[0], spot, color=COLORS[colors[0]])
 
-    kinds = make.choose([regional, *others], 4)
-    answer, box = point_at(kinds)
-    text = f"What is the object in {box}?"
-    ask("Object properties/Object classification", text, kinds, answer)
+    # What is counted: all of a kind, and those of another kind in one land use.
+    numbers, total = make.numbers(1, 6)
+    spots = [make.place() for _ in range(total - (vehicle.kind == counted))]
+    things = [make.thing(counted, spot) for spot in spots]
+    few, here = make.numbers(0, 4)
+    spots = [make.place(inside(region)) for _ in range(here)]
+    elsewhere = [quarter for quarter in range(4) if quarter != region]
+    for _ in range(make.rng.integers(0, 5)):
+        spots.append(make.place(inside(elsewhere[make.rng.integers(3)])))
+    things += [make.thing(regional, spot) for spot in spots]
+    scene.things = [make.thing("helipad", pad), fire, *things, neighbor, vehicle]
 
-    colors, kind = make.choose(COLORS, 4), make.choose(others, 1)[0]
-    answer, box = point_at(colors, kind, color=None)
-    text = f"What is the color of the {kind} in {box}?"
-    ask("Object properties/Object color", text, colors, answer)
-
-    states = make.choose(("moving", "standing still"), 2)
-    kind = make.choose([kind for kind in others if kind in VEHICLES], 1)[0]
-    answer, box = point_at(states, kind, moving=None)
-    text = f"Is the {kind} in {box} moving or standing still?"
-    ask("Object properties/Object motion state", text, states, answer)
-
-    directions, kind = make.choose(DIRECTIONS, 4), make.choose(others, 1)[0]
-    answer = directions[make.rng.integers(4)]
-    right, down = DIRECTIONS[answer]
-
-    def that_way(x: float, y: float) -> bool:
-        across, along = (x - pad[0]) * right, (y - pad[1]) * down
-        return size / 20 < min(across, along) and max(across, along) < 2 * min(across, along)
-
-    scene.things.append(make.thing(kind, make.place(that_way), color=TARGET_COLOR))
-    text = f"Seen from the helipad, in which direction is the purple {kind}?"
-    ask("Object spatial relationship/Object spatial relationship", text, directions, answer)
-
-    asked = make.rng.integers(4)
-    answer = scene.land_uses[asked]
-    wrong = make.choose([use for use in LAND_USES if use != answer], 3)
-    text = f"What is the main land use in the {PARTS[asked]} part of the image?"
-    uses = make.choose([answer, *wrong], 4)
-    ask("Land use classification/Regional Land use classification", text, uses, answer)
-
-    text = "In which part of the image does something burn?"
-    parts = make.choose(PARTS, 4)
-    ask("Complex reasoning/Anomaly Detection and Interpretation", text, parts, PARTS[part])
+    text = f"How many {counted}s are in the image?"
+    scene.ask("Counting/Overall counting", text, numbers, total)
+    text = f"How many {regional}s are in the {scene.land_uses[region]}?"
+    scene.ask("Counting/Regional counting", text, few, here)
+    text = "What kind of vehicle is purple?"
+    ask_shuffled(make, scene, "Object properties/Object classification", text, vehicles)
+    text = "What is the color of the object beside the fire?"
+    ask_shuffled(make, scene, "Object properties/Object color", text, colors)
+    text = "Is the purple vehicle moving or standing still?"
+    ask_shuffled(make, scene, "Object properties/Object motion state", text, states)
+    text = "Seen from the helipad, in which direction is the purple vehicle?"
+    category = "Object spatial relationship/Object spatial relationship"
+    ask_shuffled(make, scene, category, text, directions)
+    for category, text, quarter in (
+        (
+            "Land use classification/Regional Land use classification",
+            "What is the land use around the helipad?",
+            of_pad,
+        ),
+        (
+            "Complex reasoning/Anomaly Detection and Interpretation",
+            "Something burns in this image. On which land use?",
+            of_fire,
+        ),
+    ):
+        use = scene.land_uses[quarter]
+        wrong = make.choose([other for other in LAND_USES if other != use], 3)
+        ask_shuffled(make, scene, category, text, [use, *wrong])
     return scene
 
 
-def within(x: float, y: float, box: Sequence[float], margin: float) -> bool:
-    """Whether a spot lies in a box that is wider by a margin on each side."""
-    left, top, right, bottom = box
-    return left - margin < x < right + margin and top - margin < y < bottom + margin
-
-
-def part_of(x: float, y: float, size: int) -> int | None:
-    """The part (index into `PARTS`) that a spot clearly lies in, None near the middle lines."""
-    if min(abs(x - size / 2), abs(y - size / 2)) < size / 16:
-        return None
-    return 2 * (y > size / 2) + (x > size / 2)
+def ask_shuffled(
+    make: Planner, scene: Scene, category: str, text: str, choices: Sequence[str]
+) -> None:
+    """A question whose first choice is the right one."""
+    scene.ask(category, text, make.choose(choices, len(choices)), choices[0])
 
 
 def is_test(seed: int) -> bool:
@@ -244,30 +280,83 @@ def is_test(seed: int) -> bool:
     return seed % TEST_EVERY == 0
 
 
-def rows_of(scene: Scene, image: str) -> list[dict[str, Any]]:
-    """A scene's questions as training rows, with the columns of XLRS-Bench-lite beside them."""
+def prompt_of(question: Question) -> str:
+    return question.text + CHOICES_FOLLOW + "\n".join(options_of(question)) + INSTRUCTION
+
+
+def options_of(question: Question) -> list[str]:
+    return [f"({chr(65 + index)}) {choice}" for index, choice in enumerate(question.choices)]
+
+
+def question_rows(scene: Scene, image: str) -> list[dict[str, Any]]:
+    """A scene's questions, a row each, with the columns of XLRS-Bench-lite beside them."""
     rows = []
     for index, question in enumerate(scene.questions):
-        options = [f"({chr(65 + i)}) {choice}" for i, choice in enumerate(question.choices)]
         letter = chr(65 + question.answer)
-        prompt = question.text + CHOICES_FOLLOW + "\n".join(options) + INSTRUCTION
         rows.append(
             {
                 "id": f"scene-{scene.seed}-{index}",
                 "image": [image],
-                "conversations": [
-                    {"from": "human", "value": f"<image>\n{prompt}"},
-                    {"from": "gpt", "value": letter},
-                ],
+                "conversations": conversation([(prompt_of(question), letter)]),
                 "index": scene.seed * len(scene.questions) + index,
                 "question": question.text,
-                "multi-choice options": options,
+                "multi-choice options": options_of(question),
                 "answer": letter,
                 "category": question.category,
                 "l2-category": question.category.split("/")[0],
             }
         )
     return rows
+
+
+def training_row(scene: Scene, image: str) -> dict[str, Any]:
+    """A scene's questions in one conversation, in random order: once with choices, once without,
+    and what stands out.
+
+    The image is encoded once for all of them.
+    """
+    rng = np.random.default_rng([scene.seed, scene.size, 2])
+    turns = [(DESCRIBE, describe(scene))]
+    for question in scene.questions:
+        turns.append((prompt_of(question), chr(65 + question.answer)))
+        turns.append((question.text, question.choices[question.answer]))
+    order = rng.permutation(len(turns))
+    return {
+        "id": f"scene-{scene.seed}",
+        "image": [image],
+        "conversations": conversation([turns[index] for index in order]),
+    }
+
+
+def describe(scene: Scene) -> str:
+    """All things of a scene, crop by crop."""
+
+    def place(thing: Thing) -> tuple[int, int, float]:
+        return int(thing.y // READING_BAND), int(thing.x // READING_BAND), thing.y
+
+    return ", ".join(words_for(scene, thing) for thing in sorted(scene.things, key=place))
+
+
+def words_for(scene: Scene, thing: Thing) -> str:
+    """Such as "a red car moving in the desert"."""
+    words = [thing.kind]
+    if thing.kind not in LANDMARKS:
+        color = next((name for name, value in COLORS.items() if value == thing.color), "purple")
+        words = [color, thing.kind] + ["moving"] * thing.moving
+    for quarter, use in enumerate(scene.land_uses):
+        across, down = 0.25 + 0.5 * (quarter % 2), 0.25 + 0.5 * (quarter // 2)
+        if max(abs(thing.x / scene.size - across), abs(thing.y / scene.size - down)) < REACH + 0.04:
+            words += ["in the", use]
+    return " ".join(words)
+
+
+def conversation(turns: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+    """(question, answer) pairs in the form of the published data."""
+    said = []
+    for index, (question, answer) in enumerate(turns):
+        mark = "<image>\n" if index == 0 else ""
+        said += [{"from": "human", "value": mark + question}, {"from": "gpt", "value": answer}]
+    return said
 
 
 def write_scenes(
@@ -277,18 +366,20 @@ def write_scenes(
     size: int = 8064,
     scale: float = 1.0,
     ground: str = "mixed",
+    progress: Callable[[int], None] | None = None,
 ) -> None:
     """Scenes as JPEG files, with their questions in `train.json` and `test.json`.
 
     Args:
         folder: made where it does not exist; scenes that are there already are not drawn again.
         ground: see `geollava.scene_drawing.draw`.
+        progress: called with the number of scenes done.
     """
     from geollava.scene_drawing import draw
 
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rows: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
-    for seed in seeds:
+    for done, seed in enumerate(seeds, 1):
         scene = plan(seed, size, scale)
         path = folder / "images" / f"{seed:06d}-{size}-{scale:g}-{ground}.jpg"
         if not path.exists():
@@ -296,7 +387,13 @@ def write_scenes(
             # Chroma at full resolution: the color of a few pixels is asked for.
             draw(scene, ground).save(partial, "JPEG", quality=95, subsampling=0)
             partial.replace(path)
-        rows["test" if is_test(seed) else "train"] += rows_of(scene, f"images/{path.name}")
+        name = f"images/{path.name}"
+        if is_test(seed):
+            rows["test"] += question_rows(scene, name)
+        else:
+            rows["train"].append(training_row(scene, name))
+        if progress is not None:
+            progress(done)
     for name, part in rows.items():
         partial = folder / f".{name}.json"
         partial.write_text(json.dumps(part, indent=1) + "\n", encoding="utf-8")

@@ -64,6 +64,8 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
         write_atomically(config.output / RUN_FILE, describe_run(config))
 
     model = load_model(config, folder, model_config)
+    if config.data.encode_once:
+        encode_images(model, packs)
     trainer = build_trainer(config, model, packs, processor)
     trainer.train(resume_from_checkpoint=str(last) if last is not None else None)
     target = config.output / "model"
@@ -223,6 +225,19 @@ def load_model(
         if learns:
             parameter.data = parameter.data.float()
     return model
+
+
+def encode_images(model: GeoLlavaForConditionalGeneration, packs: Packs) -> None:
+    from geollava.console import progress_bar
+
+    target = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(target).eval()
+    with progress_bar() as bar, torch.no_grad():
+        task = bar.add_task("images", total=None)
+        packs.encode(
+            lambda crops: model.encode_crops(crops).features.cpu(),
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
 
 
 def add_adapters(config: TrainConfig, model: GeoLlavaForConditionalGeneration) -> None:
@@ -430,13 +445,14 @@ class SampleAnswers(TrainerCallback):
         return {"id": row["id"], "question": question, "expected": expected, "answer": text.strip()}
 
 
-def export_run(output: Path, target: Path, form: str = "own") -> None:
+def export_run(output: Path, target: Path, form: str = "own", dtype: str = "float32") -> None:
     """A run's last checkpoint -> a whole checkpoint with adapters merged in, in one file.
 
     Args:
         output: the run's folder.
         target: must be new or empty, or the result of the same run.
         form: "own" or "published".
+        dtype: of the weights that are written.
 
     Raises:
         ValueError: no run or no whole checkpoint there.
@@ -455,7 +471,7 @@ def export_run(output: Path, target: Path, form: str = "own") -> None:
     merge_adapters(model)
     model.config.untrained = False
     processor = GeoLlavaProcessor.from_pretrained(folder, num_keep=model.config.num_keep)
-    save_checkpoint(model, processor, target, form)
+    save_checkpoint(model.to(getattr(torch, dtype)), processor, target, form)
 
 
 def merge_adapters(model: GeoLlavaForConditionalGeneration) -> None:

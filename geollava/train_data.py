@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,6 +116,27 @@ class Packs(Dataset):
         processor: GeoLlavaProcessor,
     ) -> None:
         self.rows, self.crops, self.groups, self.processor = rows, crops, groups, processor
+        self.encoded: dict[str, Tensor] = {}
+
+    def encode(
+        self,
+        encode_crops: Callable[[Tensor], Tensor],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Puts images through the tower once, so that samples hold `vision_features`, not pixels.
+
+        Args:
+            encode_crops: [C, 3, h, w] uint8 -> [C, K, D].
+            progress: called with (images done, images in all).
+        """
+        rows = sorted({row for group in self.groups for row in group})
+        paths = list(dict.fromkeys(path for row in rows for path in self.rows[row]["image"]))
+        for done, path in enumerate(paths, 1):
+            self.encoded[path] = encode_crops(
+                self.processor.image_processor([path])["pixel_values"]
+            )
+            if progress is not None:
+                progress(done, len(paths))
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -127,7 +148,9 @@ class Packs(Dataset):
         row = self.rows[index]
         ids, labels = tokenize(self.processor, row["conversations"], self.crops[index])
         sample: dict[str, Any] = {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels)}
-        if row["image"]:
+        if row["image"] and self.encoded:
+            sample["vision_features"] = torch.cat([self.encoded[path] for path in row["image"]])
+        elif row["image"]:
             try:
                 sample |= self.processor.image_processor(row["image"])
             except ValueError as error:
@@ -139,7 +162,8 @@ def join(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Samples -> one sequence in which each is blind to the others.
 
     Args:
-        samples: `input_ids` and `labels` [L], with images `pixel_values` and `num_crops`.
+        samples: `input_ids` and `labels` [L], with images `pixel_values` and `num_crops`, or
+            `vision_features`.
 
     Returns:
         `input_ids` and `position_ids` [1, sum of L], positions starting anew with each sample,
@@ -158,7 +182,7 @@ def join(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "shift_labels": following[places][None],
         "use_cache": False,
     }
-    for name in ("pixel_values", "num_crops"):
+    for name in ("pixel_values", "num_crops", "vision_features"):
         parts: list[Tensor] = [sample[name] for sample in samples if name in sample]
         if parts:
             batch[name] = torch.cat(parts)

@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from geollava.evaluate.benchmark import Benchmark, get_field, options_of
+
 SUBTASKS = (
     "Complex reasoning/Anomaly Detection and Interpretation",
     "Complex reasoning/Environmental condition reasoning",
@@ -35,6 +37,17 @@ SEVERAL = (
     "more than one correct option. Only respond with the letter(s) corresponding to the correct "
     "answer(s) (A, B, C, D), with multiple choices separated by spaces.The answer(s) is(are):"
 )
+# Macro, in percent: arXiv 2505.21375 and the later papers that measured the same 13 subtasks.
+PUBLISHED = {
+    "Text-Before-Vision": 60.4,
+    "GeoEyes": 54.2,
+    "DualComp": 53.1,
+    "RS-OPSD": 53.1,
+    "GeoLLaVA-8K": 51.5,
+    "Qwen3-VL-8B": 50.0,
+    "Qwen2.5-VL-7B": 47.4,
+    "LongVA-7B": 44.7,
+}
 # Taken out wherever they stand, for their own letters would count.
 PHRASES = ("The best answer is", "The correct answer is", "The answer is", "The answer")
 
@@ -49,8 +62,8 @@ def build_prompt(row: Mapping[str, Any]) -> str:
         ValueError: a category that is none of the 13, or a field that is missing.
     """
     request = SEVERAL if subtask_of(row) == SEVERAL_ANSWERS else ONE
-    options = "\n".join(field(row, "multi-choice options"))
-    return f"{field(row, 'question')}The choices are listed below:\n{options}\n\n{request}"
+    options = "\n".join(options_of(row))
+    return f"{get_field(row, 'question')}The choices are listed below:\n{options}\n\n{request}"
 
 
 def extract_letters(text: str) -> list[str]:
@@ -69,7 +82,7 @@ def extract_letters(text: str) -> list[str]:
 
 def is_correct(row: Mapping[str, Any], prediction: str) -> bool:
     """Whether the reply names exactly the letters of the answer."""
-    return set(extract_letters(prediction)) == set(field(row, "answer"))
+    return set(extract_letters(prediction)) == set(get_field(row, "answer"))
 
 
 def score(rows: Sequence[Mapping[str, Any]], predictions: Sequence[str]) -> dict[str, Any]:
@@ -106,7 +119,7 @@ def score(rows: Sequence[Mapping[str, Any]], predictions: Sequence[str]) -> dict
 
 
 def subtask_of(row: Mapping[str, Any]) -> str:
-    category = field(row, "category")
+    category = get_field(row, "category")
     if category not in SUBTASKS:
         raise ValueError(
             f"row {row.get('index', '?')}: category must be one of the {len(SUBTASKS)} subtasks, "
@@ -115,7 +128,22 @@ def subtask_of(row: Mapping[str, Any]) -> str:
     return category
 
 
-def field(row: Mapping[str, Any], name: str) -> Any:
-    if name not in row:
-        raise ValueError(f"row {row.get('index', '?')} must have {name!r}, it has {sorted(row)}")
-    return row[name]
+def chance(row: Mapping[str, Any]) -> float:
+    """What a guess is worth: one option, or any set of some where several may be right."""
+    options = len(options_of(row))
+    return 1 / (2**options - 1) if subtask_of(row) == SEVERAL_ANSWERS else 1 / options
+
+
+BENCHMARK = Benchmark(
+    name="xlrs",
+    title="XLRS-Bench-lite",
+    build_prompt=build_prompt,
+    subtask_of=subtask_of,
+    read_reply=lambda row, reply: extract_letters(reply),
+    grade=is_correct,
+    chance=chance,
+    max_new_tokens=64,
+    subtasks=SUBTASKS,
+    published=PUBLISHED,
+    published_figure="macro over 13 subtasks",
+)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from geollava import GeoLlavaForConditionalGeneration, GeoLlavaProcessor, cli
+from geollava import GeoLlavaForConditionalGeneration, GeoLlavaProcessor, cli, scenes
 from geollava.default_model import byte_tokenizer, default_checkpoint
 
 
@@ -97,3 +97,36 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8)
     return Image.fromarray(pixels.numpy())
+
+
+@pytest.fixture(scope="session")
+def guessing_checkpoint(tmp_path_factory) -> Path:
+    """Answers with one of the letters A to D, now this, now that, by image and by question."""
+    folder = tmp_path_factory.mktemp("guessing") / "guesser"
+    shutil.copytree(default_checkpoint(), folder)
+    model = GeoLlavaForConditionalGeneration.from_pretrained(folder)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        letters = byte_tokenizer().convert_tokens_to_ids(list("ABCD"))
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[letters] = torch.randn(4, 64, generator=generator)
+        for layer in model.model.layers:  # strong layers, so that little changes matter
+            attention = layer.self_attn
+            for part in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj):
+                part.weight.mul_(30)
+            layer.mlp.down_proj.weight.mul_(30)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def questions(tmp_path_factory) -> Path:
+    """`test.json` as `geollava scenes` writes it: 8 questions to each of 5 images, which are noise
+    of other sizes than the questions believe."""
+    folder = tmp_path_factory.mktemp("questions")
+    rows = []
+    for seed in range(5):
+        noise(400 + 60 * seed, 300, seed).save(folder / f"{seed}.png")
+        rows += scenes.question_rows(scenes.plan(seed, 1100), f"{seed}.png")
+    (folder / "test.json").write_text(json.dumps(rows))
+    return folder / "test.json"

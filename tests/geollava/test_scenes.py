@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from geollava.scene_drawing import draw
-from geollava.scenes import COLORS, DIRECTIONS, PARTS, TARGET_COLOR, is_test, part_of, plan
+from geollava.scenes import COLORS, DIRECTIONS, LANDMARKS, PURPLE, REACH, is_test, plan
 
 SEEDS = range(600)
 
@@ -24,42 +24,46 @@ def right(question):
     return question.choices[question.answer]
 
 
-def box_in(text):
-    return json.loads(text[text.index("[") : text.index("]") + 1])
+def quarter_of(scene, thing):
+    """The quarter whose land use a thing stands on, None between them."""
+    for quarter in range(4):
+        across, down = 0.25 + 0.5 * (quarter % 2), 0.25 + 0.5 * (quarter // 2)
+        if max(abs(thing.x / scene.size - across), abs(thing.y / scene.size - down)) < REACH + 0.04:
+            return quarter
+    return None
 
 
-def things_in(scene, box):
-    left, top, right, bottom = box
-    return [thing for thing in scene.things if left < thing.x < right and top < thing.y < bottom]
+def only(things):
+    (thing,) = things
+    return thing
 
 
 def test_answers_are_true(scenes):
     for scene in scenes:
-        total, regional, kind, color, motion, relation, land, fire = scene.questions
-        counted = total.text.split()[2].removesuffix("s")
-        everything = Counter(thing.kind.split()[0] for thing in scene.things)
-        assert right(total) == str(everything[counted])
-        box = box_in(regional.text)
-        here = [
-            t
-            for t in things_in(scene, box)
-            if t.kind.split()[0] == regional.text.split()[2].removesuffix("s")
-        ]
-        assert right(regional) == str(len(here))
-        (thing,) = things_in(scene, box_in(kind.text))
-        assert right(kind) == thing.kind
-        (thing,) = things_in(scene, box_in(color.text))
-        assert COLORS[right(color)] == thing.color
-        assert thing.kind in color.text
-        (thing,) = things_in(scene, box_in(motion.text))
-        assert right(motion) == ("moving" if thing.moving else "standing still")
-        (thing,) = (thing for thing in scene.things if thing.color == TARGET_COLOR)
+        total, regional, kind, color, motion, relation, land, burning = scene.questions
+        counted = total.text.removeprefix("How many ").split("s are")[0]
+        assert right(total) == str(sum(thing.kind == counted for thing in scene.things))
+        counted, place = regional.text.removeprefix("How many ").split("s are in the ")
+        quarter = scene.land_uses.index(place.removesuffix("?"))
+        kinds = [thing for thing in scene.things if thing.kind == counted]
+        assert right(regional) == str(sum(quarter_of(scene, thing) == quarter for thing in kinds))
+        assert None not in {quarter_of(scene, thing) for thing in kinds}
+
+        purple = only(thing for thing in scene.things if thing.color == PURPLE)
+        assert right(kind) == purple.kind
+        assert right(motion) == ("moving" if purple.moving else "standing still")
+        pad = only(thing for thing in scene.things if thing.kind == "helipad")
         across, along = DIRECTIONS[right(relation)]
-        assert (thing.x - scene.pad[0]) * across > 0 < (thing.y - scene.pad[1]) * along
-        assert scene.land_uses[next(i for i, p in enumerate(PARTS) if p in land.text)] == right(
-            land
-        )
-        assert PARTS[part_of(*scene.smoke, scene.size)] == right(fire)
+        assert (purple.x - pad.x) * across > 0 < (purple.y - pad.y) * along
+        assert right(land) == scene.land_uses[quarter_of(scene, pad)]
+
+        fire = only(thing for thing in scene.things if thing.kind == "fire")
+        others = [thing for thing in scene.things if thing is not fire]
+        near = [math.dist((thing.x, thing.y), (fire.x, fire.y)) for thing in others]
+        neighbor = others[near.index(min(near))]
+        assert COLORS[right(color)] == neighbor.color
+        assert sorted(near)[1] > 45 * scene.scale > 28 * scene.scale > min(near)
+        assert right(burning) == scene.land_uses[quarter_of(scene, fire)]
 
 
 def test_who_does_not_look_is_right_by_chance(scenes):
@@ -70,7 +74,7 @@ def test_who_does_not_look_is_right_by_chance(scenes):
         # word, and by word given the question's own words.
         guessers = [
             lambda q: "any",
-            lambda q: q.text.split("[")[0],
+            lambda q: q.text,
         ]
         marks = [
             lambda q, i: i,
@@ -105,10 +109,12 @@ def test_who_does_not_look_is_right_by_chance(scenes):
 def test_things_stand_where_they_are_said_to_to_a_fraction_of_a_pixel():
     scene = plan(1, 1024)
     bare = plan(1, 1024)
-    bare.things = []
+    bare.things = [thing for thing in scene.things if thing.kind in LANDMARKS]
     change = np.asarray(draw(scene, "procedural"), float) - np.asarray(draw(bare, "procedural"))
     change = np.abs(change).sum(2)
     for thing in scene.things:
+        if thing.kind in LANDMARKS:
+            continue
         x, y = round(thing.x), round(thing.y)
         assert change[y - 12 : y + 12, x - 12 : x + 12].max() > 100, thing
     shifted = plan(1, 1024)
@@ -132,7 +138,8 @@ def test_written_scenes_are_training_data(run, tmp_path):
     parts = [
         json.loads((tmp_path / "a" / f"{name}.json").read_text()) for name in ("train", "test")
     ]
-    assert [len(part) for part in parts] == [2 * 8, 8]
+    assert [len(part) for part in parts] == [2, 8]
+    assert [len(row["conversations"]) for row in parts[0]] == [2 * 17, 2 * 17]
     images = [{row["image"][0] for row in part} for part in parts]
     assert not images[0] & images[1]
     for path in (tmp_path / "a").rglob("*.*"):

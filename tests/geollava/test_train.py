@@ -257,6 +257,38 @@ def test_parts_learn_at_their_own_rate_and_frozen_ones_stay(write, run, tmp_path
     assert list((tmp_path / "run" / "tensorboard").iterdir())
 
 
+def test_images_encoded_once_give_the_same_losses(write, run, tmp_path, monkeypatch):
+    parts = {"vision_tower": "frozen", "language_model": 1e-4}
+    options = {"parts": parts, "assignment": "hard", "max_steps": 4}
+    assert run("train", write(**options))[0] == 0
+    calls = []
+    encode_crops = GeoLlavaForConditionalGeneration.encode_crops
+    monkeypatch.setattr(
+        GeoLlavaForConditionalGeneration,
+        "encode_crops",
+        lambda *args, **kwargs: calls.append(1) or encode_crops(*args, **kwargs),
+    )
+    data = {"files": ["data.json"], "pack_visual_tokens": 150, "encode_once": True}
+    assert run("train", write(**options, data=data, output="once"))[0] == 0
+    assert len(calls) == 7  # images, of which one row has none
+    for (step, loss, norm), (_, same_loss, same_norm) in zip(
+        history(tmp_path / "run"), history(tmp_path / "once"), strict=True
+    ):
+        assert same_loss == pytest.approx(loss, rel=1e-6), step
+        assert same_norm == pytest.approx(norm, rel=1e-4), step
+
+
+def test_export_in_half_precision(write, run, tmp_path):
+    assert run("train", write(max_steps=2))[0] == 0
+    target = tmp_path / "half"
+    options = ("--form", "own", "--dtype", "bfloat16")
+    assert run("export", tmp_path / "run", target, *options)[0] == 0
+    whole = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    half = load_file(target / "model.safetensors")
+    assert set(whole) == set(half)
+    assert all(torch.equal(whole[name].bfloat16(), half[name]) for name in whole)
+
+
 REFUSED = {
     "unknown key": ({"learning_rte": 1}, "learning_rte is no key of this file"),
     "unknown part": ({"parts": {"tower": 1}}, "parts.tower is no key of this file"),
@@ -280,6 +312,10 @@ REFUSED = {
     "4bit": (LORA | {"lora": {"quantize": "4bit"}}, "lora.quantize: 4bit needs a CUDA device"),
     "one process": ({"sharding": "fsdp2"}, "sharding: fsdp2 needs several processes"),
     "no such sharding": ({"sharding": "zero9.json"}, "sharding: must be none, fsdp2 or a file"),
+    "encoded once, learning": (
+        {"data": {"files": ["data.json"], "encode_once": True}},
+        "data.encode_once: needs vision_tower and affinity_head frozen",
+    ),
     "no model": ({"model": "/nowhere"}, "/nowhere does not exist"),
     "no data": ({"data": {"files": ["lost.json"]}}, "lost.json must be a readable JSON file"),
     "too many kept": ({"num_keep": 1000}, "num_keep must be between 1 and"),

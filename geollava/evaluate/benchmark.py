@@ -1,0 +1,86 @@
+"""What a benchmark is: how a row becomes a prompt, and a reply becomes credit."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Row = Mapping[str, Any]
+
+# Each the file of that name (with _ for -), with `BENCHMARK` in it.
+NAMES = ("xlrs", "xlrs-caption", "xlrs-grounding", "lrs-vqa", "mme-realworld-rs")
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One benchmark.
+
+    Attributes:
+        name: as on the command line. title: as people call it.
+        subtasks: all of them; a macro score is the mean over these. None: those that occur.
+        build_prompt: row -> the question in full, without the image.
+        subtask_of: row -> one of `subtasks`.
+        read_reply: (row, reply) -> what was understood of it, as JSON.
+        grade: (row, reply) -> credit from 0 to 1.
+        chance: row -> credit expected of a blind guess.
+        max_new_tokens: length limit of a reply in the public evaluation.
+        published: model -> published figure in percent. published_figure: what that figure is.
+        columns: the data's own names of columns -> those that this project has for them all.
+        belongs: whether a row of the data is one of this benchmark.
+        more: (rows, replies, credit of each) -> other scores, from 0 to 1.
+
+    `build_prompt`, `subtask_of` and `grade` raise ValueError for a row they cannot take.
+    """
+
+    name: str
+    title: str
+    build_prompt: Callable[[Row], str]
+    subtask_of: Callable[[Row], str]
+    read_reply: Callable[[Row, str], Any]
+    grade: Callable[[Row, str], float]
+    chance: Callable[[Row], float]
+    max_new_tokens: int
+    subtasks: tuple[str, ...] | None = None
+    published: Mapping[str, float] = field(default_factory=dict)
+    published_figure: str = ""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    belongs: Callable[[Row], bool] = lambda row: True
+    more: Callable[[Sequence[Row], Sequence[str], Sequence[float]], dict[str, float]] | None = None
+
+    def problem_of(self, row: Row) -> str | None:
+        """Why this row cannot be asked or graded, or None."""
+        try:
+            self.build_prompt(row)
+            self.subtask_of(row)
+            self.grade(row, "")
+            self.chance(row)
+        except (ValueError, TypeError) as error:
+            return str(error)
+        return None
+
+
+def get_benchmark(name: str) -> Benchmark:
+    if name not in NAMES:
+        raise ValueError(f"the benchmark must be one of {', '.join(NAMES)}, got {name!r}")
+    module = importlib.import_module(f"geollava.evaluate.{name.replace('-', '_')}")
+    return module.BENCHMARK
+
+
+def get_field(row: Row, name: str) -> Any:
+    """A column of a row; ValueError where it is missing or empty."""
+    if row.get(name) is None:
+        raise ValueError(f"row {row.get('index', '?')} must have {name!r}, it has {sorted(row)}")
+    return row[name]
+
+
+def options_of(row: Row) -> list[str]:
+    """The choices of a row, such as "(A) 3 ships"."""
+    options = get_field(row, "multi-choice options")
+    if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
+        raise ValueError(
+            f"row {row.get('index', '?')}: 'multi-choice options' must be a list of texts, "
+            f"got {options!r}"
+        )
+    return options

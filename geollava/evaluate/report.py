@@ -1,0 +1,181 @@
+"""Results as JSON, as Markdown and as a plot beside published figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from geollava.outputs import written_whole
+
+NAMES = {"macro": "macro", "macro_present": "macro (subtasks with rows)"}
+FEW = 20  # images
+MEASURED, PUBLISHED, CHANCE = "#d97706", "#9ca3af", "#111827"
+
+
+def require_matplotlib() -> None:
+    try:
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "geollava evaluate needs the extra evaluate: pip install 'tokenprune-vlm[evaluate]'"
+        ) from error
+
+
+def write(results: dict[str, Any], out: Path) -> None:
+    """`results.md` and `results.png`, then `results.json`."""
+    with written_whole(out / "results.md") as partial:
+        partial.write_text(markdown(results), encoding="utf-8")
+    with written_whole(out / "results.png") as partial:
+        plot(results, partial)
+    with written_whole(out / "results.json") as partial:
+        text = json.dumps(results, indent=1, ensure_ascii=False)
+        partial.write_text(text + "\n", encoding="utf-8")
+
+
+def headline(results: dict[str, Any]) -> str:
+    """The macro score that this data allows: over all subtasks, or over those that have rows."""
+    return "macro" if is_complete(results) else "macro_present"
+
+
+def is_complete(results: dict[str, Any]) -> bool:
+    return all(results["rows_per_subtask"].values())
+
+
+def title(results: dict[str, Any]) -> str:
+    """The benchmark, if this is all of it; other data can have its form."""
+    if is_complete(results):
+        return results["title"]
+    source = Path(results["protocol"]["source"])
+    return f"{source.parent.name}/{source.name}, in the form of {results['title']}"
+
+
+def few_images(count: int) -> str:
+    return f" With {count} images an interval says little." if count < FEW else ""
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def with_interval(value: float, interval: list[float] | None) -> str:
+    if interval is None:
+        return percent(value)
+    return f"{percent(value)} [{percent(interval[0])}, {percent(interval[1])}]"
+
+
+def markdown(results: dict[str, Any]) -> str:
+    rows, protocol, tokens = results["rows"], results["protocol"], results["tokens"]
+    intervals, chance = results["intervals"], results["chance"]
+    present = sum(count > 0 for count in results["rows_per_subtask"].values())
+    names = {
+        "micro": "micro, over rows",
+        "macro": f"macro, over all {len(results['per_subtask'])} subtasks",
+    }
+    if not is_complete(results):
+        names["macro_present"] = f"macro, over the {present} subtasks that have rows"
+    lines = [
+        f"# {title(results)}: {protocol['model']}",
+        "",
+        f"{rows['answered']:,} of {rows['asked']:,} rows answered, about {results['scenes']:,} "
+        f"images; {rows['bad']:,} bad rows ({rows['on_bad_rows']})."
+        + few_images(results["scenes"]),
+        "",
+        "| score, % | 95 % interval by image | chance |",
+        "|---|---|---|",
+    ]
+    lines += [
+        f"| {text} | {with_interval(results[name], intervals[name])} | {percent(chance[name])} |"
+        for name, text in names.items()
+    ]
+    lines += [
+        f"| {name} | {percent(value)} | - |" for name, value in results["other_scores"].items()
+    ]
+    lines += ["", "| subtask | rows | correct, % | chance |", "|---|---|---|---|"]
+    for name, count in results["rows_per_subtask"].items():
+        if count == 0:
+            lines.append(f"| {name} | 0 | - | - |")
+            continue
+        score = with_interval(results["per_subtask"][name], intervals["per_subtask"][name])
+        lines.append(
+            f"| {name} | {count} | {score} | {percent(results['chance_per_subtask'][name])} |"
+        )
+    if results["bad_rows"]:
+        lines += ["", "## Bad rows", "| row | index | problem |", "|---|---|---|"]
+        lines += [
+            f"| {bad['row']} | {bad['index']} | {cell(bad['problem'])} |"
+            for bad in results["bad_rows"]
+        ]
+    lines += ["", "## Protocol", "| | |", "|---|---|"]
+    lines += [f"| {name} | {cell(value)} |" for name, value in protocol.items()]
+    for name, value in tokens.items():
+        if value is not None:
+            lines.append(f"| {name.replace('_', ' ')}, mean per question | {value:,.0f} |")
+    seconds = results["seconds"]
+    if seconds["rows"]:
+        each = {name: seconds[name] / seconds["rows"] for name in ("encode", "answer")}
+        lines.append(
+            f"| seconds per question | {each['encode']:.2f} to encode (an image is encoded once "
+            f"for all its questions), {each['answer']:.2f} to answer |"
+        )
+    if results["published"]:
+        lines += ["", f"## Published figures ({results['published_figure']}), not measured here"]
+        if not is_complete(results):
+            lines.append("This data is not the whole benchmark: they do not compare with it.")
+        lines += ["", "| model | % |", "|---|---|"]
+        lines += [f"| {name} | {value} |" for name, value in results["published"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def cell(value: Any) -> str:
+    """A value on one line of a table."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text.replace("|", "\\|").replace("\n", "\\n")
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = [name for name, count in results["rows_per_subtask"].items() if count]
+    published = results["published"] if is_complete(results) else {}
+    bars = len(names) + (len(published) + 2 if published else 1)
+    figure = Figure(figsize=(10, 1.6 + 0.32 * bars), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+
+    model = results["protocol"]["model"].rstrip("/").split("/")[-1]
+    rows: list[tuple[str, float, Any, float | None, str]] = [
+        (
+            f"{name} ({results['rows_per_subtask'][name]})",
+            results["per_subtask"][name],
+            results["intervals"]["per_subtask"][name],
+            results["chance_per_subtask"][name],
+            MEASURED,
+        )
+        for name in names
+    ]
+    key = headline(results)
+    macro = (results[key], results["intervals"][key], results["chance"][key], MEASURED)
+    rows.append((f"macro, {model} (measured)", *macro))
+    rows += [
+        (f"macro, {name} (published)", value / 100, None, None, PUBLISHED)
+        for name, value in published.items()
+    ]
+    for place, (_, value, interval, chance, color) in enumerate(rows):
+        axes.barh(place, 100 * value, color=color, height=0.7)
+        if interval is not None:
+            low, high = (100 * abs(edge - value) for edge in interval)
+            axes.errorbar(100 * value, place, xerr=[[low], [high]], color="#444", capsize=2, lw=1)
+        if chance is not None:
+            axes.plot([100 * chance] * 2, [place - 0.4, place + 0.4], color=CHANCE, ls=":", lw=1.6)
+        axes.text(101, place, f"{100 * value:.1f}", va="center", fontsize=8)
+    axes.set_yticks(range(len(rows)), [row[0] for row in rows], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("correct, %; whiskers: 95 % bootstrap by image; dotted: chance")
+    blind = ", blind" if results["protocol"]["blind"] else ""
+    method = results["protocol"]["method"] or "no token reduction"
+    axes.set_title(f"{title(results)}\n{model}, {method}{blind}", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
