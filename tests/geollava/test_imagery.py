@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import struct
 import zlib
 
@@ -245,3 +248,45 @@ def test_bands_of_a_picture(tmp_path):
 def test_network_paths_are_refused(path):
     with pytest.raises(ValueError, match="network paths are not read"):
         imagery.open_scene(path)
+
+
+@pytest.fixture
+def unreadable(tmp_path, monkeypatch):
+    """An image file that this user may not read. Root may read all, so the opening is refused."""
+    path = tmp_path / "image.jpg"
+    noise(60, 40).save(path)
+    path.chmod(0)
+    if os.access(path, os.R_OK):
+        allowed = io.open
+
+        def refuse(file, *args, **kwargs):
+            if str(file) == str(path):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+            return allowed(file, *args, **kwargs)
+
+        monkeypatch.setattr(io, "open", refuse)
+        monkeypatch.setattr("builtins.open", refuse)
+    yield path
+    path.chmod(0o600)
+
+
+def test_a_file_that_may_not_be_read(unreadable, run):
+    code, out, err = run("ask", unreadable, "How many ships?")
+    assert (code, out) == (2, "")
+    assert err == f"error: {unreadable} cannot be read: Permission denied\n"
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link to nothing", "other server"])
+def test_what_is_no_file_is_refused_at_once(kind, tmp_path, run):
+    path = tmp_path / "image.jpg"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link to nothing":
+        path.symlink_to(tmp_path / "nothing")
+    else:
+        path = "//no-such-server/share/image.jpg"
+    code, out, err = run("ask", path, "How many ships?")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert str(path) in err
