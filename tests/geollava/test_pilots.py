@@ -107,9 +107,9 @@ def test_as_many_random_tokens_elsewhere():
 
 def test_ablation(run, questions, guessing_checkpoint, tmp_path):
     out = tmp_path / "out"
-    rows = [row for row in json.loads(questions.read_text())[:16] if "[" in row["question"]]
-    for row, box in zip(rows, [[0, 0, 90, 90], [100, 50, 180, 200]] * 8, strict=False):
-        row["question"] = f"{row['question'].split('[')[0]}{box}"
+    rows = json.loads(questions.read_text())[:12]
+    for row, box in zip(rows, [[0, 0, 90, 90], [100, 50, 180, 200]] * 6, strict=True):
+        row["question"] = f"{row['question']} Look at {box}."
         row["image"] = [str(questions.parent / row["image"][0])]
     (tmp_path / "d.json").write_text(json.dumps([*rows, {**rows[0], "question": "No box?"}]))
     command = [
