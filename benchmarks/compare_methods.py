@@ -28,7 +28,15 @@ from matplotlib import ticker
 from benchmarks import measure, results
 from benchmarks.cases import background_anchored_inputs
 from benchmarks.run import triton_version
-from tokenprune import Method, ReducedTokens, VisionTokens, get_method, list_methods, method_class
+from tokenprune import (
+    LayerMethod,
+    Method,
+    ReducedTokens,
+    VisionTokens,
+    get_method,
+    list_methods,
+    method_class,
+)
 
 BUDGETS = (24, 64, 144)
 CROPS, GRID, WIDTH = 8, (24, 24), 1024
@@ -142,7 +150,9 @@ def prepare(name: str, num_keep: int, threads: int) -> Callable[[], Any]:
 
 def measure_methods(num_keep: int, threads: int, repeats: int) -> list[dict[str, Any]]:
     scenes = make_scenes()
-    calls = {name: prepare(name, num_keep, threads) for name in list_methods()}
+    # Methods that work in a language model's layers have no part in scenes without one.
+    names = [name for name in list_methods() if not issubclass(method_class(name), LayerMethod)]
+    calls = {name: prepare(name, num_keep, threads) for name in names}
     reduced = {name: call() for name, call in calls.items()}
     seconds = measure.interleaved_seconds(calls, repeats)
     return [

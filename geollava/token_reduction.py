@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from geollava.configuration import GeoLlavaConfig
 from geollava.sharding import whole
-from tokenprune import Method, ReducedTokens, VisionTokens, get_method, method_class
+from tokenprune import (
+    LayerMethod,
+    Method,
+    ReducedTokens,
+    VisionTokens,
+    get_method,
+    method_class,
+)
 from tokenprune.host.encoder import AttentionReader
 
 __all__ = ["AffinityHead", "ReducedTokens", "check_method", "reading_attention", "reduce_tokens"]
@@ -29,6 +36,11 @@ class AffinityHead(nn.Module):
 
 def check_method(name: str) -> None:
     """Raises ValueError unless there is such a method and crops carry what it needs."""
+    if issubclass(method_class(name), LayerMethod):
+        raise ValueError(
+            f"the method {name} works in the language model's layers: crops are reduced before it, "
+            "one by one, and only kept tokens enter it"
+        )
     missing = [need for need in method_class(name).needs if need not in ("cls", "attention")]
     if missing:
         raise ValueError(

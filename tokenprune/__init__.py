@@ -3,13 +3,14 @@
 from tokenprune import ops
 from tokenprune.apply import Handle, apply
 from tokenprune.chain import Chain
-from tokenprune.method import Method, get_method, list_methods, method_class
+from tokenprune.method import LayerMethod, Method, get_method, list_methods, method_class
 from tokenprune.tokens import ReducedTokens, VisionTokens
 from tokenprune.version import __version__
 
 __all__ = [
     "Chain",
     "Handle",
+    "LayerMethod",
     "Method",
     "ReducedTokens",
     "VisionTokens",

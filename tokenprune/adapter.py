@@ -78,6 +78,17 @@ class Adapter(ABC):
         return self.model.language_model
 
     @property
+    def decoder_layers(self) -> nn.ModuleList:
+        """The language model's layers, which run one after the other on [B, L, D]."""
+        layers = getattr(self.language_model, "layers", None)
+        if not isinstance(layers, nn.ModuleList):
+            raise NotImplementedError(
+                f"{type(self.language_model).__name__} has no list of layers, tokens cannot be "
+                "removed between them"
+            )
+        return layers
+
+    @property
     def image_token_id(self) -> int:
         return self.config.image_token_id
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from types import MethodType, TracebackType
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from tokenprune.adapter import find_adapter
 from tokenprune.budget import Budget
 from tokenprune.host.hooks import HostHooks
+from tokenprune.host.layers import check_layers
 from tokenprune.host.reduction import ReducedImages
-from tokenprune.host.sequence import KeptColumns
 from tokenprune.host.stopwatch import Stopwatch
-from tokenprune.method import Method, get_method
+from tokenprune.method import LayerMethod, Method, get_method
 from tokenprune.tokens import ReducedTokens
 
 POSITIONS = ("original", "compact")
@@ -53,7 +53,8 @@ def apply(
         num_keep: visual tokens to keep per image; or
         keep_ratio: the share to keep, in (0, 1]. 1 keeps all, to the bit.
         positions: "original" leaves every token the position it had: the result is that of the
-            whole model with the dropped tokens masked out. "compact" closes the gaps.
+            whole model with the dropped tokens masked out. "compact" closes the gaps, where tokens
+            leave before the language model.
         strict: raise where nothing is removed though something should be, and on features that
             are not finite.
 
@@ -159,7 +160,9 @@ class Handle:
         self._cache_bytes_saved = 0
         self._adapter = find_adapter(base)
         missing = [name for name in method.needs if name not in ("attention", "text")]
-        if missing:
+        if isinstance(method, LayerMethod):
+            check_layers(self._adapter, method, positions)
+        elif missing:
             raise NotImplementedError(
                 f"{type(method).__name__} needs {', '.join(missing)}, apply does not hand it over"
             )
@@ -248,19 +251,18 @@ class Handle:
         self._images, self.kept_positions, self._stopwatches = images, kept_positions, stopwatches
         self._cache_bytes_saved = 0
 
-    def _note_cache(self, cache: Any, columns: KeptColumns) -> None:
-        rows, length = columns.keep.shape
-        removed = length - columns.index.shape[1]
-        for layer in cache.layers:
+    def _note_cache(self, cache: Any, removed: Sequence[int]) -> None:
+        """`removed`: for each layer, the columns that it would hold beside those it holds."""
+        for layer, columns in zip(cache.layers, removed, strict=False):
             if layer.keys is None:  # made, but not used: nothing was cached
                 continue
+            rows, _, held, _ = layer.keys.shape
             per_column = sum(
                 states.shape[1] * states.shape[3] * states.element_size()
                 for states in (layer.keys, layer.values)
             )
-            held = layer.keys.shape[2]
             window = getattr(layer, "sliding_window", None)
-            without = held + removed if window is None else min(held + removed, window - 1)
+            without = held + columns if window is None else min(held + columns, window - 1)
             self._cache_bytes_saved += rows * per_column * max(0, without - held)
 
 

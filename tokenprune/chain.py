@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from tokenprune.method import Method
+from tokenprune.method import LayerMethod, Method
 from tokenprune.tokens import ReducedTokens, VisionTokens
 
 
@@ -28,6 +28,7 @@ class Chain(Method):
     Raises:
         ValueError: no stages, budgets out of range, or not one for each stage but the last.
         TypeError: a stage that is no method.
+        NotImplementedError: a stage that works in a language model's layers.
     """
 
     def __init__(
@@ -39,6 +40,10 @@ class Chain(Method):
         for stage in stages:
             if not isinstance(stage, Method):
                 raise TypeError(f"Chain expects methods, got {type(stage).__name__}")
+            if isinstance(stage, LayerMethod):
+                raise NotImplementedError(
+                    f"{type(stage).__name__} works in a language model's layers, Chain before them"
+                )
         if len(budgets) != len(stages) - 1:
             raise ValueError(
                 "budgets must hold one for each stage but the last, "

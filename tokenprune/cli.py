@@ -17,7 +17,8 @@ def method_rows() -> list[tuple[str, ...]]:
 
 def _row(name: str, method: type[Method]) -> tuple[str, ...]:
     summary = (method.__doc__ or "").strip().splitlines()[0].rstrip(".")
-    needs = [{"cls": "class token"}.get(field, field) for field in method.needs]
+    spelled = {"cls": "class token", "layers": "the language model's layers"}
+    needs = [spelled.get(field, field) for field in method.needs]
     if any(
         option.default is option.default_factory is dataclasses.MISSING
         for option in dataclasses.fields(method)

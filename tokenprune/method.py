@@ -5,7 +5,7 @@ from __future__ import annotations
 import pkgutil
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
@@ -23,7 +23,8 @@ class Method(ABC):
     entry point in the group `tokenprune.methods`, name = "package.module:Class".
 
     Attributes:
-        needs: the fields of `VisionTokens` that it cannot do without: "cls", "attention", "text".
+        needs: the fields of `VisionTokens` that it cannot do without: "cls", "attention", "text";
+            or "layers", those of a language model, see `LayerMethod`.
         query_agnostic: the result depends on the image alone, so that a prefix cache may hold it
             for the next question.
         merges: tokens are averaged, not only dropped.
@@ -70,6 +71,51 @@ class Method(ABC):
     @abstractmethod
     def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
         """The method itself, on arguments that `reduce` has checked."""
+
+
+class Cut(NamedTuple):
+    """Where tokens leave: before layer `before`, by the attention of layer `ranked_in`, from 0.
+
+    `ranked_in` is at most `before`: the attention of the very layer is read ahead of its run.
+    """
+
+    before: int
+    ranked_in: int
+
+
+@dataclass(kw_only=True)
+class LayerMethod(Method):
+    """A method inside the language model: after some layers the tokens that rank lowest leave.
+
+    A token's rank is the attention that it receives from the last token of the prompt, mean over
+    heads. It works through `tokenprune.apply` alone; `num_keep` and `keep_ratio` say, as of every
+    method, what remains of an image in the end.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("layers",)
+    query_agnostic: ClassVar[bool] = False
+
+    @abstractmethod
+    def cuts(self, num_layers: int) -> list[Cut]:
+        """Ascending, in a language model of so many layers.
+
+        Raises:
+            ValueError: the options do not fit so few layers.
+        """
+
+    @abstractmethod
+    def counts(self, num_tokens: int, num_keep: int, num_cuts: int) -> list[int]:
+        """Tokens of an image that remain after each cut, never growing, the last `num_keep`."""
+
+    def reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
+        """Raises NotImplementedError: vision tokens come without a language model."""
+        raise NotImplementedError(
+            f"{type(self).__name__} ranks tokens by the attention in a language model's layers, "
+            "vision tokens alone have none: use tokenprune.apply(model, method)"
+        )
+
+    def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
+        return self.reduce(tokens, num_keep)
 
 
 def list_methods() -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenprune.method import Method
+from tokenprune.method import LayerMethod, Method
 from tokenprune.tokens import ReducedTokens, VisionTokens
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -46,7 +46,8 @@ def check_method(method: Method | type[Method], *, width: int = 16) -> None:
         width: D of the tokens, where the options fix it.
     """
     instance = method() if isinstance(method, type) else method
-    for promise in PROMISES:
+    promises = LAYER_PROMISES if isinstance(instance, LayerMethod) else PROMISES
+    for promise in promises:
         try:
             promise(instance, width)
         except Exception as error:
@@ -203,4 +204,47 @@ PROMISES: tuple[Callable[[Method, int], None], ...] = (
     _one_token,
     _constant_features,
     _not_finite,
+)
+
+
+def _cuts_ascend_within_the_layers(method: LayerMethod, width: int) -> None:
+    for num_layers in (4, 28, 32, 80):
+        try:
+            cuts = method.cuts(num_layers)
+        except ValueError:  # options for a deeper model
+            require(num_layers < 80, "are refused in 80 layers")
+            continue
+        before = [cut.before for cut in cuts]
+        require(len(cuts) > 0, f"there are none in {num_layers} layers")
+        require(before == sorted({*before}), f"they do not ascend, got {before}")
+        require(before[0] >= 1, "the first layer must see all")
+        require(before[-1] < num_layers, f"the last of {num_layers} layers lies before {before}")
+        for cut in cuts:
+            require(0 <= cut.ranked_in <= cut.before, f"{cut} is ranked by a layer after it")
+
+
+def _counts_never_grow(method: LayerMethod, width: int) -> None:
+    num_cuts = len(method.cuts(80))
+    for num_tokens in (1, 2, 30, 577):
+        for num_keep in {1, (num_tokens + 1) // 2, num_tokens}:
+            counts = method.counts(num_tokens, num_keep, num_cuts)
+            expected = f"for {num_keep} of {num_tokens} tokens in {num_cuts} cuts, got {counts}"
+            require(len(counts) == num_cuts, f"must be one for each cut {expected}")
+            require(counts == sorted(counts, reverse=True), f"grow {expected}")
+            require(counts[0] <= num_tokens, f"are more than there are {expected}")
+            require(counts[-1] == num_keep, f"do not end in the budget {expected}")
+
+
+def _tokens_alone_are_refused(method: LayerMethod, width: int) -> None:
+    try:
+        method.reduce(example_tokens(width=width), 7)
+    except NotImplementedError:
+        return
+    raise AssertionError("`reduce` has no language model, and answers all the same")
+
+
+LAYER_PROMISES: tuple[Callable[[Any, int], None], ...] = (
+    _cuts_ascend_within_the_layers,
+    _counts_never_grow,
+    _tokens_alone_are_refused,
 )

@@ -67,7 +67,11 @@ def test_method(run, scene, method):
 
 
 def test_methods_that_cannot_be(run, scene):
-    for method, message in (("best", "method must be one of"), ("sparsevlm", "needs text")):
+    for method, message in (
+        ("best", "method must be one of"),
+        ("sparsevlm", "needs text"),
+        ("fastv", "works in the language model's layers"),
+    ):
         code, out, err = run("ask", scene, "How many?", "--method", method)
         assert (code, out) == (2, "")
         assert message in err

@@ -247,7 +247,7 @@ def gemma3(sliding_window: int = 512) -> Host:
         "head_dim": 8,
         "query_pre_attn_scalar": 8,
         "sliding_window": sliding_window,
-        "layer_types": ["sliding_attention", "full_attention"],
+        "layer_types": ["sliding_attention", "full_attention"] * (TEXT["num_hidden_layers"] // 2),
     }
     config = hf.Gemma3Config(
         text_config=text,

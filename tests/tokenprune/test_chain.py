@@ -80,6 +80,12 @@ def test_declarations_are_those_of_any_stage():
     [
         ([], [], ValueError, "at least one method, got none"),
         (["tome"], [], TypeError, "expects methods, got str"),
+        (
+            [get_method("fastv")],
+            [],
+            NotImplementedError,
+            "FastV works in a language model's layers",
+        ),
         ([get_method("tome")], [4], ValueError, "0, got 1"),
         ([get_method("tome")] * 2, [0], ValueError, "at least 1 or a float .* got 0"),
         ([get_method("tome")] * 2, [1.5], ValueError, r"in \(0, 1\], got 1.5"),

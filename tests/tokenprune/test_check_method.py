@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from tokenprune import Method
+from tokenprune import LayerMethod, Method
+from tokenprune.method import Cut
 from tokenprune.selection import best, select_tokens
 from tokenprune.testing import check_method
 
@@ -89,9 +90,51 @@ class TakesAnything(First):
         return self._reduce(tokens, num_keep)
 
 
+@dataclass(kw_only=True)
+class Halves(LayerMethod):
+    """Halves the tokens, and then takes the budget."""
+
+    def cuts(self, num_layers):
+        return [Cut(1, 0), Cut(2, 2)]
+
+    def counts(self, num_tokens, num_keep, num_cuts):
+        return [max(num_tokens // 2, num_keep), num_keep]
+
+
+class CutsInTheFirstLayer(Halves):
+    def cuts(self, num_layers):
+        return [Cut(0, 0), Cut(2, 2)]
+
+
+class CutsAfterTheLastLayer(Halves):
+    def cuts(self, num_layers):
+        return [Cut(1, 0), Cut(num_layers, 2)]
+
+
+class RanksTooLate(Halves):
+    def cuts(self, num_layers):
+        return [Cut(1, 0), Cut(2, 3)]
+
+
+class Overspends(Halves):
+    def counts(self, num_tokens, num_keep, num_cuts):
+        return [num_tokens // 2, num_keep]
+
+
+class Halts(Halves):
+    def counts(self, num_tokens, num_keep, num_cuts):
+        return [max(num_tokens // 2, num_keep)] * 2
+
+
+class MakesDo(Halves):
+    def reduce(self, tokens, num_keep):
+        return First().reduce(tokens, num_keep)
+
+
 def test_a_sound_method_passes():
     check_method(First)
     check_method(First(strict=False), width=8)
+    check_method(Halves)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +150,12 @@ def test_a_sound_method_passes():
         (NotAlone, "one token: nothing to compare with"),
         (FewerWhereAllAreEqual, "constant features: keep_indices must be unique"),
         (TakesAnything, "not finite: nan in features is not refused"),
+        (CutsInTheFirstLayer, "cuts ascend within the layers: the first layer must see all"),
+        (CutsAfterTheLastLayer, "cuts ascend within the layers: the last of 4 layers"),
+        (RanksTooLate, "cuts ascend within the layers: .* is ranked by a layer after it"),
+        (Overspends, "counts never grow: grow"),
+        (Halts, "counts never grow: do not end in the budget"),
+        (MakesDo, "tokens alone are refused"),
     ],
 )
 def test_a_broken_method_is_named(method, promise):

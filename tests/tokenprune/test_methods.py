@@ -13,11 +13,21 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 import tokenprune.methods
-from tokenprune import ReducedTokens, VisionTokens, cli, get_method, list_methods, method_class
+from tokenprune import (
+    LayerMethod,
+    ReducedTokens,
+    VisionTokens,
+    cli,
+    get_method,
+    list_methods,
+    method_class,
+)
 from tokenprune.testing import check_method, check_result, example_tokens
 
 from .cases import assert_same, fields, make_inputs
 
+# Those that reduce tokens by themselves; the others work in a language model's layers.
+ALONE = [name for name in list_methods() if not issubclass(method_class(name), LayerMethod)]
 WEIGHTS = ("dw_weight", "pw_weight", "pw_bias", "q_weight", "q_bias", "k_weight", "k_bias")
 
 
@@ -38,7 +48,7 @@ def test_contract(name):
     check_method(build(name))
 
 
-@pytest.mark.parametrize("name", list_methods())
+@pytest.mark.parametrize("name", ALONE)
 @settings(max_examples=10)
 @given(
     batch=st.integers(0, 3),
@@ -60,7 +70,7 @@ def test_every_grid_and_budget(name, batch, rows, cols, dtype, levels, data):
     assert result.features.isfinite().all()
 
 
-@pytest.mark.parametrize("name", list_methods())
+@pytest.mark.parametrize("name", ALONE)
 def test_declarations(name):
     """What a method says it needs is enough, and a pruned token is untouched unless it merges."""
     method, tokens = build(name), example_tokens()
@@ -73,7 +83,7 @@ def test_declarations(name):
     assert same is method.query_agnostic
 
 
-@pytest.mark.parametrize("name", list_methods())
+@pytest.mark.parametrize("name", ALONE)
 def test_bad_budgets_and_tokens(name):
     method = build(name)
     for num_keep, error in ((0, ValueError), (31, ValueError), (2.5, TypeError)):
@@ -94,7 +104,7 @@ def test_unknown_names_list_what_there_is():
         get_method("random", temperature=1)
 
 
-@pytest.mark.parametrize("name", [n for n in list_methods() if build(n).needs])
+@pytest.mark.parametrize("name", [n for n in ALONE if build(n).needs])
 def test_what_a_method_needs(name):
     tokens = VisionTokens(torch.zeros(1, 4, 8), (2, 2))
     method = build(name)
@@ -242,6 +252,10 @@ def test_text_is_checked():
         ("dart", {"num_pivots": 0}, "num_pivots must be at least 1, got 0"),
         ("holov", {"num_windows": 0}, "num_windows must be at least 1, got 0"),
         ("holov", {"temperature": 0.0}, "temperature must be above 0, got 0.0"),
+        ("fastv", {"layer": 0}, "layer must be at least 1, got 0"),
+        ("pyramiddrop", {"ratio": 0.0}, r"ratio must lie in \(0, 1\], got 0.0"),
+        ("pyramiddrop", {"layers": (3, 2)}, r"layers must ascend from at least 1, got \[3, 2\]"),
+        ("pyramiddrop", {"layers": ()}, r"layers must ascend from at least 1, got \[\]"),
     ],
 )
 def test_bad_options(name, options, message):
@@ -251,7 +265,7 @@ def test_bad_options(name, options, message):
 
 def test_autocast_changes_nothing():
     tokens = example_tokens()
-    for name in list_methods():
+    for name in ALONE:
         plain = build(name).reduce(tokens, 7)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             cast = build(name).reduce(tokens, 7)

@@ -154,6 +154,29 @@ def test_a_large_batch_is_its_crops_one_by_one(select):
             torch.testing.assert_close(fields(whole)[name][crop], value[0])
 
 
+@pytest.mark.parametrize("select", SELECTIONS)
+def test_compiled_in_one_graph(select):
+    features = torch.randn(2, 30, 16, generator=torch.Generator().manual_seed(0))
+    compiled = torch.compile(select, fullgraph=True, backend="aot_eager")
+    expected = select(features, 7)
+    for name, value in fields(compiled(features, 7)).items():
+        assert torch.equal(value, fields(expected)[name]), name
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("select", SELECTIONS)
+def test_tokens_that_were_not_expected(select):
+    """Rows are computed for likely tokens first; in the end every token is taken all the same."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(3, 90, 128, generator=generator, dtype=torch.float64)
+    features[1, 45:] = features[1, :45].clone()
+    result = select(features, 90)
+    assert (result.keep_indices == torch.arange(90)).all()
+    assert (result.scores[[0, 2]] > 0).all()
+    # The first token that max-min takes lies at distance 0 from its double.
+    assert int((result.scores[1] > 0).sum()) == 45 - (select is ops.max_min_select)
+
+
 @pytest.mark.parametrize("select", [*SELECTIONS, ops.bipartite_merge])
 def test_gradients_go_to_what_is_kept(select):
     features = torch.randn(2, 12, 6, dtype=torch.float64, requires_grad=True)

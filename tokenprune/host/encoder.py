@@ -123,15 +123,10 @@ class AttentionReader:
 
     @contextmanager
     def reading(self, layer: nn.Module) -> Iterator[None]:
-        """For as long as it lasts, queries and keys of `layer` pass by us on their way.
-
-        Only this layer's own configuration is exchanged, for one that names a function of ours,
-        which hands everything on to the implementation that was set.
-        """
+        """For as long as it lasts, queries and keys of `layer` pass by us on their way."""
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-        config: Any = layer.config
-        implementation = config._attn_implementation
+        implementation = attention_implementation(layer)
         if "flash" in implementation:
             # Its packed form takes all images in one call; this one layer runs image by image.
             implementation = "sdpa"
@@ -144,16 +139,8 @@ class AttentionReader:
             self._read(query, key, kwargs.get("scaling"))
             return attend(module, query, key, value, *args, **kwargs)
 
-        name = f"tokenprune_reads_attention_{id(self)}"  # readers may run side by side
-        exchanged = copy.copy(config)
-        exchanged._attn_implementation_internal = name
-        ALL_ATTENTION_FUNCTIONS[name] = passing_by
-        layer.config = exchanged
-        try:
+        with attention_exchanged(layer, passing_by):
             yield
-        finally:
-            layer.config = config
-            del ALL_ATTENTION_FUNCTIONS[name]
 
     @torch.no_grad()
     def _read(self, query: Tensor, key: Tensor, scale: float | None) -> None:
@@ -164,3 +151,29 @@ class AttentionReader:
                 received = ops.attention_received(query, key, scale=scale) / key.shape[2]
             self.parts.append(received.mean(1)[:, self.num_prefix_tokens :])
         self.stopwatches.append(stopwatch)
+
+
+def attention_implementation(layer: Any) -> str:
+    """The name under which an attention layer looks its function up."""
+    return layer.config._attn_implementation
+
+
+@contextmanager
+def attention_exchanged(layer: Any, function: Callable[..., Any]) -> Iterator[None]:
+    """For as long as it lasts, `layer` attends by `function`, and no other layer does.
+
+    Only this layer's own configuration is exchanged, for one that names the function.
+    """
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    config = layer.config
+    name = f"tokenprune_reads_attention_{id(function)}"  # readers may run side by side
+    exchanged = copy.copy(config)
+    exchanged._attn_implementation_internal = name
+    ALL_ATTENTION_FUNCTIONS[name] = function
+    layer.config = exchanged
+    try:
+        yield
+    finally:
+        layer.config = config
+        del ALL_ATTENTION_FUNCTIONS[name]

@@ -8,6 +8,7 @@ a class: module hooks and two attributes of the instance do it all.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import weakref
 from collections.abc import Mapping
@@ -20,9 +21,11 @@ from torch import Tensor, nn
 from tokenprune.adapter import Adapter, ImageLayout
 from tokenprune.host.cache_state import CacheState
 from tokenprune.host.encoder import EncodedImages, WatchedEncoder, image_features
+from tokenprune.host.layers import CutCache, CutStep, LayerReduction, prompt_ends
 from tokenprune.host.reduction import ReducedImages, reduce_images
 from tokenprune.host.sequence import KeptColumns, compact, edge_padding
 from tokenprune.host.stopwatch import Stopwatch
+from tokenprune.method import LayerMethod
 
 if TYPE_CHECKING:
     from tokenprune.apply import Handle
@@ -34,6 +37,8 @@ _hosts: weakref.WeakKeyDictionary[nn.Module, HostHooks] = weakref.WeakKeyDiction
 class Step:
     """One forward of the host."""
 
+    inputs: Tensor | None = None
+    embeddings: Tensor | None = None
     past: int = 0
     original_past: int = 0
     shift: Tensor | None = None
@@ -43,7 +48,21 @@ class Step:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     columns: KeptColumns | None = None
     state: CacheState | None = None
+    layers: LayerReduction | CutStep | None = None
     done: bool = False
+
+
+@dataclass
+class Prompt:
+    """What was ranked by last: generation without a cache passes it again, one token longer."""
+
+    inputs: Tensor
+    length: int
+    ends: Tensor
+
+    def goes_on_in(self, inputs: Tensor) -> bool:
+        begun = inputs[:, : self.inputs.shape[1]]
+        return inputs.shape[1] == self.length + 1 and torch.equal(begun, self.inputs)
 
 
 class HostHooks:
@@ -55,6 +74,9 @@ class HostHooks:
         self.handles: list[Handle] = []
         self.step = Step()
         self.encoded: EncodedImages | None = None
+        self._in_layers = False
+        self._head_arguments: Mapping[str, Any] = {}
+        self._last_prompt: Prompt | None = None
         self._undo: list[Any] = []
 
     @property
@@ -73,6 +95,8 @@ class HostHooks:
             hooks._install()
         if model is not base and hooks.model is base:
             hooks._install_head(model)
+        if isinstance(handle.method, LayerMethod) and not hooks._in_layers:
+            hooks._install_layers()
         hooks.handles.append(handle)
         return hooks
 
@@ -83,7 +107,7 @@ class HostHooks:
             for undo in reversed(self._undo):
                 undo()
             self._undo.clear()
-            self.step, self.encoded = Step(), None
+            self.step, self.encoded, self._last_prompt = Step(), None, None
             _hosts.pop(self.adapter.model, None)
 
     def _install(self) -> None:
@@ -119,6 +143,13 @@ class HostHooks:
         self._undo.append(model.register_forward_pre_hook(hook, with_kwargs=True).remove)
         self._replace(model, "_loss_function", self._loss(model.loss_function))
 
+    def _install_layers(self) -> None:
+        """Only where a method works there: hooks in every layer would break compiled graphs."""
+        self._in_layers = True
+        for number, layer in enumerate(self.adapter.decoder_layers):
+            hook = torch.compiler.disable(functools.partial(self._before_layer, number))
+            self._undo.append(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
+
     def _restore_later(self, module: Any, name: str) -> None:
         if name in module.__dict__:
             value = module.__dict__[name]
@@ -139,6 +170,7 @@ class HostHooks:
                 "logits_to_keep as a tensor of columns is not supported while visual tokens are "
                 "removed; give a number of last columns"
             )
+        self._head_arguments = kwargs
 
     def _before_host(self, module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Reads the full inputs; after a shortened prompt, fits mask and positions to the cache."""
@@ -146,10 +178,20 @@ class HostHooks:
         self.step = step = Step(arguments=given)
         name = "inputs_embeds" if given.get("input_ids") is None else "input_ids"
         batch, length = given[name].shape[:2]
+        step.inputs = given[name]
         step.attention_mask = given.get("attention_mask")
         cache = given.get("past_key_values")
         step.past = step.original_past = 0 if cache is None else int(cache.get_seq_length())
         self._find_images(given, batch, length)
+        if step.past and (cut := CutCache.of(cache)) is not None:
+            if step.placeholders is not None:
+                raise NotImplementedError(
+                    "new images after a prompt whose visual tokens were removed in the language "
+                    "model are not supported; start with a new cache"
+                )
+            step.layers = CutStep(cut, step.attention_mask, step.past, length, batch)
+            if not self._in_layers:  # filled under another handle
+                self._install_layers()
         state = CacheState.of(cache) if step.past else None
         if state is not None:
             given = self._continue(given, state.for_batch(batch).cut(step.past), length)
@@ -229,6 +271,8 @@ class HostHooks:
         given = named_arguments(self._language_signature, args, kwargs)
         if step.placeholders is None or step.done:
             return (), self._keep_windows(given)
+        if isinstance(self.handle.method, LayerMethod):
+            return (), self._enter_layers(self.handle.method, given)
         embeddings = given["inputs_embeds"]
         placeholders = step.placeholders.to(embeddings.device)
         layouts, attention = self._layouts(placeholders)
@@ -253,6 +297,68 @@ class HostHooks:
             [stopwatch, *(self.encoded.stopwatches if self.encoded else ())],
         )
         return (), given
+
+    def _enter_layers(self, method: LayerMethod, given: dict[str, Any]) -> dict[str, Any]:
+        """The whole prompt goes in; tokens leave on their way through the layers."""
+        step = self.step
+        assert step.placeholders is not None  # `_before_language_model` has looked
+        placeholders = step.placeholders.to(given["inputs_embeds"].device)
+        layouts, _ = self._layouts(placeholders)
+        now = self._now(placeholders)
+        step.layers = LayerReduction(
+            method,
+            self.handle.budget,
+            layouts,
+            placeholders,
+            now,
+            self._prompt_ends(now, placeholders),
+            step.past,
+            len(self.adapter.decoder_layers),
+        )
+        step.embeddings = given["inputs_embeds"]
+        return step.layers.take_deepstack(given)
+
+    def _prompt_ends(self, now: Tensor, placeholders: Tensor) -> Tensor:
+        inputs, last = self.step.inputs, self._last_prompt
+        assert inputs is not None  # `_before_host` has set it
+        if last is not None and last.goes_on_in(inputs):
+            last.length += 1
+            return last.ends
+        labels = self._head_arguments.get("labels")
+        ends = prompt_ends(
+            now, placeholders, labels, self._head_arguments.get("logits_to_keep") or 0
+        )
+        self._last_prompt = Prompt(inputs, inputs.shape[1], ends)
+        return ends
+
+    def _before_layer(self, number: int, module: Any, args: Any, kwargs: Any) -> Any:
+        layers = self.step.layers
+        if layers is None:
+            return None
+        given = dict(kwargs)
+        hidden, *rest = args or (given.pop("hidden_states"),)
+        if isinstance(layers, CutStep):
+            return (hidden, *rest), layers.enter(number, module, hidden, given)
+        hidden, given = layers.enter(number, module, hidden, given)
+        return (hidden, *rest), given
+
+    def _leave_layers(self, layers: LayerReduction, cache: Any) -> None:
+        step = self.step
+        if not layers.finished:  # another way was taken: `_after_host` will say so
+            return
+        step.done, step.columns = True, layers.columns
+        assert step.embeddings is not None  # `_enter_layers` has set it
+        kept = layers.real if layers.columns is None else layers.columns.keep
+        self.handle._note(
+            layers.images(step.embeddings[layers.placeholders]),
+            [row.nonzero()[:, 0] + step.original_past for row in kept],
+            layers.stopwatches,
+        )
+        if layers.columns is not None and is_filled(cache):
+            CutCache.attach(cache, layers)
+            length = layers.real.shape[1]
+            removed = [length - kept.index.shape[1] if kept else 0 for kept in layers.by_layer]
+            self.handle._note_cache(cache, removed)
 
     def _layouts(self, placeholders: Tensor) -> tuple[list[ImageLayout], list[Tensor] | None]:
         """Of every image that the placeholders stand for, in their order."""
@@ -447,17 +553,19 @@ class HostHooks:
 
     def _after_language_model(self, module: Any, args: Any, output: Any) -> None:
         step = self.step
-        if step.columns is None or step.state is None:
-            return
-        cache = getattr(output, "past_key_values", None)
-        if cache is not None and len(cache.layers):
+        cache: Any = getattr(output, "past_key_values", None)
+        if isinstance(step.layers, LayerReduction):
+            self._leave_layers(step.layers, cache)
+        elif step.columns is not None and step.state is not None and is_filled(cache):
             step.state.attach(cache)
-            self.handle._note_cache(cache, step.columns)
+            length, left = step.columns.keep.shape[1], step.columns.index.shape[1]
+            self.handle._note_cache(cache, [length - left] * len(cache.layers))
 
     def _after_host(self, module: Any, args: Any, output: Any) -> None:
         step = self.step
         # Labels are cut after this; nothing else may outlive the forward, also a failed one.
         self.step = Step(columns=step.columns)
+        self._head_arguments = {}
         if output is None:
             return
         if step.placeholders is not None and not step.done and self.handle.strict:
@@ -476,6 +584,10 @@ class HostHooks:
             return loss_function(*args, labels=labels, **kwargs)
 
         return loss
+
+
+def is_filled(cache: Any | None) -> bool:
+    return cache is not None and len(cache.layers) > 0
 
 
 def named_arguments(

@@ -46,9 +46,18 @@ class KeptColumns:
         return taken.masked_fill(~real, fill) if self.padded else taken
 
     def take_embeddings(self, embeddings: Tensor) -> Tensor:
-        """[B, L, D] -> [B, L', D]."""
+        """[..., B or 1, L, D] -> [..., B, L', D]."""
         rows = torch.arange(len(self.index), device=embeddings.device)[:, None]
-        return embeddings[rows, self.index.to(embeddings.device)]
+        *outer, _, length, width = embeddings.shape
+        expanded = embeddings.expand(*outer, len(self.index), length, width)
+        return expanded[..., rows, self.index.to(embeddings.device), :]
+
+    @property
+    def places(self) -> Tensor:
+        """[B, L] int64: where in the shortened row each kept column has come to lie."""
+        places = torch.zeros_like(self.keep, dtype=torch.int64)
+        slots = torch.arange(self.index.shape[1], device=self.index.device)
+        return places.scatter_(1, self.index, slots.expand_as(self.index))
 
     def take_mask(self, mask: Tensor | None, past: int) -> Tensor | None:
         """[B or 1, H, L, past + L] attention mask, bool or additive -> [B, H, L', past + L'].

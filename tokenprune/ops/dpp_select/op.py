@@ -58,7 +58,7 @@ def dpp_select(
     chosen = resolve_impl(impl, obstacle, on_gpu=features.is_cuda)
     if strict:
         check_finite(features=features, quality=quality)
-    order_of = _dpp_order if chosen == "triton" else reference.dpp_order
+    order_of = _dpp_order if chosen == "triton" else _reference_order
     order, gains = order_of(features.detach(), quality.detach(), longest)
     return keep_first(features, order, gains, num_keep)
 
@@ -70,10 +70,25 @@ def _dpp_order(features: Tensor, quality: Tensor, num_keep: int) -> tuple[Tensor
     return kernel.launch(features, quality, num_keep)
 
 
+@torch.library.custom_op("tokenprune::dpp_reference_order", mutates_args=())
+def _reference_order(features: Tensor, quality: Tensor, num_keep: int) -> tuple[Tensor, Tensor]:
+    """One piece to torch.compile: what it computes next depends on what it found."""
+    return reference.dpp_order(features, quality, num_keep)
+
+
 @_dpp_order.register_fake
 def _(features: Tensor, quality: Tensor, num_keep: int) -> tuple[Tensor, Tensor]:
     shape = (features.shape[0], num_keep)
     return (
         features.new_empty(shape, dtype=torch.int64),
         features.new_empty(shape, dtype=torch.float32),
+    )
+
+
+@_reference_order.register_fake
+def _(features: Tensor, quality: Tensor, num_keep: int) -> tuple[Tensor, Tensor]:
+    shape = (features.shape[0], num_keep)
+    return (
+        features.new_empty(shape, dtype=torch.int64),
+        features.new_empty(shape, dtype=wide_dtype(features.dtype)),
     )
