@@ -138,11 +138,8 @@ class GeoLlavaImageProcessor(BaseImageProcessor):
     def cut(self, image: Any) -> Tensor:
         """One image -> [C, 3, crop_size, crop_size] uint8 row by row, thumbnail first if any."""
         scene, side = imagery.as_scene(image), self.crop_size
-        width, height = self.select_canvas(*scene.size)
-        crops = torch.empty(height // side, width // side, 3, side, side, dtype=torch.uint8)
-        for row, tiles in enumerate(self.crop_rows(scene)):
-            crops[row] = tiles
-        crops = crops.flatten(0, 1)
+        canvas = self.select_canvas(*scene.size)
+        crops = imagery.all_crops(scene, canvas, side, self.resize)
         if not self.include_thumbnail:
             return crops
         squashed = imagery.resized(scene, (side, side), self.resize)

@@ -15,7 +15,7 @@ from geollava.imagery.canvas import (
     parse_canvases,
     select_canvas,
 )
-from geollava.imagery.crops import crop_rows, cut_crops, normalize_crops, resized
+from geollava.imagery.crops import all_crops, crop_rows, cut_crops, normalize_crops, resized
 from geollava.imagery.files import as_scene, open_scene, to_rgb
 from geollava.imagery.picture import read_image
 from geollava.imagery.scene import RESIZE_MODES, Georeference, Scene
@@ -24,6 +24,7 @@ __all__ = [
     "RESIZE_MODES",
     "Georeference",
     "Scene",
+    "all_crops",
     "allowed_canvases",
     "as_scene",
     "crop_rows",
