@@ -1,22 +1,22 @@
-"""Questions to very large remote-sensing images: GeoLLaVA-8K on top of tokenprune."""
+"""Questions to very large remote-sensing images: GeoLLaVA-8K on top of tokenprune.
 
-try:
-    import transformers as _transformers  # noqa: F401
-except ModuleNotFoundError as error:
-    if error.name != "transformers":
-        raise
-    raise ImportError("geollava needs the extra hf: pip install 'tokenprune-vlm[hf]'") from error
+Reading images does without transformers, which takes seconds and 190 MB: it is imported with the
+first name that needs it. Its Auto classes know the model, whichever package is imported first.
+"""
 
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
-from geollava.configuration import GeoLlavaConfig, PublishedConfig
-from geollava.modeling import GeoLlavaForConditionalGeneration
-from geollava.processing import GeoLlavaImageProcessor, GeoLlavaProcessor
+if find_spec("transformers") is None:
+    raise ImportError("geollava needs the extra hf: pip install 'tokenprune-vlm[hf]'")
 
-AutoConfig.register(GeoLlavaConfig.model_type, GeoLlavaConfig)
-AutoConfig.register(PublishedConfig.model_type, PublishedConfig)
-AutoModelForImageTextToText.register(GeoLlavaConfig, GeoLlavaForConditionalGeneration)
-AutoProcessor.register(GeoLlavaConfig, GeoLlavaProcessor)
+from geollava.registration import register_with_transformers
+
+if TYPE_CHECKING:
+    from geollava.configuration import GeoLlavaConfig
+    from geollava.modeling import GeoLlavaForConditionalGeneration
+    from geollava.processing import GeoLlavaImageProcessor, GeoLlavaProcessor
 
 __all__ = [
     "GeoLlavaConfig",
@@ -24,3 +24,14 @@ __all__ = [
     "GeoLlavaImageProcessor",
     "GeoLlavaProcessor",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for module in map(import_module, ("geollava.modeling", "geollava.processing")):
+            if hasattr(module, name):
+                return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+register_with_transformers()

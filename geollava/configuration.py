@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar
 
-from transformers import CLIPVisionConfig, PreTrainedConfig, Qwen2Config
+from transformers import AutoConfig, CLIPVisionConfig, PreTrainedConfig, Qwen2Config
 
 from geollava import checkpoint
 from geollava.imagery import allowed_canvases, parse_canvases
@@ -166,3 +166,7 @@ class PublishedConfig(GeoLlavaConfig):
             source = kwargs.get("name_or_path", "")
             config_dict = checkpoint.from_published_config(config_dict, source)
         return GeoLlavaConfig.from_dict(config_dict, **kwargs)
+
+
+AutoConfig.register(GeoLlavaConfig.model_type, GeoLlavaConfig)
+AutoConfig.register(PublishedConfig.model_type, PublishedConfig)

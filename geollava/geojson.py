@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from geollava.imagery import Scene, image_box
 from geollava.outputs import written_whole
 from geollava.overlay import canvas_grid
-from geollava.token_reduction import ReducedTokens
+
+if TYPE_CHECKING:
+    from geollava.token_reduction import ReducedTokens
 
 SUFFIXES = (".geojson", ".json")
 DECIMALS = 8  # of a degree: about a millimeter

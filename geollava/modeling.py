@@ -13,7 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as checkpoint_activations
-from transformers import GenerationMixin, PreTrainedModel, Qwen2Model
+from transformers import (
+    AutoModelForImageTextToText,
+    GenerationMixin,
+    PreTrainedModel,
+    Qwen2Model,
+)
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from geollava import checkpoint, sharding
@@ -383,3 +388,6 @@ def check_num_crops(num_crops: Tensor | None, pixel_values: Tensor) -> None:
             f"num_crops must add up to the {len(pixel_values)} crops of pixel_values, "
             f"got {torch.as_tensor(num_crops).tolist()}"
         )
+
+
+AutoModelForImageTextToText.register(GeoLlavaConfig, GeoLlavaForConditionalGeneration)

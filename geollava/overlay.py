@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,7 +12,9 @@ from torch import Tensor
 
 from geollava.imagery import as_scene, image_box, resized
 from geollava.outputs import written_whole
-from geollava.token_reduction import ReducedTokens
+
+if TYPE_CHECKING:
+    from geollava.token_reduction import ReducedTokens
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 LONGEST_SIDE = 2400  # pixels of the picture

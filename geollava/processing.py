@@ -10,7 +10,13 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer, BaseImageProcessor, BatchFeature, ProcessorMixin
+from transformers import (
+    AutoProcessor,
+    AutoTokenizer,
+    BaseImageProcessor,
+    BatchFeature,
+    ProcessorMixin,
+)
 
 from geollava import checkpoint, imagery
 from geollava.configuration import GeoLlavaConfig
@@ -362,3 +368,6 @@ def load_tokenizer(folder: Path) -> Any:
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{folder}: the tokenizer cannot be loaded: {reason}") from error
+
+
+AutoProcessor.register(GeoLlavaConfig, GeoLlavaProcessor)

@@ -7,12 +7,13 @@ import re
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from geollava.configuration import GeoLlavaConfig
+if TYPE_CHECKING:
+    from geollava.configuration import GeoLlavaConfig
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
