@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from tokenprune.adapter import Adapter, ImageLayout
 from tokenprune.host.cache_state import CacheState
@@ -581,6 +582,11 @@ class HostHooks:
             columns = self.step.columns
             if columns is not None:
                 labels = columns.take(labels, fill=-100)
+                if (shifted := kwargs.get("shift_labels")) is not None:
+                    # What follows a column may have left: shift back, take, and shift again.
+                    whole = functional.pad(shifted[:, :-1], (1, 0), value=-100)
+                    kept = columns.take(whole, fill=-100)
+                    kwargs["shift_labels"] = functional.pad(kept[:, 1:], (0, 1), value=-100)
             return loss_function(*args, labels=labels, **kwargs)
 
         return loss
