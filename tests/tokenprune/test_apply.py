@@ -942,3 +942,33 @@ def test_the_report_calls_crops_crops(name):
         unit = "image" if name == "llava" else "crop"
         assert handle.report().unit == unit
         assert str(handle.report()).split()[0] == unit
+
+
+@pytest.mark.parametrize("method", ["random", "fastv"])
+def test_rows_of_a_cache_in_another_order(method):
+    """Chosen, repeated or reordered, each row goes on as it would have."""
+    torch.manual_seed(0)
+    host = HOSTS["llava"](text_config=transformers.Qwen2Config(**{**TEXT, "num_hidden_layers": 4}))
+    inputs = host.inputs(THREE)
+    tokens, more = torch.tensor([[7], [8], [9]]), torch.tensor([[17], [18], [19]])
+    with tokenprune.apply(host.model, method, num_keep=5), torch.no_grad():
+        cache = host.model(**inputs, use_cache=True).past_key_values
+        steps = [
+            host.model(input_ids=step, past_key_values=cache).logits for step in (tokens, more)
+        ]
+        for change, rows in (
+            ("batch_select_indices", [2, 0]),
+            ("reorder_cache", [1, 2, 0]),
+            ("reorder_cache", [1, 1, 0]),
+            ("batch_repeat_interleave", [0, 0, 1, 1, 2, 2]),
+        ):
+            cache = host.model(**inputs, use_cache=True).past_key_values
+            first = host.model(input_ids=tokens, past_key_values=cache).logits
+            torch.testing.assert_close(first, steps[0], atol=1e-5, rtol=0)
+            getattr(cache, change)(2 if change == "batch_repeat_interleave" else torch.tensor(rows))
+            second = host.model(input_ids=more[rows], past_key_values=cache).logits
+            torch.testing.assert_close(second, steps[1][rows], atol=1e-5, rtol=0)
+        other = host.model(**host.inputs(THREE, seed=5), use_cache=True).past_key_values
+        cache.layers = other.layers
+        with pytest.raises(NotImplementedError, match="rows that are none of the shortened prompt"):
+            host.model(input_ids=more, past_key_values=cache)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tokenprune.adapter import Adapter, ImageLayout
-from tokenprune.host.cache_state import CacheState
+from tokenprune.host.cache_state import CacheState, rows_now
 from tokenprune.host.encoder import EncodedImages, WatchedEncoder, image_features
 from tokenprune.host.layers import CutCache, CutStep, LayerReduction, prompt_ends
 from tokenprune.host.reduction import ReducedImages, reduce_images
@@ -190,12 +190,14 @@ class HostHooks:
                     "new images after a prompt whose visual tokens were removed in the language "
                     "model are not supported; start with a new cache"
                 )
-            step.layers = CutStep(cut, step.attention_mask, step.past, length, batch)
+            rows = rows_now(cache, batch)
+            step.layers = CutStep(cut, step.attention_mask, step.past, length, rows)
             if not self._in_layers:  # filled under another handle
                 self._install_layers()
         state = CacheState.of(cache) if step.past else None
         if state is not None:
-            given = self._continue(given, state.for_batch(batch).cut(step.past), length)
+            state = state.for_rows(rows_now(cache, batch)).cut(step.past)
+            given = self._continue(given, state, length)
         elif step.placeholders is None and not step.past:
             self.handle.kept_positions = self._all_positions(given[name], step.attention_mask)
         return (), given
