@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pkgutil
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -62,11 +63,14 @@ class Adapter(ABC):
     Attributes:
         model_types: the `config.model_type` of the hosts it knows.
         restored: attributes of the model that a forward changes; put back when all is undone.
+        unit: what a budget counts for, and `report` lists: "image", or "crop" where the host does
+            not say which crops are one image's.
         positions_need_grid: positions have several axes, which the host computes from the images.
     """
 
     model_types: ClassVar[tuple[str, ...]]
     restored: ClassVar[tuple[str, ...]] = ()
+    unit: ClassVar[str] = "image"
     positions_need_grid: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module) -> None:
@@ -95,6 +99,10 @@ class Adapter(ABC):
     def sizes(self, arguments: Mapping[str, Any], num_images: int) -> Sequence[Any]:
         """One entry per image, as `layout` takes it, from the arguments of get_image_features."""
         return [None] * num_images
+
+    def sizes_in_prompts(self, sizes: Sequence[Any], num_images: Sequence[int]) -> Sequence[Any]:
+        """`sizes` as `layout` takes them, of prompts that hold so many images each."""
+        return sizes
 
     def lengths(self, features: Any) -> list[int]:
         """Tokens of each image, from the host's `pooler_output`: by default one entry per image."""
@@ -172,7 +180,18 @@ def find_adapter(model: nn.Module) -> Adapter:
     known: dict[str, type[Adapter]] = {}
     # Plug-ins last, so that they win: another package may know a host better than we do.
     for name in [*names, *plugin_names("tokenprune.adapters")]:
-        adapter_class: type[Adapter] = load_plugin("tokenprune.adapters", name, Adapter)
+        try:
+            adapter_class: type[Adapter] = load_plugin("tokenprune.adapters", name, Adapter)
+        except Exception as error:
+            if name in names:
+                raise
+            # Another package's fault must not keep hosts from working that have no part in it.
+            warnings.warn(
+                f"the adapter {name!r}, plugged in by another package, cannot be loaded and is "
+                f"left out: {type(error).__name__}: {error}",
+                stacklevel=2,
+            )
+            continue
         known.update(dict.fromkeys(adapter_class.model_types, adapter_class))
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     if model_type not in known:

@@ -43,7 +43,9 @@ def apply(
 
     Inputs come from the model's own processor, unchanged; `forward`, `generate` and training work
     as before, on shorter sequences: logits and hidden states have the columns that
-    `handle.kept_positions` names. Applied twice, the newest is in effect and the one before comes
+    `handle.kept_positions` names. The model's own loss takes labels of the whole sequence; a loss
+    computed outside of it, as `Trainer` does for label smoothing, takes those at `kept_positions`.
+    Applied twice, the newest is in effect and the one before comes
     back when it is removed.
 
     Args:
@@ -102,11 +104,12 @@ class Report:
     """What the last forward with images did.
 
     Attributes:
-        tokens_before, tokens_after: per image.
+        tokens_before, tokens_after: per image, or per crop: see `unit`.
         merged: per image, tokens averaged into one that remains.
         dropped: per image, tokens of which nothing remains.
         seconds_reducing: time spent on reading attention, scoring, selecting and shortening.
         kv_cache_bytes_saved: by the shorter prompt, over all layers and rows.
+        unit: "crop" where the host does not say which crops are one image's, else "image".
     """
 
     tokens_before: list[int]
@@ -115,9 +118,10 @@ class Report:
     dropped: list[int]
     seconds_reducing: float
     kv_cache_bytes_saved: int
+    unit: str = "image"
 
     def __str__(self) -> str:
-        lines = [f"{'image':>5} {'tokens':>8} {'kept':>8} {'merged':>8} {'dropped':>8}"]
+        lines = [f"{self.unit:>5} {'tokens':>8} {'kept':>8} {'merged':>8} {'dropped':>8}"]
         columns = (self.tokens_before, self.tokens_after, self.merged, self.dropped)
         rows = list(zip(*columns, strict=True))
         for number, row in enumerate(rows):
@@ -188,7 +192,9 @@ class Handle:
         """Undoes everything; the model is what it was. A second call does nothing."""
         self._hooks.leave(self)
 
-    def retained_count(self, sizes: Iterable[Any]) -> list[int]:
+    def retained_count(
+        self, sizes: Iterable[Any], batch_num_images: Sequence[int] | None = None
+    ) -> list[int]:
         """How many tokens images will keep, known before any of them is encoded.
 
         Args:
@@ -196,12 +202,23 @@ class Handle:
                 given it: (frames, rows, cols) of `image_grid_thw` for Qwen-VL or (height, width)
                 of the resized image, (height, width) of `image_sizes` for LLaVA-NeXT and
                 -OneVision. Hosts whose images all have the same number of tokens take any entry.
+            batch_num_images: images in each prompt, as the processor gives them; LLaVA-OneVision
+                shows an image that is not alone in its prompt in fewer tokens.
 
         Returns:
             One number per image.
+
+        Raises:
+            ValueError: `batch_num_images` does not add up to the sizes.
         """
-        if isinstance(sizes, Tensor):
-            sizes = sizes.tolist()
+        sizes = sizes.tolist() if isinstance(sizes, Tensor) else list(sizes)
+        if batch_num_images is not None:
+            if sum(map(int, batch_num_images)) != len(sizes):
+                raise ValueError(
+                    f"batch_num_images must add up to the {len(sizes)} sizes, "
+                    f"got {[int(count) for count in batch_num_images]}"
+                )
+            sizes = self._adapter.sizes_in_prompts(sizes, batch_num_images)
         return [self.budget.kept_of(self._num_tokens(size)) for size in sizes]
 
     def _num_tokens(self, size: Any) -> int:
@@ -240,6 +257,7 @@ class Handle:
             dropped=[total - kept - joined for total, kept, joined in counts],
             seconds_reducing=sum(stopwatch.seconds for stopwatch in self._stopwatches),
             kv_cache_bytes_saved=self._cache_bytes_saved,
+            unit=self._adapter.unit,
         )
 
     def _note(

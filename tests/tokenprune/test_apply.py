@@ -881,3 +881,94 @@ def test_an_adapter_from_another_package(tmp_path, monkeypatch):
     with tokenprune.apply(host.model, "random", num_keep=3) as handle:
         logits_of(host, host.inputs(ONE))
     assert handle.report().tokens_after == [3, 3]
+
+
+def test_a_broken_adapter_of_another_package_is_left_out(llava, tmp_path, monkeypatch):
+    (tmp_path / "broken_hosts.py").write_text("import nothing_of_that_name\n")
+    info = tmp_path / "broken_hosts-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-hosts\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[tokenprune.adapters]\nbroken = broken_hosts:Mine\nno_adapter = math:pi\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with (
+        pytest.warns(UserWarning, match="'broken', .* ModuleNotFoundError: .*nothing_of_that_name"),
+        pytest.warns(UserWarning, match="'no_adapter', .* TypeError: .* subclass of Adapter"),
+        tokenprune.apply(llava.model, "random", num_keep=3) as handle,
+    ):
+        logits_of(llava, llava.inputs(ONE))
+    assert handle.report().tokens_after == [3, 3]
+
+
+def test_counts_of_several_images_in_a_prompt():
+    """LLaVA-OneVision shows each of several images by its overview alone."""
+    host = build("llava_onevision")
+    sizes = [(100, 90), (60, 120), (100, 90)]
+    pixels = torch.randn(3, 5, 3, 56, 56)
+    counts = [2, 1]
+    with torch.no_grad():
+        features = host.model.model.get_image_features(
+            pixels, torch.tensor(sizes), batch_num_images=torch.tensor(counts)
+        ).pooler_output
+    with tokenprune.apply(host.model, "random", keep_ratio=1.0) as handle:
+        expected = [len(feature) for feature in features]
+        assert handle.retained_count(sizes, counts) == expected
+        assert handle.retained_count(torch.tensor(sizes), torch.tensor(counts)) == expected
+        assert (
+            handle.retained_count(sizes)[2] == expected[2] > handle.retained_count(sizes, counts)[0]
+        )
+        with pytest.raises(ValueError, match=r"add up to the 3 sizes, got \[1, 1\]"):
+            handle.retained_count(sizes, [1, 1])
+    with tokenprune.apply(build("llava").model, "random", num_keep=5) as handle:
+        assert handle.retained_count([None] * 3, counts) == [5, 5, 5]
+
+
+def test_labels_that_are_shifted_already(llava):
+    inputs = llava.inputs(ONE)
+    labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == IMAGE, -100)
+    shifted = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+    with tokenprune.apply(llava.model, "random", num_keep=5):
+        expected = llava.model(**inputs, labels=labels).loss
+        actual = llava.model(**inputs, labels=labels, shift_labels=shifted).loss
+    assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("name", ["internvl", "idefics3", "llava"])
+def test_the_report_calls_crops_crops(name):
+    host = build(name)
+    with tokenprune.apply(host.model, "random", num_keep=5) as handle:
+        logits_of(host, host.inputs(ONE))
+        unit = "image" if name == "llava" else "crop"
+        assert handle.report().unit == unit
+        assert str(handle.report()).split()[0] == unit
+
+
+@pytest.mark.parametrize("method", ["random", "fastv"])
+def test_rows_of_a_cache_in_another_order(method):
+    """Chosen, repeated or reordered, each row goes on as it would have."""
+    torch.manual_seed(0)
+    host = HOSTS["llava"](text_config=transformers.Qwen2Config(**{**TEXT, "num_hidden_layers": 4}))
+    inputs = host.inputs(THREE)
+    tokens, more = torch.tensor([[7], [8], [9]]), torch.tensor([[17], [18], [19]])
+    with tokenprune.apply(host.model, method, num_keep=5), torch.no_grad():
+        cache = host.model(**inputs, use_cache=True).past_key_values
+        steps = [
+            host.model(input_ids=step, past_key_values=cache).logits for step in (tokens, more)
+        ]
+        for change, rows in (
+            ("batch_select_indices", [2, 0]),
+            ("reorder_cache", [1, 2, 0]),
+            ("reorder_cache", [1, 1, 0]),
+            ("batch_repeat_interleave", [0, 0, 1, 1, 2, 2]),
+        ):
+            cache = host.model(**inputs, use_cache=True).past_key_values
+            first = host.model(input_ids=tokens, past_key_values=cache).logits
+            torch.testing.assert_close(first, steps[0], atol=1e-5, rtol=0)
+            getattr(cache, change)(2 if change == "batch_repeat_interleave" else torch.tensor(rows))
+            second = host.model(input_ids=more[rows], past_key_values=cache).logits
+            torch.testing.assert_close(second, steps[1][rows], atol=1e-5, rtol=0)
+        other = host.model(**host.inputs(THREE, seed=5), use_cache=True).past_key_values
+        cache.layers = other.layers
+        with pytest.raises(NotImplementedError, match="rows that are none of the shortened prompt"):
+            host.model(input_ids=more, past_key_values=cache)

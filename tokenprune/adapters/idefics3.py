@@ -11,6 +11,7 @@ from tokenprune.adapter import Adapter, ImageLayout
 
 class Idefics3(Adapter):
     model_types: ClassVar[tuple[str, ...]] = ("idefics3", "smolvlm")
+    unit: ClassVar[str] = "crop"
 
     @property
     def language_model(self) -> nn.Module:

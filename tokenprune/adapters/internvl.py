@@ -9,6 +9,7 @@ from tokenprune.adapter import Adapter, ImageLayout
 
 class InternVL(Adapter):
     model_types: ClassVar[tuple[str, ...]] = ("internvl",)
+    unit: ClassVar[str] = "crop"
 
     def layout(self, size: Any) -> ImageLayout:
         vision, ratio = self.config.vision_config, self.config.downsample_ratio

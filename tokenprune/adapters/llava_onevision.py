@@ -18,9 +18,10 @@ class LlavaOnevision(LlavaNext):
     def sizes(self, arguments: Mapping[str, Any], num_images: int) -> Sequence[Any]:
         sizes = super().sizes(arguments, num_images)
         counts = arguments.get("batch_num_images")
-        if counts is None:
-            return sizes
-        alone = [int(count) == 1 for count in counts for _ in range(int(count))]
+        return sizes if counts is None else self.sizes_in_prompts(sizes, counts)
+
+    def sizes_in_prompts(self, sizes: Sequence[Any], num_images: Sequence[int]) -> Sequence[Any]:
+        alone = [int(count) == 1 for count in num_images for _ in range(int(count))]
         return [size if one else None for size, one in zip(sizes, alone, strict=True)]
 
     def num_crops(self, size: Any) -> int:

@@ -9,6 +9,67 @@ import torch
 from torch import Tensor
 
 _ATTRIBUTE = "_tokenprune_state"
+_ROWS = "_tokenprune_rows"
+
+
+@dataclass(frozen=True)
+class PromptRows:
+    """By what a prompt's rows are known again in its cache.
+
+    Attributes:
+        number: of rows.
+        numbers: [B, C], one number of each column's first key; None where no layer holds all.
+    """
+
+    number: int
+    numbers: Tensor | None
+
+
+def remember_rows(cache: Any, number: int) -> None:
+    numbers = _numbers(cache)
+    setattr(cache, _ROWS, PromptRows(number, None if numbers is None else numbers.clone()))
+
+
+def rows_now(cache: Any, batch: int) -> Tensor | None:
+    """[batch] int64: which of the prompt's rows each row of its cache is now; None for the same.
+
+    Rows may have been repeated for beams, or chosen and put in another order by
+    `batch_select_indices` and `reorder_cache`, which know nothing of what lies on a cache.
+
+    Raises:
+        NotImplementedError: a row that is none of the prompt's.
+    """
+    known: PromptRows = getattr(cache, _ROWS)
+    if known.number == 1:  # also where a rejected draft was cropped off and written anew
+        return None if batch == 1 else torch.zeros(batch, dtype=torch.int64)
+    now = None if known.numbers is None else _numbers(cache)
+    if known.numbers is None or now is None:
+        if batch == known.number:
+            return None
+        if batch % known.number:
+            raise NotImplementedError(
+                f"the cache was filled with {known.number} rows, got {batch}, and holds too little "
+                "of the prompt to tell which"
+            )
+        return torch.arange(batch) // (batch // known.number)
+    length = min(now.shape[1], known.numbers.shape[1])
+    then, now = known.numbers[:, :length], now[:, :length].to(known.numbers.device)
+    if torch.equal(now, then):
+        return None
+    same = (now[:, None] == then[None]).all(-1)
+    if not bool(same.any(1).all()):
+        raise NotImplementedError("the cache holds rows that are none of the shortened prompt's")
+    return same.int().argmax(1)
+
+
+def _numbers(cache: Any) -> Tensor | None:
+    for layer in cache.layers:
+        keys = layer.keys
+        # A sliding layer forgets, a quantized one rounds what it held.
+        plain = type(layer).__name__ == "DynamicLayer"
+        if plain and isinstance(keys, Tensor) and keys.ndim == 4:
+            return keys[:, 0, :, 0].nan_to_num()
+    return None
 
 
 @dataclass(frozen=True)
@@ -35,6 +96,7 @@ class CacheState:
 
     def attach(self, cache: Any) -> None:
         setattr(cache, _ATTRIBUTE, self)
+        remember_rows(cache, len(self.mask))
 
     @property
     def length(self) -> int:
@@ -44,20 +106,16 @@ class CacheState:
         """Columns before this step as the host counts them; `past` as the cache does."""
         return past - self.length + self.original_length
 
-    def for_batch(self, batch: int) -> CacheState:
-        """The state of a cache whose rows were repeated (beams)."""
-        rows = len(self.mask)
-        if batch == rows:
+    def for_rows(self, rows: Tensor | None) -> CacheState:
+        """The state of a cache whose rows were repeated, chosen or put in another order."""
+        if rows is None:
             return self
-        if batch % rows:
-            raise ValueError(f"the cache was filled with {rows} rows, got {batch}")
-        times = batch // rows
         return CacheState(
-            self.mask.repeat_interleave(times, 0),
-            self.columns.repeat_interleave(times, 0),
+            self.mask[rows.to(self.mask.device)],
+            self.columns[rows.to(self.columns.device)],
             self.original_length,
-            self.next_position.repeat_interleave(times),
-            self.shift.repeat_interleave(times),
+            self.next_position[rows.to(self.next_position.device)],
+            self.shift[rows.to(self.shift.device)],
         )
 
     def cut(self, past: int) -> CacheState:

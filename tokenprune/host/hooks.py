@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from tokenprune.adapter import Adapter, ImageLayout
-from tokenprune.host.cache_state import CacheState
+from tokenprune.host.cache_state import CacheState, rows_now
 from tokenprune.host.encoder import EncodedImages, WatchedEncoder, image_features
 from tokenprune.host.layers import CutCache, CutStep, LayerReduction, prompt_ends
 from tokenprune.host.reduction import ReducedImages, reduce_images
@@ -189,12 +190,14 @@ class HostHooks:
                     "new images after a prompt whose visual tokens were removed in the language "
                     "model are not supported; start with a new cache"
                 )
-            step.layers = CutStep(cut, step.attention_mask, step.past, length, batch)
+            rows = rows_now(cache, batch)
+            step.layers = CutStep(cut, step.attention_mask, step.past, length, rows)
             if not self._in_layers:  # filled under another handle
                 self._install_layers()
         state = CacheState.of(cache) if step.past else None
         if state is not None:
-            given = self._continue(given, state.for_batch(batch).cut(step.past), length)
+            state = state.for_rows(rows_now(cache, batch)).cut(step.past)
+            given = self._continue(given, state, length)
         elif step.placeholders is None and not step.past:
             self.handle.kept_positions = self._all_positions(given[name], step.attention_mask)
         return (), given
@@ -581,6 +584,11 @@ class HostHooks:
             columns = self.step.columns
             if columns is not None:
                 labels = columns.take(labels, fill=-100)
+                if (shifted := kwargs.get("shift_labels")) is not None:
+                    # What follows a column may have left: shift back, take, and shift again.
+                    whole = functional.pad(shifted[:, :-1], (1, 0), value=-100)
+                    kept = columns.take(whole, fill=-100)
+                    kwargs["shift_labels"] = functional.pad(kept[:, 1:], (0, 1), value=-100)
             return loss_function(*args, labels=labels, **kwargs)
 
         return loss

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tokenprune.adapter import Adapter, ImageLayout
 from tokenprune.budget import Budget
+from tokenprune.host.cache_state import remember_rows
 from tokenprune.host.encoder import attention_exchanged, attention_implementation
 from tokenprune.host.reduction import ReducedGrids, ReducedImages
 from tokenprune.host.sequence import KeptColumns, edge_padding
@@ -317,6 +318,7 @@ class CutCache:
         layers = [made[id(kept)] for kept in prompt.by_layer]
         columns, real = [one for one, _ in layers], [other for _, other in layers]
         setattr(cache, _ATTRIBUTE, CutCache(past + length, columns, real))
+        remember_rows(cache, batch)
 
 
 class CutStep:
@@ -327,14 +329,14 @@ class CutStep:
         attention_mask: [B, past + step] of all columns, or None.
         past: columns that the first layer holds.
         step: new columns, text alone.
-        batch: rows now; a multiple of those of the prompt where they were repeated.
+        rows: [B] int64, which of the prompt's rows each one is; None for the same.
 
     Raises:
         NotImplementedError: a mask of another shape.
     """
 
     def __init__(
-        self, cache: CutCache, attention_mask: Any, past: int, step: int, batch: int
+        self, cache: CutCache, attention_mask: Any, past: int, step: int, rows: Tensor | None
     ) -> None:
         if attention_mask is not None and not (
             isinstance(attention_mask, Tensor)
@@ -345,7 +347,7 @@ class CutStep:
                 f"attention_mask must be [B, {past + step}] after a prompt whose visual tokens "
                 "were removed in the language model"
             )
-        self.cache, self.past, self.step, self.batch = cache, past, step, batch
+        self.cache, self.past, self.step, self.rows = cache, past, step, rows
         self.mask = None if attention_mask is None else attention_mask.bool()
         self.plain = step == 1 and (self.mask is None or bool(self.mask.all()))
         self._made: dict[tuple[int, int | None], Tensor | None] = {}
@@ -367,10 +369,9 @@ class CutStep:
         device, total = hidden.device, self.past + self.step
         # A draft that was rejected is cropped off the end, and the prompt ends in text.
         held = columns.shape[1] - max(0, self.cache.length - self.past)
-        times = self.batch // len(columns)
-        columns, real = (
-            part[:, :held].to(device).repeat_interleave(times, 0) for part in (columns, real)
-        )
+        columns, real = columns[:, :held].to(device), real[:, :held].to(device)
+        if self.rows is not None:
+            columns, real = columns[self.rows.to(device)], real[self.rows.to(device)]
         later = torch.arange(min(self.cache.length, self.past), total, device=device)
         later = later.expand(len(columns), -1)
         keys = torch.cat([columns, later], dim=1)
