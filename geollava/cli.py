@@ -315,6 +315,9 @@ def scenes(
     size: Annotated[int, typer.Option(help="Side of a scene in pixels")] = 8064,
     scale: Annotated[float, typer.Option(help="Size of objects; 1: cars of 6 px")] = 1.0,
     ground: Annotated[str, typer.Option(help="mixed, earth, procedural")] = "mixed",
+    variants: Annotated[
+        int, typer.Option(min=1, help="Conversations about each scene to train on")
+    ] = 1,
 ) -> None:
     """Make scenes with known answers, to train and to test on."""
     from geollava.scenes import write_scenes
@@ -328,6 +331,7 @@ def scenes(
             size=size,
             scale=scale,
             ground=ground,
+            variants=variants,
             progress=lambda done: bar.update(task, completed=done),
         )
 

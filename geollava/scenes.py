@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ COLORS: dict[str, Color] = {
     "cyan": (70, 205, 215),
 }
 PURPLE: Color = (175, 50, 190)  # of one vehicle alone, which questions call by it
+PALETTE = COLORS | {"purple": PURPLE}
+COLOR_NAMES = tuple(PALETTE)
 KINDS = ("car", "truck", "airplane", "ship", "storage tank")
 VEHICLES = KINDS[:4]
 LANDMARKS = ("helipad", "fire")
@@ -48,7 +50,9 @@ INSTRUCTION = (
     "\n\nSelect the best answer for the multiple-choice question based on the image. Only respond "
     "with the letter corresponding to the correct answer (A, B, C, D).\nThe answer is:"
 )
-MIN_SIZE = 1024  # pixels, at scale 1: what the things of a scene need
+MIN_SIZE = 512  # pixels, at scale 1: what the things of a scene need
+ROOMY_SIZE = 1024  # likewise; in smaller scenes things stand closer to each other
+GAPS = 34, 45  # pixels, at scale 1: the smallest and the usual distance between two of them
 ATTEMPTS = 20  # at laying out a scene; nearly always the first does
 DESCRIBE = "What stands out in this image?"
 READING_BAND = 336  # pixels: what stands out is told crop by crop
@@ -123,7 +127,8 @@ class Planner:
         self.rng = np.random.default_rng([seed, size, attempt])
         self.taken: list[Spot] = []
         self.size, self.scale = size, scale
-        self.gap = 45 * scale
+        smallest, usual = GAPS
+        self.gap = scale * min(usual, max(smallest, usual * size / (ROOMY_SIZE * scale)))
 
     def place(
         self, accept: Callable[[Spot], bool] = lambda spot: True, beside: Spot | None = None
@@ -309,23 +314,84 @@ def question_rows(scene: Scene, image: str) -> list[dict[str, Any]]:
     return rows
 
 
-def training_row(scene: Scene, image: str) -> dict[str, Any]:
-    """A scene's questions in one conversation, in random order: once with choices, once without,
-    and what stands out.
+def training_row(scene: Scene, image: str, variant: int = 0) -> dict[str, Any]:
+    """One conversation about a scene, in random order: what stands out, the scene's questions with
+    choices, some of them without, and others that it answers too.
 
     The image is encoded once for all of them.
+
+    Args:
+        variant: other choices in another order, and other questions beside the scene's own.
     """
-    rng = np.random.default_rng([scene.seed, scene.size, 2])
+    rng = np.random.default_rng([scene.seed, scene.size, 2, variant])
     turns = [(DESCRIBE, describe(scene))]
-    for question in scene.questions:
+    own = [varied(question, rng) for question in scene.questions]
+    more = [varied(question, rng) for question in more_questions(scene, rng)]
+    more = [more[index] for index in rng.permutation(len(more))[: len(own) // 2]]
+    for question in own + more[::2]:
         turns.append((prompt_of(question), chr(65 + question.answer)))
+    for question in [own[index] for index in rng.permutation(len(own))[: len(own) // 2]] + more[
+        1::2
+    ]:
         turns.append((question.text, question.choices[question.answer]))
     order = rng.permutation(len(turns))
     return {
-        "id": f"scene-{scene.seed}",
+        "id": f"scene-{scene.seed}-{variant}",
         "image": [image],
         "conversations": conversation([turns[index] for index in order]),
     }
+
+
+def varied(question: Question, rng: np.random.Generator) -> Question:
+    """The same question: other numbers around the right one, or the same words in another order."""
+    right = question.choices[question.answer]
+    if right.isdigit():
+        first = max(0, int(right) - int(rng.integers(4)))
+        choices = tuple(str(number) for number in range(first, first + 4))
+    else:
+        choices = tuple(question.choices[index] for index in rng.permutation(len(question.choices)))
+    return replace(question, choices=choices, answer=choices.index(right))
+
+
+def more_questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
+    """Further questions. Their answers are sure but not drawn by lot: they teach, and test nobody."""
+    standing = {kind: [thing for thing in scene.things if thing.kind == kind] for kind in KINDS}
+    more: list[Question] = []
+
+    def ask(text: str, right: str, words: Sequence[str] = ()) -> None:
+        wrong = [word for word in words if word != right]
+        choices = [right, *(wrong[index] for index in rng.permutation(len(wrong))[:3])]
+        more.append(Question("", text, tuple(choices), 0))
+
+    for kind, things in standing.items():
+        ask(f"How many {kind}s are in the image?", str(len(things)))
+        uses = [land_use_at(scene, thing) for thing in things]
+        for use in scene.land_uses if None not in uses else ():
+            ask(f"How many {kind}s are in the {use}?", str(uses.count(use)))
+        if len(things) == 1:
+            ask(f"What is the color of the {kind}?", color_name(things[0]), COLOR_NAMES)
+            if uses[0] is not None:
+                ask(f"What is the land use around the {kind}?", uses[0], LAND_USES)
+    colored = [thing for things in standing.values() for thing in things]
+    names = [color_name(thing) for thing in colored]
+    for thing, name in zip(colored, names, strict=True):
+        if names.count(name) == 1:
+            ask(f"What is {name}?", thing.kind, KINDS)
+    own = {question.text for question in scene.questions}
+    return [question for question in more if question.text not in own]
+
+
+def color_name(thing: Thing) -> str:
+    return next(name for name, value in PALETTE.items() if value == thing.color)
+
+
+def land_use_at(scene: Scene, thing: Thing) -> str | None:
+    """The land use that a thing surely stands on."""
+    for quarter, use in enumerate(scene.land_uses):
+        across, down = 0.25 + 0.5 * (quarter % 2), 0.25 + 0.5 * (quarter // 2)
+        if max(abs(thing.x / scene.size - across), abs(thing.y / scene.size - down)) < REACH + 0.04:
+            return use
+    return None
 
 
 def describe(scene: Scene) -> str:
@@ -341,12 +407,10 @@ def words_for(scene: Scene, thing: Thing) -> str:
     """Such as "a red car moving in the desert"."""
     words = [thing.kind]
     if thing.kind not in LANDMARKS:
-        color = next((name for name, value in COLORS.items() if value == thing.color), "purple")
-        words = [color, thing.kind] + ["moving"] * thing.moving
-    for quarter, use in enumerate(scene.land_uses):
-        across, down = 0.25 + 0.5 * (quarter % 2), 0.25 + 0.5 * (quarter // 2)
-        if max(abs(thing.x / scene.size - across), abs(thing.y / scene.size - down)) < REACH + 0.04:
-            words += ["in the", use]
+        words = [color_name(thing), thing.kind] + ["moving"] * thing.moving
+    use = land_use_at(scene, thing)
+    if use is not None:
+        words += ["in the", use]
     return " ".join(words)
 
 
@@ -366,6 +430,7 @@ def write_scenes(
     size: int = 8064,
     scale: float = 1.0,
     ground: str = "mixed",
+    variants: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> None:
     """Scenes as JPEG files, with their questions in `train.json` and `test.json`.
@@ -373,6 +438,7 @@ def write_scenes(
     Args:
         folder: made where it does not exist; scenes that are there already are not drawn again.
         ground: see `geollava.scene_drawing.draw`.
+        variants: conversations about each scene for training.
         progress: called with the number of scenes done.
     """
     from geollava.scene_drawing import draw
@@ -391,7 +457,7 @@ def write_scenes(
         if is_test(seed):
             rows["test"] += question_rows(scene, name)
         else:
-            rows["train"].append(training_row(scene, name))
+            rows["train"] += [training_row(scene, name, variant) for variant in range(variants)]
         if progress is not None:
             progress(done)
     for name, part in rows.items():

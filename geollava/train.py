@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -92,13 +93,15 @@ def check_machine(config: TrainConfig) -> None:
             if not torch.cuda.is_available():
                 raise ValueError("lora.quantize: 4bit needs a CUDA device, found none")
             require("bitsandbytes", "lora.quantize", "pip install 'tokenprune-vlm[qlora]'")
+    if config.liger:
+        if not torch.cuda.is_available():
+            raise ValueError("liger: its kernels need a CUDA device, found none")
+        require("liger_kernel", "liger", "pip install liger-kernel")
     for name in config.report_to:
         require(name, "report_to", f"pip install {name}")
 
 
 def require(package: str, key: str, remedy: str) -> None:
-    from importlib.util import find_spec
-
     if find_spec(package) is None:
         raise ImportError(f"{key}: needs {package}: {remedy}")
 
@@ -216,6 +219,7 @@ def load_model(
             llm_int8_skip_modules=["vision_tower", "mm_projector", "reghead", "lm_head"],
         )
     model = GeoLlavaForConditionalGeneration.from_pretrained(folder, config=model_config, **options)
+    fuse_layers(config, model)
     add_adapters(config, model)
     rates = learning_rates(config)
     idle = set(model.model.vision_tower.idle_parameters())
@@ -238,6 +242,19 @@ def encode_images(model: GeoLlavaForConditionalGeneration, packs: Packs) -> None
             lambda crops: model.encode_crops(crops).features.cpu(),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
+
+
+def fuse_layers(config: TrainConfig, model: GeoLlavaForConditionalGeneration) -> None:
+    """Liger's kernels in the language model's layers, where they are wanted and can run.
+
+    The loss stays ours: logits are computed only where answers are, so there is nothing to fuse.
+    """
+    possible = torch.cuda.is_available() and find_spec("liger_kernel") is not None
+    if config.liger is False or not possible:
+        return
+    from liger_kernel.transformers import apply_liger_kernel_to_qwen2
+
+    apply_liger_kernel_to_qwen2(fused_linear_cross_entropy=False, model=model.model)
 
 
 def add_adapters(config: TrainConfig, model: GeoLlavaForConditionalGeneration) -> None:

@@ -100,6 +100,8 @@ class TrainConfig(Section):
         gradient_checkpointing: keep few activations and compute them twice.
         precision: "bfloat16" computes in it and keeps frozen weights in it; trained ones stay
             float32.
+        liger: fused norms, rotations and MLPs of liger-kernel in the language model's layers: on a
+            GPU where it is installed, unless false; true refuses to go without.
         sharding: "fsdp2" spreads what is trained over the processes of torchrun; a path names a
             DeepSpeed configuration.
         export: the form of the result, "own" or "published".
@@ -122,6 +124,7 @@ class TrainConfig(Section):
     max_gradient_norm: Annotated[float, Field(gt=0)] = 1.0
     gradient_checkpointing: bool = True
     precision: Literal["float32", "bfloat16"] = "float32"
+    liger: bool | None = None
     sharding: Literal["none", "fsdp2"] | Path = "none"
     seed: Annotated[int, Field(ge=0)] = 0
     workers: Annotated[int, Field(ge=0)] = 0

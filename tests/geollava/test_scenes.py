@@ -151,7 +151,7 @@ def test_written_scenes_are_training_data(run, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--size", 800), "at least 1,024 pixels times"),
+        (("--size", 500), "at least 512 pixels times"),
         (("--scale", "nan"), "got 8064 for nan"),
         (("--ground", "mars"), "mixed, earth, procedural, got 'mars'"),
     ],

@@ -310,6 +310,7 @@ REFUSED = {
         "export: the published form",
     ),
     "4bit": (LORA | {"lora": {"quantize": "4bit"}}, "lora.quantize: 4bit needs a CUDA device"),
+    "liger": ({"liger": True}, "liger: its kernels need a CUDA device"),
     "one process": ({"sharding": "fsdp2"}, "sharding: fsdp2 needs several processes"),
     "no such sharding": ({"sharding": "zero9.json"}, "sharding: must be none, fsdp2 or a file"),
     "encoded once, learning": (

@@ -1,0 +1,211 @@
+"""What the small model is made of, and the words in which its tokens are to speak."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+from geollava import (
+    GeoLlavaConfig,
+    GeoLlavaForConditionalGeneration,
+    GeoLlavaImageProcessor,
+    GeoLlavaProcessor,
+)
+from geollava.processing import IMAGE_TOKEN, VIDEO_TOKEN
+from geollava.scenes import (
+    COLOR_NAMES,
+    DIRECTIONS,
+    INSTRUCTION,
+    KINDS,
+    LAND_USES,
+    LANDMARKS,
+    plan,
+    training_row,
+)
+
+CROP, PATCH = 336, 14
+GRID = CROP // PATCH  # patches along a crop's side
+THINGS = (*KINDS, *LANDMARKS)
+# What each patch is asked, and the words that answer. 0 is nothing, where there is nothing to say.
+WORDS: dict[str, tuple[str, ...]] = {
+    "thing": ("ground", *THINGS),
+    "color": ("", *COLOR_NAMES),
+    "moving": ("", "standing still", "moving"),
+    "beside_fire": ("", "beside"),
+    "from_helipad": ("", *DIRECTIONS),
+    "land_use": ("", *LAND_USES),
+}
+
+
+def build() -> tuple[GeoLlavaProcessor, GeoLlavaForConditionalGeneration]:
+    """Processor and model, not trained yet."""
+    tokenizer = scene_tokenizer()
+    config = GeoLlavaConfig(
+        vision_config={
+            "hidden_size": 192,
+            "intermediate_size": 768,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 3,
+            "image_size": CROP,
+            "patch_size": PATCH,
+        },
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 128,
+            "intermediate_size": 384,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 32_768,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+            "tie_word_embeddings": True,
+        },
+        tie_word_embeddings=True,
+        vision_feature_layer=-1,
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        video_token_id=tokenizer.convert_tokens_to_ids(VIDEO_TOKEN),
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        vision_tower_name="vision_tower",
+        untrained=True,
+    )
+    model = GeoLlavaForConditionalGeneration(config)
+    set_positions(model)
+    set_language_model(model)
+    processor = GeoLlavaProcessor(
+        GeoLlavaImageProcessor.from_config(config),
+        tokenizer,
+        num_keep=config.num_keep,
+        tokens_per_frame=config.tokens_per_frame,
+    )
+    return processor, model
+
+
+@torch.no_grad()
+def set_positions(model: GeoLlavaForConditionalGeneration) -> None:
+    """Positions begin as waves along rows and columns: neighbors are alike from the start."""
+    table = model.model.vision_tower.encoder.embeddings.position_embedding.weight
+    waves = table.shape[1] // 4
+    turns = torch.arange(GRID)[:, None] * 0.02 ** (torch.arange(waves) / waves)
+    line = torch.cat([turns.sin(), turns.cos()], dim=1)  # [GRID, D / 2]
+    rows, columns = line[:, None].expand(-1, GRID, -1), line[None].expand(GRID, -1, -1)
+    table[1:] = 0.5 * torch.cat([rows, columns], dim=2).flatten(0, 1)
+
+
+@torch.no_grad()
+def set_language_model(model: GeoLlavaForConditionalGeneration) -> None:
+    """Attention begins by looking for what is alike, and by copying what it finds.
+
+    Queries and keys begin as the same projection, values and outputs as each other's transpose
+    (mimetic initialization, arXiv 2305.09828). A small model that begins at random takes many more
+    examples until it finds out that a word of the question stands for a token of the image.
+    """
+    width = model.config.text_config.hidden_size
+    for name, parameter in model.model.named_parameters():
+        if name.startswith(("layers", "embed_tokens")) and parameter.ndim == 2:
+            nn.init.normal_(parameter, std=width**-0.5)
+    for layer in model.model.layers:
+        attention = layer.self_attn
+        heads = width // attention.head_dim
+
+        def projections(heads: int = heads, size: int = attention.head_dim) -> Tensor:
+            return torch.cat([torch.linalg.qr(torch.randn(width, size)).Q.T for _ in range(heads)])
+
+        alike, copied = projections(), projections()
+        for projection in (attention.q_proj, attention.k_proj):
+            projection.weight.copy_(alike + 0.02 * torch.randn_like(alike))
+            projection.bias.zero_()
+        attention.v_proj.weight.copy_(copied)
+        attention.v_proj.bias.zero_()
+        attention.o_proj.weight.copy_(0.5 * copied.T)
+
+
+def scene_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE of the words that scenes are spoken of in; spells all others."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1024,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    rows = (training_row(plan(seed, 2048), "") for seed in range(200))
+    turns = (turn["value"] for row in rows for turn in row["conversations"])
+    core.train_from_iterator((text.removesuffix(INSTRUCTION) for text in turns), trainer)
+    marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", IMAGE_TOKEN, VIDEO_TOKEN]
+    core.add_special_tokens([AddedToken(mark, special=True) for mark in marks])
+    # What every question ends in is one token: the model reads it dozens of times for each scene.
+    core.add_tokens([AddedToken(INSTRUCTION, normalized=False)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
+
+
+class Wording(nn.Module):
+    """What a patch shows, as the sum of the language model's embeddings of the words for it."""
+
+    def __init__(self, embeddings: nn.Embedding, tokenizer: PreTrainedTokenizerFast) -> None:
+        super().__init__()
+        self.embeddings = embeddings
+        self.ids = {
+            name: [
+                torch.tensor(tokenizer(" " + word, add_special_tokens=False)["input_ids"])
+                if word
+                else None
+                for word in words
+            ]
+            for name, words in WORDS.items()
+        }
+
+    def forward(self, labels: dict[str, Tensor]) -> Tensor:
+        """int64 [...] of each question -> [..., text width]; negative labels say nothing."""
+        total: Tensor | float = 0.0
+        for name, ids in self.ids.items():
+            table = torch.stack(
+                [
+                    self.embeddings(tokens).mean(0)
+                    if tokens is not None
+                    else torch.zeros(self.embeddings.embedding_dim)
+                    for tokens in ids
+                ]
+            )
+            total = total + table[labels[name].clamp(min=0)]
+        assert isinstance(total, Tensor)
+        return total
+
+
+def split_crops(grid: Tensor) -> Tensor:
+    """[patches, patches] of a square scene -> [crops, 576], as its crops are cut."""
+    return (
+        grid.unflatten(0, (-1, GRID))
+        .unflatten(2, (-1, GRID))
+        .transpose(1, 2)
+        .flatten(2)
+        .flatten(0, 1)
+    )
+
+
+def kept_patches(thing: Tensor, num_keep: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """About what the selection will keep of crops: all things, and some of the ground.
+
+    Args:
+        thing: [C, 576] labels.
+
+    Returns:
+        ([C, num_keep] patches, ascending; [C, num_keep] bool, False where the slot stays empty).
+    """
+    rank = (thing > 0).float() + torch.from_numpy(rng.random(thing.shape)).float() * 0.5
+    patches = rank.topk(num_keep, dim=1).indices.sort(1).values
+    grounds = torch.from_numpy(rng.random(thing.shape[0]))[:, None]  # how many flow together
+    is_thing = thing.gather(1, patches) > 0
+    valid = is_thing | (torch.from_numpy(rng.random(patches.shape)) < grounds)
+    return patches, valid

@@ -1,0 +1,239 @@
+"""The small model's language model: first lessons, in words.
+
+    python examples/small_model/words.py WORDS_FOLDER
+
+A scene's kept tokens are stood in for by sums of word embeddings ("car" + "red" + "desert"), so
+that no pixel need be drawn: the language model finds out how questions are answered before it sees
+an image. `join.py` then teaches the projector to speak in the same words.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from parts import CROP, Wording, build, kept_patches, split_crops
+from rich.console import Console
+from torch import Tensor, nn
+from tower import label
+
+from geollava.scenes import (
+    COLORS,
+    DESCRIBE,
+    DIRECTIONS,
+    KINDS,
+    LAND_USES,
+    PURPLE,
+    VEHICLES,
+    NoRoomError,
+    Planner,
+    Question,
+    Scene,
+    Thing,
+    ask_shuffled,
+    conversation,
+    describe,
+    land_use_at,
+    more_questions,
+    plan,
+    prompt_of,
+    training_row,
+    varied,
+)
+from geollava.train_data import join, tokenize
+
+SCALE = 1.3
+NOISE = 0.3  # of a token, relative to a word
+MOTIONS = ("moving", "standing still")
+Turn = tuple[str, str]
+
+console = Console(stderr=True, highlight=False)
+
+
+def small_scene(seed: int, most: int) -> Scene:
+    """672 x 672 pixels with at most so many things, and maybe a helipad and a fire."""
+    make = Planner(seed, 672, SCALE, attempt=0)
+    rng = make.rng
+    scene = Scene(seed, 672, SCALE, tuple(make.choose(LAND_USES, 4)))
+
+    def put(kind: str, where: tuple[Thing, float, float] | None = None, **more: Any) -> Thing:
+        """Anywhere, or at some distance from a thing."""
+
+        def near(spot: tuple[float, float]) -> bool:
+            if where is None:
+                return True
+            return where[1] < math.dist(spot, (where[0].x, where[0].y)) / SCALE < where[2]
+
+        beside = None if where is None else (where[0].x, where[0].y)
+        thing = make.thing(kind, make.place(near, beside), **more)
+        scene.things.append(thing)
+        return thing
+
+    def ask(text: str, right: str, words: Any) -> None:
+        wrong = make.choose([word for word in words if word != right], 3)
+        ask_shuffled(make, scene, "", text, [right, *wrong])
+
+    pad = put("helipad") if rng.random() < 0.4 else None
+    fire = put("fire") if rng.random() < 0.4 else None
+    if rng.random() < 0.7:
+        vehicle = put(
+            make.choose(VEHICLES, 1)[0],
+            (pad, 26, 70) if pad else None,
+            color=PURPLE,
+            moving=rng.random() < 0.5,
+        )
+        ask("What kind of vehicle is purple?", vehicle.kind, VEHICLES)
+        motion = MOTIONS[not vehicle.moving]
+        ask("Is the purple vehicle moving or standing still?", motion, MOTIONS)
+        if pad is not None:
+            way = int(np.sign(vehicle.x - pad.x)), int(np.sign(vehicle.y - pad.y))
+            name = list(DIRECTIONS)[list(DIRECTIONS.values()).index(way)]
+            text = "Seen from the helipad, in which direction is the purple vehicle?"
+            ask(text, name, DIRECTIONS)
+    if pad is not None and (use := land_use_at(scene, pad)) is not None:
+        ask("What is the land use around the helipad?", use, LAND_USES)
+    if fire is not None:
+        if (use := land_use_at(scene, fire)) is not None:
+            ask("Something burns in this image. On which land use?", use, LAND_USES)
+        color = make.choose(COLORS, 1)[0]
+        put(make.choose(KINDS, 1)[0], (fire, 20, 28), color=COLORS[color])
+        ask("What is the color of the object beside the fire?", color, COLORS)
+    for _ in range(int(rng.integers(most)) - len(scene.things)):
+        put(make.choose(KINDS, 1)[0])
+    return scene
+
+
+def lesson(scene: Scene, rng: np.random.Generator, with_choices: float) -> list[Turn]:
+    """Half a dozen turns about a small scene, and one about words alone."""
+    pool: list[Question] = [*scene.questions, *scene.questions, *more_questions(scene, rng)]
+    turns = [(DESCRIBE, describe(scene))]
+    for index in rng.permutation(len(pool))[:6]:
+        question = varied(pool[index], rng)
+        if rng.random() < with_choices:
+            turns.append((prompt_of(question), chr(65 + question.answer)))
+        else:
+            turns.append((question.text, question.choices[question.answer]))
+    words = [*KINDS, *COLORS, *LAND_USES, *DIRECTIONS, *map(str, range(10))]
+    some = tuple(words[index] for index in rng.permutation(len(words))[:4])
+    which = int(rng.integers(4))
+    turns.append(
+        (prompt_of(Question("", f"Which is {some[which]}?", some, which)), chr(65 + which))
+    )
+    return [turns[index] for index in rng.permutation(len(turns))]
+
+
+class Lessons:
+    """What each step learns from: questions, answers and visual tokens in words."""
+
+    def __init__(self, processor: Any, wording: Wording, tokens: int) -> None:
+        self.processor, self.wording, self.tokens = processor, wording, tokens
+        self.seed = 5 * 10**6
+
+    def rows(self, progress: float) -> tuple[Scene, list[Turn], np.random.Generator]:
+        """Small scenes at first, whole ones more and more."""
+        while True:
+            self.seed += 1
+            rng = np.random.default_rng([self.seed, 3])
+            if rng.random() < 1.6 * progress - 0.3:
+                size = int(rng.choice([672, 1008, 1344], p=[0.4, 0.2, 0.4]))
+                scene = plan(self.seed, size, SCALE)
+                values = [turn["value"] for turn in training_row(scene, "")["conversations"]]
+                values[0] = values[0].removeprefix("<image>\n")
+                return scene, list(zip(values[::2], values[1::2], strict=True)), rng
+            try:
+                scene = small_scene(self.seed, 12)
+            except NoRoomError:
+                continue
+            return scene, lesson(scene, rng, with_choices=0.2 + 0.5 * progress), rng
+
+    def visual_tokens(self, scene: Scene, rng: np.random.Generator) -> Tensor:
+        """[crops * num_keep, text width]"""
+        labels = {name: split_crops(grid) for name, grid in label(scene).items()}
+        patches, valid = kept_patches(labels["thing"], self.processor.num_keep, rng)
+        said = self.wording({name: grid.gather(1, patches) for name, grid in labels.items()})
+        noise = NOISE * said.shape[2] ** -0.5 * torch.randn_like(said)
+        return ((said + noise) * valid[..., None]).flatten(0, 1)
+
+    def step(self, progress: float) -> list[tuple[dict[str, Any], list[Turn]]]:
+        """Rows as inputs of the model. Not packed: attention without a mask is far faster here."""
+        batch = []
+        filled = 0
+        while filled < self.tokens:
+            scene, turns, rng = self.rows(progress)
+            crops = (scene.size // CROP) ** 2
+            ids, labels = tokenize(self.processor, conversation(turns), [crops])
+            sample = {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels)}
+            images = {"image_features": self.visual_tokens(scene, rng)}
+            batch.append((join([sample]) | images, turns))
+            filled += len(ids)
+        return batch
+
+
+def correct(logits: Tensor, batch: dict[str, Any], turns: list[Turn]) -> list[tuple[str, bool]]:
+    """(question, whether its whole answer is the likeliest) of each turn."""
+    right = (logits.argmax(1) == batch["labels"][0]).tolist()
+    places = batch["logits_to_keep"].tolist()
+    starts = [i for i, place in enumerate(places) if i == 0 or place != places[i - 1] + 1]
+    ends = [*starts[1:], len(places)]
+    return [
+        (question, all(right[start:end]))
+        for (question, _), start, end in zip(turns, starts, ends, strict=True)
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--tokens", type=int, default=1400, help="of a step, at least")
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+
+    torch.manual_seed(options.seed)
+    processor, model = build()
+    lessons = Lessons(
+        processor, Wording(model.get_input_embeddings(), processor.tokenizer), options.tokens
+    )
+    parameters = [*model.model.layers.parameters(), *model.model.norm.parameters()]
+    parameters += model.get_input_embeddings().parameters()
+    optimizer = torch.optim.AdamW(parameters, options.learning_rate, (0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, options.learning_rate, options.steps, pct_start=0.05, cycle_momentum=False
+    )
+    start, losses = time.perf_counter(), []
+    scores: dict[str, list[bool]] = defaultdict(list)
+    for step in range(1, options.steps + 1):
+        optimizer.zero_grad()
+        batch = lessons.step(step / options.steps)
+        for inputs, turns in batch:
+            output = model(**inputs)
+            (output.loss / len(batch)).backward()
+            losses.append(output.loss.item())
+            for question, right in correct(output.logits[0], inputs, turns):
+                kind = "(ABCD) " if "choices" in question else ""
+                name = question.split("?")[0].replace(" burns in", "?")[:24]
+                scores[kind + name].append(right)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 0:
+            seconds = time.perf_counter() - start
+            console.print(f"{step} ({seconds:.0f} s): loss {np.mean(losses[-400:]):.3f}")
+        if step % 500 == 0:
+            said = {name: f"{np.mean(v[-100:]):.2f}" for name, v in sorted(scores.items())}
+            console.print(said)
+            model.save_pretrained(options.folder)
+            processor.save_pretrained(options.folder)
+
+
+if __name__ == "__main__":
+    main()
