@@ -354,7 +354,7 @@ def varied(question: Question, rng: np.random.Generator) -> Question:
 
 
 def more_questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
-    """Further questions. Their answers are sure but not drawn by lot: they teach, and test nobody."""
+    """Questions whose answers are sure, but not drawn by lot: they teach, and test nobody."""
     standing = {kind: [thing for thing in scene.things if thing.kind == kind] for kind in KINDS}
     more: list[Question] = []
 
