@@ -14,9 +14,11 @@ import torch
 from parts import GRID, WORDS, Wording, split_crops
 from rich.console import Console
 from rich.progress import track
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 from tower import label
+from words import WORDING_FILE
 
 from geollava import GeoLlavaForConditionalGeneration, GeoLlavaProcessor
 from geollava.scenes import plan
@@ -66,7 +68,7 @@ def main() -> None:
 
     images = sorted((options.scenes / "images").glob("*.jpg"))[: options.images]
     features, labels = kept_tokens(model, processor, images)
-    wanted = Wording(model.get_input_embeddings(), processor.tokenizer)(labels)
+    wanted = Wording(load_file(options.words / WORDING_FILE))(labels)
     projector = model.model.mm_projector.requires_grad_(True)
     with torch.no_grad():
         projector[0].weight /= features.std()

@@ -17,11 +17,12 @@ import statistics
 from pathlib import Path
 
 import torch
+from parts import GRID, THINGS
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional
-from tower import GRID, THINGS, make_crops
+from tower import make_crops
 
 from geollava import GeoLlavaForConditionalGeneration
 from geollava.default_model import default_checkpoint

@@ -55,8 +55,8 @@ def build() -> tuple[GeoLlavaProcessor, GeoLlavaForConditionalGeneration]:
         text_config={
             "vocab_size": len(tokenizer),
             "hidden_size": 128,
-            "intermediate_size": 384,
-            "num_hidden_layers": 6,
+            "intermediate_size": 512,
+            "num_hidden_layers": 4,
             "num_attention_heads": 4,
             "num_key_value_heads": 4,
             "max_position_embeddings": 32_768,
@@ -97,7 +97,7 @@ def set_positions(model: GeoLlavaForConditionalGeneration) -> None:
 
 @torch.no_grad()
 def set_language_model(model: GeoLlavaForConditionalGeneration) -> None:
-    """Attention begins by looking for what is alike, and by copying what it finds.
+    """Attention begins by looking for what is near or alike, and by copying what it finds.
 
     Queries and keys begin as the same projection, values and outputs as each other's transpose
     (mimetic initialization, arXiv 2305.09828). A small model that begins at random takes many more
@@ -107,20 +107,32 @@ def set_language_model(model: GeoLlavaForConditionalGeneration) -> None:
     for name, parameter in model.model.named_parameters():
         if name.startswith(("layers", "embed_tokens")) and parameter.ndim == 2:
             nn.init.normal_(parameter, std=width**-0.5)
-    for layer in model.model.layers:
+    for index, layer in enumerate(model.model.layers):
         attention = layer.self_attn
-        heads = width // attention.head_dim
+        size = attention.head_dim
 
-        def projections(heads: int = heads, size: int = attention.head_dim) -> Tensor:
-            return torch.cat([torch.linalg.qr(torch.randn(width, size)).Q.T for _ in range(heads)])
+        def projections(size: int = size) -> Tensor:
+            return torch.cat(
+                [torch.linalg.qr(torch.randn(width, size)).Q.T for _ in range(width // size)]
+            )
 
         alike, copied = projections(), projections()
         for projection in (attention.q_proj, attention.k_proj):
-            projection.weight.copy_(alike + 0.02 * torch.randn_like(alike))
+            projection.weight.copy_(1.2 * alike + 0.02 * torch.randn_like(alike))
             projection.bias.zero_()
         attention.v_proj.weight.copy_(copied)
         attention.v_proj.bias.zero_()
         attention.o_proj.weight.copy_(0.5 * copied.T)
+        # Some heads look at the last few words, or the last few dozens, whatever they are: a bias
+        # that queries and keys share is turned apart by distance.
+        for head, waves in enumerate(((2, 3, 4), (4, 5)) if index < 2 else ((2, 3, 4),)):
+            own = slice(head * size, (head + 1) * size)
+            bias = torch.zeros(size)
+            bias[list(waves)] = (6 * size**0.5 / len(waves)) ** 0.5  # 6 nats for itself
+            for projection in (attention.q_proj, attention.k_proj):
+                projection.weight[own] = 0.05 * torch.randn(size, width)
+                projection.bias[own] = bias
+            attention.o_proj.weight[:, own] *= 6 if index < 2 else 2
 
 
 def scene_tokenizer() -> PreTrainedTokenizerFast:
@@ -150,37 +162,31 @@ def scene_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-class Wording(nn.Module):
-    """What a patch shows, as the sum of the language model's embeddings of the words for it."""
+class Wording:
+    """What a patch shows, as the sum of the embeddings of the words for it.
 
-    def __init__(self, embeddings: nn.Embedding, tokenizer: PreTrainedTokenizerFast) -> None:
-        super().__init__()
-        self.embeddings = embeddings
-        self.ids = {
-            name: [
-                torch.tensor(tokenizer(" " + word, add_special_tokens=False)["input_ids"])
-                if word
-                else None
-                for word in words
-            ]
-            for name, words in WORDS.items()
-        }
+    The embeddings are those of the beginning: later ones also say which word is likely to follow,
+    and what is alike in that is no longer told apart.
 
-    def forward(self, labels: dict[str, Tensor]) -> Tensor:
+    Attributes:
+        tables: of each question, [answers, text width].
+    """
+
+    def __init__(self, tables: dict[str, Tensor]) -> None:
+        self.tables = tables
+
+    @classmethod
+    def of(cls, embeddings: Tensor, tokenizer: PreTrainedTokenizerFast) -> Wording:
+        def embed(word: str) -> Tensor:
+            ids = tokenizer(" " + word, add_special_tokens=False)["input_ids"]
+            return embeddings[ids].mean(0) if word else torch.zeros(embeddings.shape[1])
+
+        return cls({name: torch.stack(list(map(embed, words))) for name, words in WORDS.items()})
+
+    def __call__(self, labels: dict[str, Tensor]) -> Tensor:
         """int64 [...] of each question -> [..., text width]; negative labels say nothing."""
-        total: Tensor | float = 0.0
-        for name, ids in self.ids.items():
-            table = torch.stack(
-                [
-                    self.embeddings(tokens).mean(0)
-                    if tokens is not None
-                    else torch.zeros(self.embeddings.embedding_dim)
-                    for tokens in ids
-                ]
-            )
-            total = total + table[labels[name].clamp(min=0)]
-        assert isinstance(total, Tensor)
-        return total
+        said = [table[labels[name].clamp(min=0)] for name, table in self.tables.items()]
+        return torch.stack(said).sum(0)
 
 
 def split_crops(grid: Tensor) -> Tensor:
@@ -194,11 +200,14 @@ def split_crops(grid: Tensor) -> Tensor:
     )
 
 
-def kept_patches(thing: Tensor, num_keep: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+def kept_patches(
+    thing: Tensor, num_keep: int, rng: np.random.Generator, full: bool = False
+) -> tuple[Tensor, Tensor]:
     """About what the selection will keep of crops: all things, and some of the ground.
 
     Args:
         thing: [C, 576] labels.
+        full: no slot stays empty.
 
     Returns:
         ([C, num_keep] patches, ascending; [C, num_keep] bool, False where the slot stays empty).
@@ -207,5 +216,5 @@ def kept_patches(thing: Tensor, num_keep: int, rng: np.random.Generator) -> tupl
     patches = rank.topk(num_keep, dim=1).indices.sort(1).values
     grounds = torch.from_numpy(rng.random(thing.shape[0]))[:, None]  # how many flow together
     is_thing = thing.gather(1, patches) > 0
-    valid = is_thing | (torch.from_numpy(rng.random(patches.shape)) < grounds)
+    valid = full | is_thing | (torch.from_numpy(rng.random(patches.shape)) < grounds)
     return patches, valid

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from parts import CROP, Wording, build, kept_patches, split_crops
 from rich.console import Console
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from tower import label
 
@@ -49,7 +50,11 @@ from geollava.scenes import (
 from geollava.train_data import join, tokenize
 
 SCALE = 1.3
-NOISE = 0.3  # of a token, relative to a word
+WORDING_FILE = "wording.safetensors"
+# Things of a small scene at most, and tokens that are kept of each crop, up to which progress.
+LEVELS = ((1.0, 10, 24),)
+BEGINNING = 0.4  # of the lessons: no slot is empty, no turn about words alone
+NOISE = 0.2  # of a token, relative to a word
 MOTIONS = ("moving", "standing still")
 Turn = tuple[str, str]
 
@@ -57,7 +62,7 @@ console = Console(stderr=True, highlight=False)
 
 
 def small_scene(seed: int, most: int) -> Scene:
-    """672 x 672 pixels with at most so many things, and maybe a helipad and a fire."""
+    """Two crops, the upper half of 672 x 672 pixels, with at most so many things."""
     make = Planner(seed, 672, SCALE, attempt=0)
     rng = make.rng
     scene = Scene(seed, 672, SCALE, tuple(make.choose(LAND_USES, 4)))
@@ -66,8 +71,8 @@ def small_scene(seed: int, most: int) -> Scene:
         """Anywhere, or at some distance from a thing."""
 
         def near(spot: tuple[float, float]) -> bool:
-            if where is None:
-                return True
+            if spot[1] > CROP - 16 or where is None:
+                return spot[1] < CROP - 16
             return where[1] < math.dist(spot, (where[0].x, where[0].y)) / SCALE < where[2]
 
         beside = None if where is None else (where[0].x, where[0].y)
@@ -79,8 +84,9 @@ def small_scene(seed: int, most: int) -> Scene:
         wrong = make.choose([word for word in words if word != right], 3)
         ask_shuffled(make, scene, "", text, [right, *wrong])
 
-    pad = put("helipad") if rng.random() < 0.4 else None
-    fire = put("fire") if rng.random() < 0.4 else None
+    often = 0.4 if most > 3 else 0.15
+    pad = put("helipad") if rng.random() < often else None
+    fire = put("fire") if rng.random() < often else None
     if rng.random() < 0.7:
         vehicle = put(
             make.choose(VEHICLES, 1)[0],
@@ -104,21 +110,30 @@ def small_scene(seed: int, most: int) -> Scene:
         color = make.choose(COLORS, 1)[0]
         put(make.choose(KINDS, 1)[0], (fire, 20, 28), color=COLORS[color])
         ask("What is the color of the object beside the fire?", color, COLORS)
-    for _ in range(int(rng.integers(most)) - len(scene.things)):
+    for _ in range(int(rng.integers(1, most + 1)) - len(scene.things)):
         put(make.choose(KINDS, 1)[0])
     return scene
 
 
-def lesson(scene: Scene, rng: np.random.Generator, with_choices: float) -> list[Turn]:
-    """Half a dozen turns about a small scene, and one about words alone."""
-    pool: list[Question] = [*scene.questions, *scene.questions, *more_questions(scene, rng)]
+def lesson(scene: Scene, rng: np.random.Generator, progress: float) -> list[Turn]:
+    """Half a dozen turns about a small scene; later also one about words alone."""
+    with_choices = max(0.0, 1.4 * progress - 0.5)
+    more = [varied(question, rng) for question in more_questions(scene, rng)]
+    counts = [question for question in more if question.choices[0].isdigit()]
+    others = [question for question in more if not question.choices[0].isdigit()]
+    others += [varied(question, rng) for question in 2 * scene.questions]
     turns = [(DESCRIBE, describe(scene))]
-    for index in rng.permutation(len(pool))[:6]:
-        question = varied(pool[index], rng)
+    chosen = [others[index] for index in rng.permutation(len(others))[:5]]
+    chosen += [
+        counts[index] for index in rng.permutation(len(counts))[: 1 + (progress > BEGINNING)]
+    ]
+    for question in chosen:
         if rng.random() < with_choices:
             turns.append((prompt_of(question), chr(65 + question.answer)))
         else:
             turns.append((question.text, question.choices[question.answer]))
+    if progress < BEGINNING:
+        return [turns[index] for index in rng.permutation(len(turns))]
     words = [*KINDS, *COLORS, *LAND_USES, *DIRECTIONS, *map(str, range(10))]
     some = tuple(words[index] for index in rng.permutation(len(words))[:4])
     which = int(rng.integers(4))
@@ -135,44 +150,52 @@ class Lessons:
         self.processor, self.wording, self.tokens = processor, wording, tokens
         self.seed = 5 * 10**6
 
-    def rows(self, progress: float) -> tuple[Scene, list[Turn], np.random.Generator]:
-        """Small scenes at first, whole ones more and more."""
+    def row(self, progress: float) -> tuple[Scene, int, list[Turn], np.random.Generator]:
+        """A scene, its crops, and turns about it: small ones at first, whole ones more and more."""
         while True:
             self.seed += 1
             rng = np.random.default_rng([self.seed, 3])
-            if rng.random() < 1.6 * progress - 0.3:
+            if rng.random() < 1.6 * progress - 0.7:
+                self.processor.num_keep = 24
                 size = int(rng.choice([672, 1008, 1344], p=[0.4, 0.2, 0.4]))
                 scene = plan(self.seed, size, SCALE)
                 values = [turn["value"] for turn in training_row(scene, "")["conversations"]]
                 values[0] = values[0].removeprefix("<image>\n")
-                return scene, list(zip(values[::2], values[1::2], strict=True)), rng
+                turns = list(zip(values[::2], values[1::2], strict=True))
+                return scene, (size // CROP) ** 2, turns, rng
+            most, self.processor.num_keep = next(
+                (things, kept) for end, things, kept in LEVELS if progress <= end
+            )
             try:
-                scene = small_scene(self.seed, 12)
+                scene = small_scene(self.seed, most)
             except NoRoomError:
                 continue
-            return scene, lesson(scene, rng, with_choices=0.2 + 0.5 * progress), rng
+            return scene, 2, lesson(scene, rng, progress), rng
 
-    def visual_tokens(self, scene: Scene, rng: np.random.Generator) -> Tensor:
+    def visual_tokens(
+        self, scene: Scene, crops: int, rng: np.random.Generator, progress: float
+    ) -> Tensor:
         """[crops * num_keep, text width]"""
-        labels = {name: split_crops(grid) for name, grid in label(scene).items()}
-        patches, valid = kept_patches(labels["thing"], self.processor.num_keep, rng)
+        labels = {name: split_crops(grid)[:crops] for name, grid in label(scene).items()}
+        patches, valid = kept_patches(
+            labels["thing"], self.processor.num_keep, rng, progress < BEGINNING
+        )
         said = self.wording({name: grid.gather(1, patches) for name, grid in labels.items()})
         noise = NOISE * said.shape[2] ** -0.5 * torch.randn_like(said)
         return ((said + noise) * valid[..., None]).flatten(0, 1)
 
-    def step(self, progress: float) -> list[tuple[dict[str, Any], list[Turn]]]:
-        """Rows as inputs of the model. Not packed: attention without a mask is far faster here."""
-        batch = []
+    def step(self, progress: float) -> tuple[dict[str, Any], list[Turn]]:
+        """Some rows in one sequence, each blind to the others, and their turns."""
+        samples, images, said = [], [], []
         filled = 0
         while filled < self.tokens:
-            scene, turns, rng = self.rows(progress)
-            crops = (scene.size // CROP) ** 2
+            scene, crops, turns, rng = self.row(progress)
             ids, labels = tokenize(self.processor, conversation(turns), [crops])
-            sample = {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels)}
-            images = {"image_features": self.visual_tokens(scene, rng)}
-            batch.append((join([sample]) | images, turns))
+            samples.append({"input_ids": torch.tensor(ids), "labels": torch.tensor(labels)})
+            images.append(self.visual_tokens(scene, crops, rng, progress))
+            said += turns
             filled += len(ids)
-        return batch
+        return join(samples) | {"image_features": torch.cat(images)}, said
 
 
 def correct(logits: Tensor, batch: dict[str, Any], turns: list[Turn]) -> list[tuple[str, bool]]:
@@ -200,9 +223,9 @@ def main() -> None:
 
     torch.manual_seed(options.seed)
     processor, model = build()
-    lessons = Lessons(
-        processor, Wording(model.get_input_embeddings(), processor.tokenizer), options.tokens
-    )
+    embeddings = model.get_input_embeddings().weight.detach().clone()
+    wording = Wording.of(embeddings, processor.tokenizer)
+    lessons = Lessons(processor, wording, options.tokens)
     parameters = [*model.model.layers.parameters(), *model.model.norm.parameters()]
     parameters += model.get_input_embeddings().parameters()
     optimizer = torch.optim.AdamW(parameters, options.learning_rate, (0.9, 0.98), weight_decay=0.01)
@@ -212,27 +235,27 @@ def main() -> None:
     start, losses = time.perf_counter(), []
     scores: dict[str, list[bool]] = defaultdict(list)
     for step in range(1, options.steps + 1):
+        inputs, turns = lessons.step(step / options.steps)
+        output = model(**inputs)
         optimizer.zero_grad()
-        batch = lessons.step(step / options.steps)
-        for inputs, turns in batch:
-            output = model(**inputs)
-            (output.loss / len(batch)).backward()
-            losses.append(output.loss.item())
-            for question, right in correct(output.logits[0], inputs, turns):
-                kind = "(ABCD) " if "choices" in question else ""
-                name = question.split("?")[0].replace(" burns in", "?")[:24]
-                scores[kind + name].append(right)
+        output.loss.backward()
+        losses.append(output.loss.item())
+        for question, right in correct(output.logits[0], inputs, turns):
+            kind = "(ABCD) " if "choices" in question else ""
+            scores[kind + question.split("?")[0].replace(" burns in", "?")[:24]].append(right)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
         if step % 100 == 0:
             seconds = time.perf_counter() - start
-            console.print(f"{step} ({seconds:.0f} s): loss {np.mean(losses[-400:]):.3f}")
-        if step % 500 == 0:
+            console.print(f"{step} ({seconds:.0f} s): loss {np.mean(losses[-100:]):.3f}")
+        if step % 250 == 0:
             said = {name: f"{np.mean(v[-100:]):.2f}" for name, v in sorted(scores.items())}
             console.print(said)
             model.save_pretrained(options.folder)
+            processor.num_keep = model.config.num_keep
             processor.save_pretrained(options.folder)
+            save_file(wording.tables, options.folder / WORDING_FILE)
 
 
 if __name__ == "__main__":

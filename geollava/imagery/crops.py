@@ -63,14 +63,18 @@ def crop_rows(
 
     def row(index: int) -> Tensor:
         canvas_top = index * crop_size
-        band = np.zeros((3, crop_size, canvas[0]), dtype=np.uint8)
         first, last = max(canvas_top, top), min(canvas_top + crop_size, bottom)
+        shape = (cols, 3, crop_size, crop_size)
+        crops = torch.empty(shape, dtype=torch.uint8) if out is None else out[index]
+        by_rows = crops.numpy().transpose(1, 2, 0, 3)  # [3, crop_size, cols, crop_size]
+        if (left, right, last - first) == (0, canvas[0], crop_size):  # nothing black in between
+            resize_rows(scene, size, first - top, last - top, factor, by_rows)
+            return crops
+        band = np.zeros((3, crop_size, canvas[0]), dtype=np.uint8)
         if first < last:
             image = band[:, first - canvas_top : last - canvas_top, left:right]
             resize_rows(scene, size, first - top, last - top, factor, image)
-        shape = (cols, 3, crop_size, crop_size)
-        crops = torch.empty(shape, dtype=torch.uint8) if out is None else out[index]
-        crops.numpy()[...] = band.reshape(3, crop_size, cols, crop_size).transpose(2, 0, 1, 3)
+        by_rows[...] = band.reshape(by_rows.shape)
         return crops
 
     return in_order(row, range(rows), min(MAX_WORKERS, os.cpu_count() or 1))
@@ -116,7 +120,8 @@ def resize_rows(
     """Rows `top` to `bottom` of the scene resized to (width, height) `size`.
 
     Args:
-        out: [3, bottom - top, width] uint8 to write them into: a plane per color, as crops are.
+        out: [3, bottom - top, width] uint8 to write them into, a plane per color as crops have
+            them; or with the width in two dimensions, as that of crops in a row.
     """
     width, height = size
     source_width, source_height = (math.ceil(side / factor) for side in scene.size)
@@ -132,7 +137,7 @@ def resize_rows(
         return planes
 
     if source_height == height:
-        out[...] = read(top, bottom, width)
+        out[...] = read(top, bottom, width).reshape(out.shape)
         return
     first, weights = bicubic_weights(source_height, height, top, bottom)
     start = int(first[0])
@@ -152,9 +157,9 @@ def widened(image: Image.Image, width: int) -> Image.Image:
 
 
 def to_planes(image: Image.Image, out: np.ndarray) -> None:
-    """An RGB image -> [3, height, width]."""
+    """An RGB image -> [3, height, width], or with the width in two dimensions."""
     for plane, band in zip(out, image.split(), strict=True):
-        plane[...] = band
+        plane[...] = np.asarray(band).reshape(plane.shape)
 
 
 def image_of(planes: np.ndarray) -> Image.Image:
@@ -200,11 +205,13 @@ def bicubic_weights(
 
 
 def weigh_rows(rows: np.ndarray, first: np.ndarray, weights: np.ndarray, out: np.ndarray) -> None:
-    """The pass across rows, uint8 [3, H, W] -> `out` [3, n, W].
+    """The pass across rows, uint8 [3, H, W] -> `out` [3, n, W], or with W in two dimensions.
 
     Row i of the output is the weighted sum of rows from first[i] on.
     """
     steps = np.diff(first)
+    inner = out.shape[3] if out.ndim == 4 else 1
+    tile = TILE[1] // inner
     start = 0
     while start < len(first):
         # Outputs at even distances, whose inputs are a slice.
@@ -215,11 +222,11 @@ def weigh_rows(rows: np.ndarray, first: np.ndarray, weights: np.ndarray, out: np
         reach = (stop - start - 1) * step + 1
         reached = slice(first[start], first[start] + reach + weights.shape[1] - 1)
         for plane, target in zip(rows, out, strict=True):
-            for left in range(0, rows.shape[2], TILE[1]):
-                columns = slice(left, left + TILE[1])
-                target[start:stop, columns] = weighted_tile(
-                    plane[reached, columns], weights[start:stop], reach, step
-                )
+            for left in range(0, out.shape[2], tile):
+                columns = slice(left * inner, (left + tile) * inner)
+                part = target[start:stop, left : left + tile]
+                values = weighted_tile(plane[reached, columns], weights[start:stop], reach, step)
+                part[...] = values.reshape(part.shape)
         start = stop
 
 
