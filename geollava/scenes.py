@@ -315,8 +315,8 @@ def question_rows(scene: Scene, image: str) -> list[dict[str, Any]]:
 
 
 def training_row(scene: Scene, image: str, variant: int = 0) -> dict[str, Any]:
-    """One conversation about a scene, in random order: what stands out, the scene's questions with
-    choices, some of them without, and others that it answers too.
+    """One conversation about a scene, in random order: what stands out, the scene's questions, some
+    of them with choices too, and others that it answers.
 
     The image is encoded once for all of them.
 
@@ -326,14 +326,12 @@ def training_row(scene: Scene, image: str, variant: int = 0) -> dict[str, Any]:
     rng = np.random.default_rng([scene.seed, scene.size, 2, variant])
     turns = [(DESCRIBE, describe(scene))]
     own = [varied(question, rng) for question in scene.questions]
-    more = [varied(question, rng) for question in more_questions(scene, rng)]
-    more = [more[index] for index in rng.permutation(len(more))[: len(own) // 2]]
-    for question in own + more[::2]:
-        turns.append((prompt_of(question), chr(65 + question.answer)))
-    for question in [own[index] for index in rng.permutation(len(own))[: len(own) // 2]] + more[
-        1::2
-    ]:
+    others = more_questions(scene, rng)
+    more = [varied(others[index], rng) for index in rng.permutation(len(others))[: len(own) // 2]]
+    for question in own + more:
         turns.append((question.text, question.choices[question.answer]))
+    for question in [own[index] for index in rng.permutation(len(own))[: len(own) // 2]]:
+        turns.append((prompt_of(question), chr(65 + question.answer)))
     order = rng.permutation(len(turns))
     return {
         "id": f"scene-{scene.seed}-{variant}",

@@ -5,6 +5,6 @@ set -euo pipefail
 results=$(cd "$(dirname "$0")/../../benchmarks/results" && pwd)/small_model
 mkdir -p "$1" "$results"
 geollava scenes "$1/scenes" --first-seed 10000 --count 320 --size 1344 --scale 1.3 --part test
-geollava evaluate sweep xlrs --data "$1/scenes/test.json" --out "$1/sweep" --budgets 12,24,48 \
+geollava evaluate sweep scenes-open --data "$1/scenes/test.json" --out "$1/sweep" --budgets 24,12 \
     --methods background_anchored,smaller_image,downsample,spatial_pool,random
 cp "$1"/sweep/sweep.{json,md,png} "$results"

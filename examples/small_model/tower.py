@@ -1,6 +1,6 @@
 """The small model's tower: a patch learns what it shows, from nothing.
 
-    python examples/small_model/tower.py START_FOLDER
+    python examples/small_model/tower.py TOWER_FOLDER
 
 There is no pretrained CLIP small enough to ship, so the tower learns on crowded scenes what CLIP
 knows from its captions: each patch says what stands on it, its color, the land use. The class token

@@ -10,7 +10,14 @@ from typing import Any
 Row = Mapping[str, Any]
 
 # Each the file of that name (with _ for -), with `BENCHMARK` in it.
-NAMES = ("xlrs", "xlrs-caption", "xlrs-grounding", "lrs-vqa", "mme-realworld-rs")
+NAMES = (
+    "xlrs",
+    "xlrs-caption",
+    "xlrs-grounding",
+    "lrs-vqa",
+    "mme-realworld-rs",
+    "scenes-open",
+)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ ModelOption = Annotated[
     str | None,
     typer.Option(
         "--model",
-        help="Checkpoint of ours or of transformers: folder or hub name (default: untrained)",
+        help="Checkpoint of ours or of transformers: folder or hub name (default: the small one)",
     ),
 ]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder for results; goes on where it was")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -10,17 +11,12 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from geollava import GeoLlavaForConditionalGeneration, GeoLlavaProcessor, cli, scenes
-from geollava.default_model import byte_tokenizer, default_checkpoint
-
-
-@pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory):
-    """The default checkpoint is made in a cache of the test's own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
+from geollava.default_model import default_checkpoint
+from geollava.processing import IMAGE_TOKEN, VIDEO_TOKEN
 
 
 @pytest.fixture(scope="session")
@@ -76,8 +72,8 @@ def pair(complete_checkpoint) -> tuple[GeoLlavaForConditionalGeneration, GeoLlav
 @pytest.fixture(scope="session")
 def default_pair() -> tuple[GeoLlavaForConditionalGeneration, GeoLlavaProcessor]:
     folder = default_checkpoint()
-    model = GeoLlavaForConditionalGeneration.from_pretrained(folder).eval()
-    return model, GeoLlavaProcessor.from_pretrained(folder)
+    model = GeoLlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    return model.eval(), GeoLlavaProcessor.from_pretrained(folder)
 
 
 @pytest.fixture
@@ -93,6 +89,19 @@ def run(capsys):
     return run
 
 
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte: reads any language, and needs no vocabulary from elsewhere."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE({character: i for i, character in enumerate(alphabet)}, []))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", IMAGE_TOKEN, VIDEO_TOKEN]
+    core.add_special_tokens([AddedToken(mark, special=True) for mark in marks])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
+
+
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8)
@@ -104,12 +113,21 @@ def guessing_checkpoint(tmp_path_factory) -> Path:
     """Answers with one of the letters A to D, now this, now that, by image and by question."""
     folder = tmp_path_factory.mktemp("guessing") / "guesser"
     shutil.copytree(default_checkpoint(), folder)
-    model = GeoLlavaForConditionalGeneration.from_pretrained(folder)
+    shipped = GeoLlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    config = copy.deepcopy(shipped.config)
+    config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = GeoLlavaForConditionalGeneration(config)
+    model.model.vision_tower.load_state_dict(shipped.model.vision_tower.state_dict())
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        letters = byte_tokenizer().convert_tokens_to_ids(list("ABCD"))
+        letters = GeoLlavaProcessor.from_pretrained(folder).tokenizer.convert_tokens_to_ids(
+            list("ABCD")
+        )
         model.lm_head.weight.zero_()
-        model.lm_head.weight[letters] = torch.randn(4, 64, generator=generator)
+        width = model.lm_head.in_features
+        model.lm_head.weight[letters] = torch.randn(4, width, generator=generator)
         for layer in model.model.layers:  # strong layers, so that little changes matter
             attention = layer.self_attn
             for part in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj):

@@ -14,6 +14,7 @@ from geollava.evaluate.benchmark import NAMES, get_benchmark
 from geollava.evaluate.evaluation import evaluate
 from geollava.evaluate.rows import Data
 from geollava.evaluate.runner import Options
+from geollava.scenes import plan, question_rows
 
 from .conftest import noise
 from .test_evaluate import Parrot, lines_of
@@ -182,3 +183,19 @@ def test_captions(tmp_path):
     assert list(other) == ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "chrF"]
     assert 0 < other["BLEU-4"] < other["BLEU-1"] < 1
     assert results["protocol"]["example"] == xlrs_caption.REQUEST
+
+
+def test_scenes_asked_without_choices():
+    benchmark = get_benchmark("scenes-open")
+    for row in question_rows(plan(5, 1100), "scene.jpg"):
+        choices = [choice[4:] for choice in row["multi-choice options"]]
+        right = choices["ABCD".index(row["answer"])]
+        assert benchmark.build_prompt(row) == row["question"]
+        assert [benchmark.grade(row, f" {choice}.") for choice in choices] == [
+            choice == right for choice in choices
+        ]
+        assert not benchmark.grade(row, row["answer"])
+        assert benchmark.chance(row) == 1 / len(choices)
+        assert benchmark.problem_of(row) is None
+        assert "none of its choices is E" in benchmark.problem_of(row | {"answer": "E"})
+        assert "is no task of the scenes" in benchmark.problem_of(row | {"category": "Cooking"})

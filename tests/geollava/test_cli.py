@@ -38,9 +38,22 @@ def test_json(run, scene):
     assert all(value >= 0 for value in report["seconds"].values())
     assert report["peak_memory_mib"] > 0
     assert isinstance(report["answer"], str)
-    assert report["untrained"] is True
-    assert "untrained" in err
-    assert err.count("\n") == 1
+    assert report["untrained"] is False
+    assert err == ""
+
+
+def test_untrained_weights_are_said_to_be(run, scene, default_pair, tmp_path):
+    model, processor = default_pair
+    folder = tmp_path / "untrained"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"untrained": True}))
+    code, out, err = run(
+        "ask", scene, "How many ships?", "--json", "--max-new-tokens", 1, "--model", folder
+    )
+    assert (code, json.loads(out)["untrained"]) == (0, True)
+    assert "weights are untrained" in err
 
 
 def test_text(run, scene):

@@ -1,51 +1,62 @@
-"""The checkpoint that is used when none is named."""
+"""The checkpoint that is used when none is named: the small one that is shipped."""
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import math
 
-import numpy as np
+import pytest
 import torch
-from PIL import Image
 
-from geollava import default_model
-from geollava.imagery import cut_crops
+from geollava.answer import ask_for, encode_scene, generate
+from geollava.default_model import default_checkpoint
+from geollava.evaluate.scenes_open import is_correct
+from geollava.imagery import as_scene
+from geollava.scene_drawing import draw
+from geollava.scenes import is_test, plan, question_rows
 
-from .conftest import noise
-
-
-def test_the_same_everywhere():
-    first, second = (default_model.build()[1].state_dict() for _ in range(2))
-    assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-def test_made_once_and_never_half(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with ThreadPoolExecutor(2) as pool:
-        folders = set(pool.map(lambda _: default_model.default_checkpoint(), range(2)))
-    assert len(folders) == 1
-    (folder,) = folders
-    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
-    made = (folder / "model.safetensors").stat().st_mtime_ns
-    assert default_model.default_checkpoint() == folder
-    assert (folder / "model.safetensors").stat().st_mtime_ns == made
+SIZE, SCALE = 1344, 1.3
+SEEDS = range(90_000, 90_050, 5)  # of no scene that the model learned from or is scored on
+# What its card says that it has learned.
+LEARNED = ("Anomaly", "Regional Land use", "Object classification", "Object motion")
 
 
-def test_bytes_in_bytes_out():
-    tokenizer = default_model.byte_tokenizer()
-    text = "Wie viele Schiffe? 卫星 \x00 <b>"
-    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
-    assert len(tokenizer(text)["input_ids"]) == len(text.encode())
+@pytest.fixture(scope="module")
+def seen(default_pair):
+    """(scene, its encoded tokens) of each seed."""
+    assert all(is_test(seed) for seed in SEEDS)
+    scenes = [plan(seed, SIZE, SCALE) for seed in SEEDS]
+    return [(scene, encode_scene(*default_pair, as_scene(draw(scene)))) for scene in scenes]
 
 
-def test_even_ground_flows_together_and_what_stands_out_is_kept(default_pair):
-    model, _ = default_pair
-    scene = Image.new("RGB", (336, 336), (60, 110, 160))
-    scene.paste(noise(42, 28), (140, 168))  # patches: columns 10 to 12, rows 12 and 13
-    kept = model.encode_crops(cut_crops(np.array(scene), 336))
-    object_tokens = {row * 24 + col for row in (12, 13) for col in (10, 11, 12)}
-    roots = kept.assignment[0].tolist()
-    ground = [root for token, root in enumerate(roots) if token not in object_tokens]
-    assert max(ground.count(root) for root in set(ground)) > 0.8 * len(ground)
-    chosen = set(kept.keep_indices[0][kept.valid[0]].tolist())
-    assert {roots[token] for token in object_tokens} <= chosen
+def test_small_enough_to_ship_and_with_a_card():
+    files = list(default_checkpoint().iterdir())
+    assert sum(file.stat().st_size for file in files) <= 20 * 2**20
+    assert "README.md" in {file.name for file in files}
+    assert not [file for file in files if file.suffix in (".bin", ".pt", ".pth", ".pkl")]
+
+
+def test_answers_about_scenes_it_has_not_seen(default_pair, seen):
+    hits = chance = variance = 0.0
+    for scene, tokens in seen:
+        for question, row in zip(scene.questions, question_rows(scene, ""), strict=True):
+            if any(task in question.category for task in LEARNED):
+                inputs = ask_for(*default_pair, question.text, tokens.crops, 8)
+                hits += is_correct(row, generate(*default_pair, tokens, inputs, 8))
+                guess = 1 / len(question.choices)
+                chance, variance = chance + guess, variance + guess * (1 - guess)
+    assert hits > chance + 4 * math.sqrt(variance)
+
+
+def test_keeps_what_is_small(seen):
+    kept = things = 0
+    for scene, tokens in seen:
+        result = tokens.kept
+        mask = torch.zeros_like(result.assignment, dtype=torch.bool)
+        mask.scatter_(1, result.keep_indices, result.valid)
+        for thing in scene.things:
+            column, row = int(thing.x), int(thing.y)
+            crop = row // 336 * (SIZE // 336) + column // 336
+            kept += bool(mask[crop, row % 336 // 14 * 24 + column % 336 // 14])
+            things += 1
+    # 24 of 576 at random keep one in 24.
+    assert kept / things > 0.8

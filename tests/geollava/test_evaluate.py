@@ -15,7 +15,6 @@ import transformers as hf
 from PIL import Image
 
 from geollava.answer import answer
-from geollava.default_model import byte_tokenizer
 from geollava.evaluate import own_model, scores, xlrs
 from geollava.evaluate.answerer import Answerer, Reply, Seen
 from geollava.evaluate.benchmark import get_benchmark
@@ -25,7 +24,7 @@ from geollava.evaluate.rows import Data
 from geollava.evaluate.runner import Options
 from geollava.imagery import as_scene
 
-from .conftest import noise
+from .conftest import byte_tokenizer, noise
 
 XLRS = get_benchmark("xlrs")
 

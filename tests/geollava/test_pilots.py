@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import numpy as np
@@ -138,10 +139,26 @@ def test_ablation(run, questions, guessing_checkpoint, tmp_path):
     assert [line["reply"] for line in lines[0]] == [line["reply"] for line in asked]
 
 
+@torch.no_grad()
+def patches_alone(model):
+    """The model with a tower whose tokens know nothing of their place and of each other."""
+    model = copy.deepcopy(model)
+    encoder = model.model.vision_tower.encoder
+    encoder.embeddings.position_embedding.weight.zero_()
+    for layer in encoder.encoder.layers:
+        for linear in (layer.self_attn.out_proj, layer.mlp.fc2):
+            linear.weight.zero_()
+            linear.bias.zero_()
+    return model
+
+
 def test_windows_lie_within_the_image(default_pair):
     # 672 x 300 pixels fill the width of a canvas of two crops; 18 rows beyond it are black.
-    windows = windows_of(*default_pair, as_scene(Image.new("RGB", (672, 300), (90, 120, 60))))
-    assert windows.shape == (4 * 12, 64)
+    model, processor = default_pair
+    model = patches_alone(model)
+    windows = windows_of(model, processor, as_scene(Image.new("RGB", (672, 300), (90, 120, 60))))
+    width = model.config.vision_config.hidden_size
+    assert windows.shape == (4 * 12, width)
     assert similarity(windows, background_prototypes(windows)).min() > 0.999
 
 

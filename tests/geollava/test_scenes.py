@@ -140,6 +140,8 @@ def test_written_scenes_are_training_data(run, tmp_path):
     ]
     assert [len(part) for part in parts] == [2, 8]
     assert [len(row["conversations"]) for row in parts[0]] == [2 * 17, 2 * 17]
+    assert run("scenes", tmp_path / "c", *options, "--part", "test", "--variants", 2)[0] == 0
+    assert len(list((tmp_path / "c" / "images").iterdir())) == 1
     images = [{row["image"][0] for row in part} for part in parts]
     assert not images[0] & images[1]
     for path in (tmp_path / "a").rglob("*.*"):
@@ -154,6 +156,7 @@ def test_written_scenes_are_training_data(run, tmp_path):
         (("--size", 500), "at least 512 pixels times"),
         (("--scale", "nan"), "got 8064 for nan"),
         (("--ground", "mars"), "mixed, earth, procedural, got 'mars'"),
+        (("--part", "exam"), "--part must be one of both, train, test, got exam"),
     ],
 )
 def test_refusals(run, tmp_path, options, message):
