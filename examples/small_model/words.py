@@ -51,8 +51,7 @@ from geollava.train_data import join, tokenize
 
 SCALE = 1.3
 WORDING_FILE = "wording.safetensors"
-# Things of a small scene at most, and tokens that are kept of each crop, up to which progress.
-LEVELS = ((1.0, 10, 24),)
+MOST = 10  # things of a small scene
 BEGINNING = 0.4  # of the lessons: no slot is empty, no turn about words alone
 NOISE = 0.2  # of a token, relative to a word
 MOTIONS = ("moving", "standing still")
@@ -61,8 +60,8 @@ Turn = tuple[str, str]
 console = Console(stderr=True, highlight=False)
 
 
-def small_scene(seed: int, most: int) -> Scene:
-    """Two crops, the upper half of 672 x 672 pixels, with at most so many things."""
+def small_scene(seed: int) -> Scene:
+    """Two crops, the upper half of 672 x 672 pixels, with few things."""
     make = Planner(seed, 672, SCALE, attempt=0)
     rng = make.rng
     scene = Scene(seed, 672, SCALE, tuple(make.choose(LAND_USES, 4)))
@@ -84,9 +83,8 @@ def small_scene(seed: int, most: int) -> Scene:
         wrong = make.choose([word for word in words if word != right], 3)
         ask_shuffled(make, scene, "", text, [right, *wrong])
 
-    often = 0.4 if most > 3 else 0.15
-    pad = put("helipad") if rng.random() < often else None
-    fire = put("fire") if rng.random() < often else None
+    pad = put("helipad") if rng.random() < 0.4 else None
+    fire = put("fire") if rng.random() < 0.4 else None
     if rng.random() < 0.7:
         vehicle = put(
             make.choose(VEHICLES, 1)[0],
@@ -110,7 +108,7 @@ def small_scene(seed: int, most: int) -> Scene:
         color = make.choose(COLORS, 1)[0]
         put(make.choose(KINDS, 1)[0], (fire, 20, 28), color=COLORS[color])
         ask("What is the color of the object beside the fire?", color, COLORS)
-    for _ in range(int(rng.integers(1, most + 1)) - len(scene.things)):
+    for _ in range(int(rng.integers(1, MOST + 1)) - len(scene.things)):
         put(make.choose(KINDS, 1)[0])
     return scene
 
@@ -156,18 +154,14 @@ class Lessons:
             self.seed += 1
             rng = np.random.default_rng([self.seed, 3])
             if rng.random() < 1.6 * progress - 0.7:
-                self.processor.num_keep = 24
                 size = int(rng.choice([672, 1008, 1344], p=[0.4, 0.2, 0.4]))
                 scene = plan(self.seed, size, SCALE)
                 values = [turn["value"] for turn in training_row(scene, "")["conversations"]]
                 values[0] = values[0].removeprefix("<image>\n")
                 turns = list(zip(values[::2], values[1::2], strict=True))
                 return scene, (size // CROP) ** 2, turns, rng
-            most, self.processor.num_keep = next(
-                (things, kept) for end, things, kept in LEVELS if progress <= end
-            )
             try:
-                scene = small_scene(self.seed, most)
+                scene = small_scene(self.seed)
             except NoRoomError:
                 continue
             return scene, 2, lesson(scene, rng, progress), rng
@@ -253,7 +247,6 @@ def main() -> None:
             said = {name: f"{np.mean(v[-100:]):.2f}" for name, v in sorted(scores.items())}
             console.print(said)
             model.save_pretrained(options.folder)
-            processor.num_keep = model.config.num_keep
             processor.save_pretrained(options.folder)
             save_file(wording.tables, options.folder / WORDING_FILE)
 
