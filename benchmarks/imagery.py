@@ -25,6 +25,7 @@ from torch import Tensor
 
 from benchmarks import measure, results
 from geollava import imagery
+from geollava.imagery.resizer import fastest_passes
 
 IMPLEMENTATIONS = ("published", "ours")
 CROP_SIZE = 336
@@ -40,16 +41,18 @@ def make_scene(path: Path, side: int) -> None:
 
 
 def run(impl: str, path: Path, threads: int) -> tuple[dict[str, float], Tensor]:
-    """({"decode": s, "crops": s, "peak": MiB of the process}, crops)."""
+    """({"decode": s, "crops": s, "peak": MiB of the process}, crops); loading code is no part."""
     torch.set_num_threads(threads)
-    start = time.perf_counter()
     if impl == "published":
         from benchmarks.baselines.published_crops import crops_of, decode
 
+        start = time.perf_counter()
         image: Any = decode(path)
         decoded = time.perf_counter()
         crops = crops_of(image)
     else:
+        fastest_passes()  # loads them
+        start = time.perf_counter()
         image = imagery.open_scene(path)
         image.read_rows(0, 1, 1)  # decodes
         decoded = time.perf_counter()

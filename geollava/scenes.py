@@ -327,7 +327,7 @@ def training_row(scene: Scene, image: str, variant: int = 0) -> dict[str, Any]:
     turns = [(DESCRIBE, describe(scene))]
     own = [varied(question, rng) for question in scene.questions]
     others = more_questions(scene, rng)
-    more = [varied(others[index], rng) for index in rng.permutation(len(others))[: len(own) // 2]]
+    more = [varied(question, rng) for question in others[: len(own)]]
     for question in own + more:
         turns.append((question.text, question.choices[question.answer]))
     for question in [own[index] for index in rng.permutation(len(own))[: len(own) // 2]]:
@@ -352,7 +352,11 @@ def varied(question: Question, rng: np.random.Generator) -> Question:
 
 
 def more_questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
-    """Questions whose answers are sure, but not drawn by lot: they teach, and test nobody."""
+    """Questions whose answers are sure, but not drawn by lot: they teach, and test nobody.
+
+    In random order. Each number is counted to once in the scene and once in a part of it: in most
+    parts most kinds do not stand, and whoever learned from every count would learn to say 0.
+    """
     standing = {kind: [thing for thing in scene.things if thing.kind == kind] for kind in KINDS}
     more: list[Question] = []
 
@@ -376,7 +380,18 @@ def more_questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
         if names.count(name) == 1:
             ask(f"What is {name}?", thing.kind, KINDS)
     own = {question.text for question in scene.questions}
-    return [question for question in more if question.text not in own]
+    counted: set[tuple[bool, str]] = set()
+    chosen = []
+    for index in rng.permutation(len(more)):
+        question = more[index]
+        right = question.choices[0]
+        count = question.text.endswith("in the image?"), right
+        if question.text in own or count in counted:
+            continue
+        if right.isdigit():
+            counted.add(count)
+        chosen.append(question)
+    return chosen
 
 
 def color_name(thing: Thing) -> str:

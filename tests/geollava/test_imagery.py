@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import errno
 import io
+import math
 import os
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -158,20 +161,47 @@ def test_canvas_holds_the_whole_image_centered_on_black(size, canvas):
     assert abs(top - (canvas[1] - bottom)) <= 1
 
 
+@pytest.fixture(params=["pillow and numpy", "numba"])
+def passes(request, monkeypatch):
+    """The passes of the resize that images of every size go through."""
+    compiled = request.param == "numba"
+    if compiled:
+        pytest.importorskip("numba")
+    monkeypatch.setattr("geollava.imagery.resizer.COMPILED_PIXELS", 0 if compiled else math.inf)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(size=sizes, canvas=canvas_sizes, seed=st.integers(0, 99))
-def test_crops_are_cut_from_what_pillow_makes_of_the_whole_image(size, canvas, seed):
+def test_crops_are_cut_from_what_pillow_makes_of_the_whole_image(passes, size, canvas, seed):
     image = noise(*size, seed=seed)
     pixels = put_together(imagery.crop_rows(imagery.as_scene(image), canvas, 28))
     assert np.array_equal(pixels, resized_by_pillow(image, canvas))
 
 
 @pytest.mark.parametrize("size", [(2500, 1700), (1700, 2500), (700, 3000), (20_000, 14)])
-def test_large_images_in_blocks(size, monkeypatch):
-    monkeypatch.setattr("geollava.imagery.crops.BLOCK_BYTES", 2**18)
+def test_large_images_in_blocks(size, passes, monkeypatch):
+    monkeypatch.setattr("geollava.imagery.resizer.BLOCK_BYTES", 2**18)
     image = noise(*size)
     canvas = imagery.select_canvas(*size, imagery.allowed_canvases(336, 24, 49))
     pixels = put_together(imagery.crop_rows(imagery.as_scene(image), canvas, 336))
     assert np.array_equal(pixels, resized_by_pillow(image, canvas))
+
+
+def test_large_images_without_numba():
+    """...in a process of its own: what is loaded stays loaded."""
+    script = """
+import sys
+sys.modules["numba"] = None
+import numpy as np
+from PIL import Image
+from geollava import imagery
+from geollava.imagery import resizer
+resizer.COMPILED_PIXELS = 0
+image = Image.effect_noise((200, 150), 99).convert("RGB")
+pixels = np.asarray(imagery.resized(imagery.as_scene(image), (140, 105)))
+assert (pixels == np.asarray(image.resize((140, 105), Image.Resampling.BICUBIC))).all()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 @given(st.integers(1, 5), st.integers(1, 5))
