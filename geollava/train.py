@@ -110,7 +110,8 @@ def check_output(config: TrainConfig, resume: bool) -> Path | None:
     """The checkpoint to go on from, None for a new run."""
     run = config.output / RUN_FILE
     if not resume:
-        if config.output.exists() and any(config.output.iterdir()):
+        # One process looks: when the others come to it, the run may have begun.
+        if is_main_process() and config.output.exists() and any(config.output.iterdir()):
             raise ValueError(
                 f"output: {config.output} must be new or empty; --resume continues a run"
             )
