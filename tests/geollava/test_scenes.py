@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 
 from geollava.scene_drawing import draw
-from geollava.scenes import COLORS, DIRECTIONS, LANDMARKS, PURPLE, REACH, is_test, plan
+from geollava.scenes import (
+    COLORS,
+    DESCRIBE,
+    DIRECTIONS,
+    LANDMARKS,
+    PURPLE,
+    REACH,
+    is_test,
+    plan,
+    training_row,
+)
 
 SEEDS = range(600)
 
@@ -131,6 +141,29 @@ def test_the_same_from_the_same_seed():
     assert plan(4, 1024) == plan(4, 1024) != plan(6, 1024)
 
 
+def test_conversations_teach_the_questions_and_more(scenes):
+    counts = Counter()
+    for scene in scenes[:200]:
+        texts = []
+        for variant in (0, 1):
+            said = training_row(scene, "image.jpg", variant)["conversations"]
+            asked = [turn["value"].removeprefix("<image>\n") for turn in said[::2]]
+            answers = dict(zip(asked, (turn["value"] for turn in said[1::2]), strict=True))
+            assert {q.text: right(q) for q in scene.questions}.items() <= answers.items()
+            assert len(asked) == len(answers) > 12
+            assert (DESCRIBE in asked) == (variant == 0)
+            for text, answer in answers.items():
+                if text.startswith("How many") and text.endswith("in the image?"):
+                    kind = text.removeprefix("How many ").split("s are")[0]
+                    assert answer == str(sum(thing.kind == kind for thing in scene.things))
+                elif text.startswith("How many") and "choices" not in text:
+                    counts[answer] += 1
+            texts.append(asked)
+        assert texts[0] != texts[1]
+    # No count is so common that a model learns to say it whatever it sees.
+    assert max(counts.values()) < 0.35 * counts.total()
+
+
 def test_written_scenes_are_training_data(run, tmp_path):
     options = ("--count", 3, "--size", 1100)
     assert run("scenes", tmp_path / "a", *options)[0] == 0
@@ -139,7 +172,6 @@ def test_written_scenes_are_training_data(run, tmp_path):
         json.loads((tmp_path / "a" / f"{name}.json").read_text()) for name in ("train", "test")
     ]
     assert [len(part) for part in parts] == [2, 8]
-    assert [len(row["conversations"]) for row in parts[0]] == [2 * 17, 2 * 17]
     assert run("scenes", tmp_path / "c", *options, "--part", "test", "--variants", 2)[0] == 0
     assert len(list((tmp_path / "c" / "images").iterdir())) == 1
     images = [{row["image"][0] for row in part} for part in parts]
