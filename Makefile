@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test lint bench clean
 
-demo: $(VENV)/.installed-demo  ## ask questions about a scene of 8,064 x 8,064 px
+demo: $(VENV)/.installed-demo  ## ask about a scene that the model has not seen
 	$(BIN)/python examples/ask_scene.py
 
 test: $(VENV)/.installed-dev  ## install and run all tests

@@ -322,6 +322,9 @@ def scenes(
     variants: Annotated[
         int, typer.Option(min=1, help="Conversations about each scene to train on")
     ] = 1,
+    choices: Annotated[
+        bool, typer.Option(help="Train on questions with choices and letters too")
+    ] = True,
     part: Annotated[str, typer.Option(help="Make only those to train or test on")] = "both",
 ) -> None:
     """Make scenes with known answers, to train and to test on."""
@@ -342,6 +345,7 @@ def scenes(
             scale=scale,
             ground=ground,
             variants=variants,
+            choices=choices,
             progress=lambda done: bar.update(task, completed=done),
         )
 

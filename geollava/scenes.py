@@ -315,7 +315,9 @@ def question_rows(scene: Scene, image: str) -> list[dict[str, Any]]:
     return rows
 
 
-def training_row(scene: Scene, image: str, variant: int = 0) -> dict[str, Any]:
+def training_row(
+    scene: Scene, image: str, variant: int = 0, *, choices: bool = True
+) -> dict[str, Any]:
     """One conversation about a scene, in random order: the scene's questions, some of them with
     choices too, others that it answers, and in every fourth variant what stands out.
 
@@ -323,6 +325,7 @@ def training_row(scene: Scene, image: str, variant: int = 0) -> dict[str, Any]:
 
     Args:
         variant: other choices in another order, and other questions beside the scene's own.
+        choices: whether any question lists choices and asks for a letter.
     """
     rng = np.random.default_rng([scene.seed, scene.size, 2, variant])
     # Most of the loss would be on these many words, and it is soon learned.
@@ -330,7 +333,8 @@ def training_row(scene: Scene, image: str, variant: int = 0) -> dict[str, Any]:
     own = [varied(question, rng) for question in scene.questions]
     for question in own + [varied(question, rng) for question in more_questions(scene, rng)]:
         turns.append((question.text, question.choices[question.answer]))
-    for question in [own[index] for index in rng.permutation(len(own))[: len(own) // 2]]:
+    with_choices = len(own) // 2 if choices else 0
+    for question in [own[index] for index in rng.permutation(len(own))[:with_choices]]:
         turns.append((prompt_of(question), chr(65 + question.answer)))
     order = rng.permutation(len(turns))
     return {
@@ -443,6 +447,7 @@ def write_scenes(
     scale: float = 1.0,
     ground: str = "mixed",
     variants: int = 1,
+    choices: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> None:
     """Scenes as JPEG files, with their questions in `train.json` and `test.json`.
@@ -450,7 +455,7 @@ def write_scenes(
     Args:
         folder: made where it does not exist; scenes that are there already are not drawn again.
         ground: see `geollava.scene_drawing.draw`.
-        variants: conversations about each scene for training.
+        variants, choices: conversations about each scene for training; see `training_row`.
         progress: called with the number of scenes done.
     """
     from geollava.scene_drawing import draw
@@ -469,7 +474,9 @@ def write_scenes(
         if is_test(seed):
             rows["test"] += question_rows(scene, name)
         else:
-            rows["train"] += [training_row(scene, name, variant) for variant in range(variants)]
+            rows["train"] += [
+                training_row(scene, name, variant, choices=choices) for variant in range(variants)
+            ]
         if progress is not None:
             progress(done)
     for name, part in rows.items():

@@ -7,8 +7,17 @@ folder=$(cd "$1" && pwd)
 cd "$(dirname "$0")/../.."
 results=benchmarks/results/small_model
 mkdir -p "$results"
+
+sweep() { # name, benchmark, the sweep's other options
+    geollava evaluate sweep "$2" --data "$folder/scenes/test.json" --out "$folder/$1" \
+        --model geollava/small_model "${@:3}"
+    for kind in json md png; do
+        cp "$folder/$1/sweep.$kind" "$results/$1.$kind"
+    done
+}
+
+controls=smaller_image,downsample,spatial_pool,random,uniform
+published=fastervlm,visionzip,vispruner,prumerge,holov,dart,divprune,tome
 geollava scenes "$folder/scenes" --first-seed 10000 --count 320 --size 1344 --scale 1.3 --part test
-geollava evaluate sweep scenes-open --data "$folder/scenes/test.json" --out "$folder/sweep" \
-    --model geollava/small_model --budgets 24,12 \
-    --methods background_anchored,smaller_image,downsample,spatial_pool,random
-cp "$folder"/sweep/sweep.{json,md,png} "$results"
+sweep sweep scenes-open --methods background_anchored,$controls,$published
+sweep letters xlrs --methods background_anchored,random --budgets 24

@@ -159,6 +159,8 @@ def test_conversations_teach_the_questions_and_more(scenes):
                 elif text.startswith("How many") and "choices" not in text:
                     counts[answer] += 1
             texts.append(asked)
+        open_only = training_row(scene, "image.jpg", choices=False)["conversations"]
+        assert not [turn for turn in open_only if "choices" in turn["value"]]
         assert texts[0] != texts[1]
     # No count is so common that a model learns to say it whatever it sees.
     assert max(counts.values()) < 0.35 * counts.total()
