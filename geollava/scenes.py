@@ -345,13 +345,11 @@ def training_row(
 
 
 def varied(question: Question, rng: np.random.Generator) -> Question:
-    """The same question: other numbers around the right one, or the same words in another order."""
+    """The same question, its choices in another order; numbers keep theirs."""
     right = question.choices[question.answer]
     if right.isdigit():
-        first = max(0, int(right) - int(rng.integers(4)))
-        choices = tuple(str(number) for number in range(first, first + 4))
-    else:
-        choices = tuple(question.choices[index] for index in rng.permutation(len(question.choices)))
+        return question
+    choices = tuple(question.choices[index] for index in rng.permutation(len(question.choices)))
     return replace(question, choices=choices, answer=choices.index(right))
 
 
@@ -365,9 +363,13 @@ def more_questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
     more: list[Question] = []
 
     def ask(text: str, right: str, words: Sequence[str] = ()) -> None:
-        wrong = [word for word in words if word != right]
-        choices = [right, *(wrong[index] for index in rng.permutation(len(wrong))[:3])]
-        more.append(Question("", text, tuple(choices), 0))
+        if words:
+            wrong = [word for word in words if word != right]
+            choices = (right, *(wrong[index] for index in rng.permutation(len(wrong))[:3]))
+        else:
+            first = max(0, int(right) - int(rng.integers(4)))
+            choices = tuple(str(number) for number in range(first, first + 4))
+        more.append(Question("", text, choices, choices.index(right)))
 
     for kind, things in standing.items():
         ask(f"How many {kind}s are in the image?", str(len(things)))
@@ -381,14 +383,14 @@ def more_questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
     colored = [thing for things in standing.values() for thing in things]
     names = [color_name(thing) for thing in colored]
     for thing, name in zip(colored, names, strict=True):
-        if names.count(name) == 1:
+        if names.count(name) == 1 and name != "white":  # as are the helipad's mark and wakes
             ask(f"What is {name}?", thing.kind, KINDS)
     own = {question.text for question in scene.questions}
     counted: set[tuple[bool, str]] = set()
     chosen = []
     for index in rng.permutation(len(more)):
         question = more[index]
-        right = question.choices[0]
+        right = question.choices[question.answer]
         count = question.text.endswith("in the image?"), right
         if question.text in own or count in counted:
             continue

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPImageProcessor
+from transformers import CLIPImageProcessorPil
 
 from geollava.imagery import allowed_canvases, fitted_size, image_box, select_canvas
 
@@ -34,7 +34,7 @@ def crops_of(image: Image.Image, crop_size: int = 336, max_crops: int = 576) -> 
         for left in range(0, canvas[0], crop_size)
     ]
     thumbnail = image.resize((crop_size, crop_size))
-    processor: Any = CLIPImageProcessor(size=crop_size, crop_size=crop_size)
+    processor: Any = CLIPImageProcessorPil(size=crop_size, crop_size=crop_size)
     pixels = [
         processor.preprocess(crop, return_tensors="pt")["pixel_values"][0]
         for crop in [thumbnail, *crops]

@@ -124,7 +124,6 @@ def parents(thing: np.ndarray, land_use: np.ndarray) -> np.ndarray:
 
 def make_crops(seed: int, scale: float) -> tuple[Tensor, dict[str, Tensor]]:
     """[16, 3, 336, 336] uint8, and labels [16, 576]."""
-    torch.set_num_threads(1)
     scene = crowd(seed, scale)
     file = io.BytesIO()
     draw(scene, "mixed").save(file, "JPEG", quality=95, subsampling=0)
@@ -225,7 +224,8 @@ def head_loss(
 
 def batches(scale: float, size: int, workers: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
     """Crops that are drawn as they are needed; each is seen four times."""
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, torch.set_num_threads, (1,)) as pool:
         waiting = [pool.submit(make_crops, 10**6 + index, scale) for index in range(24)]
         seed, held = 10**6 + len(waiting), []
         while True:

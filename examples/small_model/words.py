@@ -95,7 +95,7 @@ def small_scene(seed: int) -> Scene:
         ask("What kind of vehicle is purple?", vehicle.kind, VEHICLES)
         motion = MOTIONS[not vehicle.moving]
         ask("Is the purple vehicle moving or standing still?", motion, MOTIONS)
-        if pad is not None:
+        if pad is not None and (label(scene)["from_helipad"] > 0).any():
             way = int(np.sign(vehicle.x - pad.x)), int(np.sign(vehicle.y - pad.y))
             name = list(DIRECTIONS)[list(DIRECTIONS.values()).index(way)]
             text = "Seen from the helipad, in which direction is the purple vehicle?"
@@ -243,7 +243,7 @@ def main() -> None:
         if step % 100 == 0:
             seconds = time.perf_counter() - start
             console.print(f"{step} ({seconds:.0f} s): loss {np.mean(losses[-100:]):.3f}")
-        if step % 250 == 0:
+        if step % 250 == 0 or step == options.steps:
             said = {name: f"{np.mean(v[-100:]):.2f}" for name, v in sorted(scores.items())}
             console.print(said)
             model.save_pretrained(options.folder)

@@ -58,10 +58,7 @@ class GeoLlavaAnswerer(Answerer):
             content=SeenByGeoLlava(features),
             crops=sum(part.crops for part in tokens),
             tokens_before=sum(part.kept.assignment.numel() for part in tokens),
-            tokens_after=sum(
-                int((part.kept.valid & mask).sum())
-                for part, mask in zip(tokens, masks, strict=True)
-            ),
+            tokens_after=sum(map(len, features)),  # empty slots too: the language model reads them
         )
 
     def encode(self, scene: Scene) -> SceneTokens:

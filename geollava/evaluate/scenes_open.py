@@ -1,6 +1,6 @@
 """The questions of `geollava scenes`, asked without their choices and answered in words.
 
-A blind guesser is given the choices all the same: what it gets right by chance is one of them.
+`chance` is that of a guesser who is given the choices all the same; `--blind` is not.
 """
 
 from __future__ import annotations

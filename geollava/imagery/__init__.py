@@ -5,7 +5,8 @@ picture.py   plain pictures, by Pillow
 raster.py    GeoTIFF, COG, JPEG 2000 and VRT (vrt.py), by GDAL; stretch.py makes them 8 bits
 scene.py     what both readers are: rows of RGB, when they are needed
 canvas.py    the grid of crops for an image of a size
-crops.py     rows -> crops
+resizer.py   rows of the scene, resized; resample.py and resample_compiled.py compute them
+crops.py     resized rows -> crops
 """
 
 from geollava.imagery.canvas import (

@@ -1,6 +1,6 @@
 """A scene -> crops: resampled band by band, pixels equal to Pillow's resize of the whole image.
 
-No more than a band of the image is needed at a time.
+Beside the scene itself no more than a band of the resized image is in memory.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from geollava.imagery.canvas import fitted_size, image_box
 from geollava.imagery.resizer import Resizer, image_of
 from geollava.imagery.scene import Scene
 
-MAX_WORKERS = 4  # rows of crops at a time, each in
-BAND_ROWS = 120  # of pixels: some 10 MB on an 8K canvas
+BAND_ROWS = 120  # of pixels at a time in each thread: some 10 MB on an 8K canvas
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -36,7 +35,7 @@ def crop_rows(
 ) -> Iterator[Tensor]:
     """The scene fitted to a canvas, centered on black, cut into crops: one row of them at a time.
 
-    A few rows are made ahead by other threads.
+    As many rows as the scene has readers are made ahead, by other threads.
 
     Args:
         canvas: (width, height) in pixels, multiples of `crop_size`.
@@ -68,7 +67,7 @@ def crop_rows(
             target[...] = band.reshape(target.shape)
         return crops
 
-    return in_order(row, range(rows), min(MAX_WORKERS, os.cpu_count() or 1))
+    return in_order(row, range(rows), min(scene.readers, os.cpu_count() or 1))
 
 
 def all_crops(

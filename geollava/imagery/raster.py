@@ -70,6 +70,8 @@ class Raster(Scene):
         ValueError: damaged, too large, complex samples, no such band.
     """
 
+    readers = 2  # the tiles that more would read do not fit GDAL's cache together
+
     def __init__(
         self,
         path: Path,

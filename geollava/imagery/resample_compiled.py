@@ -10,12 +10,12 @@ import numba
 import numpy as np
 from PIL import Image
 
-from geollava.imagery.resample import WEIGHT_BITS, bicubic_weights
+from geollava.imagery.resample import ROWS, WEIGHT_BITS, bicubic_weights
 
 HALF = 1 << (WEIGHT_BITS - 1)
-# The pass within rows turns a tile on its side, so that each step is one for many rows at once:
-# rows of a tile, and results along each of them.
-ROWS, COLUMNS = 64, 128
+# The pass within rows turns a tile of `ROWS` rows on its side, so that each step is one for all of
+# them at once: results along each row of it.
+COLUMNS = 128
 
 
 def within_rows(image: Image.Image, width: int, out: np.ndarray, top: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""A scene resized, any of its rows at a time: no more than a band of the image is in memory."""
+"""A scene resized, any of its rows at a time, so that nobody needs it whole."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 from PIL import Image
 
 from geollava.imagery import resample
+from geollava.imagery.resample import ROWS
 from geollava.imagery.scene import Scene
 
-BLOCK_BYTES = 2 * 1024 * 1024  # of rows that pass the pass within rows at a time
-BLOCK_ROWS = 64  # a multiple of so many, which are compiled as one step
+BLOCK_BYTES = 16 * 1024 * 1024  # at most, of rows that go through the pass within rows at a time
 # Pixels of a resized image from which on numba's half a second of loading pays.
-COMPILED_PIXELS = 4096 * 4096
+COMPILED_PIXELS: float = 4096 * 4096
 
 
 class Resizer:
@@ -57,9 +57,7 @@ class Resizer:
     def source_rows(self, start: int, stop: int, width: int) -> np.ndarray:
         """Rows of the source, a block at a time through the pass within rows."""
         planes = self.buffers.array("source", (3, stop - start, width))
-        block = max(1, BLOCK_BYTES // (3 * self.source_size[0]))
-        if block > BLOCK_ROWS:
-            block -= block % BLOCK_ROWS
+        block = max(1, min(ROWS, BLOCK_BYTES // (3 * self.source_size[0])))
         for top in range(start, stop, block):
             bottom = min(top + block, stop)
             image = self.scene.read_image(top, bottom, self.factor)
@@ -83,9 +81,15 @@ class Buffers(threading.local):
 
 @cache
 def fastest_passes() -> ModuleType:
+    """`resample_compiled`, else `resample`: without numba, where numba is told not to compile, and
+    where it has nowhere to keep what it compiles."""
     try:
+        from numba import config
+
+        if getattr(config, "DISABLE_JIT", False):
+            return resample
         from geollava.imagery import resample_compiled
-    except (ImportError, RuntimeError):  # no numba; nowhere to keep what it compiles
+    except (ImportError, RuntimeError, OSError):
         return resample
     return resample_compiled
 

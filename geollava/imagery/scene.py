@@ -41,12 +41,14 @@ class Scene(ABC):
         as_published: samples of 8 bits and not more pixels than the published pipeline decodes, so
             that its crops are defined for this scene.
         max_factor: the largest power of two that `read_rows` can reduce by.
+        readers: threads that may read distant rows at the same time and still be fast.
     """
 
     size: tuple[int, int]
     georeference: Georeference | None = None
     as_published: bool = True
     max_factor: int = 1
+    readers: int = 4
 
     @abstractmethod
     def read_rows(self, top: int, bottom: int, factor: int) -> np.ndarray:

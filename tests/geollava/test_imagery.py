@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from geollava import imagery
+from geollava.imagery.resizer import fastest_passes
 
 from .conftest import noise
 
@@ -167,6 +168,7 @@ def passes(request, monkeypatch):
     compiled = request.param == "numba"
     if compiled:
         pytest.importorskip("numba")
+        assert fastest_passes().__name__.endswith("resample_compiled")
     monkeypatch.setattr("geollava.imagery.resizer.COMPILED_PIXELS", 0 if compiled else math.inf)
 
 

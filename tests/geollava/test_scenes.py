@@ -11,6 +11,7 @@ import pytest
 
 from geollava.scene_drawing import draw
 from geollava.scenes import (
+    CHOICES_FOLLOW,
     COLORS,
     DESCRIBE,
     DIRECTIONS,
@@ -152,6 +153,11 @@ def test_conversations_teach_the_questions_and_more(scenes):
             assert {q.text: right(q) for q in scene.questions}.items() <= answers.items()
             assert len(asked) == len(answers) > 12
             assert (DESCRIBE in asked) == (variant == 0)
+            lettered = [text for text in asked if CHOICES_FOLLOW in text]
+            assert len(lettered) == 4
+            for text in lettered:
+                question, _, listed = text.partition(CHOICES_FOLLOW)
+                assert f"({answers[text]}) {answers[question]}\n" in listed
             for text, answer in answers.items():
                 if text.startswith("How many") and text.endswith("in the image?"):
                     kind = text.removeprefix("How many ").split("s are")[0]
