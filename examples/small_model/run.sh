@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The small model from nothing: about two hours on two CPU cores.
+# The small model from nothing, into FOLDER/trained/model: some two and a half hours on two CPU cores.
 #   bash examples/small_model/run.sh FOLDER
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -7,17 +7,12 @@ mkdir -p "$1"
 cd "$1"
 cp "$here/train.yaml" .
 
-scenes() { # so many conversations about each of 304 scenes of 4 crops and 132 of 16
-    geollava scenes scenes/s672 --count 380 --size 672 --scale 1.3 --part train --variants "$1"
-    geollava scenes scenes/s1344 --first-seed 10000 --count 165 --size 1344 --scale 1.3 --part train \
-        --variants "$1"
-}
+geollava scenes scenes/s672 --count 900 --size 672 --scale 1.3 --part train --variants 2 --no-choices
+geollava scenes scenes/s1344 --first-seed 10000 --count 125 --size 1344 --scale 1.3 --part train \
+    --variants 2 --no-choices
 
-scenes 3
-python "$here/tower.py" tower                               # crops -> what each patch shows
-python "$here/words.py" words                               # questions -> answers, in words
-python "$here/join.py" tower words scenes/s672 start        # the projector between them
-geollava train train.yaml                                   # both on images,
-scenes 8
-sed 's|^model: start|model: run/model|; s|^output: run|output: more|' train.yaml > more.yaml
-geollava train more.yaml                                    # and again with other questions
+python "$here/tower.py" tower --steps 3000             # crops -> what each patch shows
+python "$here/words.py" words --steps 3000             # questions -> answers, in words
+python "$here/join.py" tower words scenes/s672 start   # the projector between them
+python "$here/practice.py" start words scenes/s672 practiced  # with its errors, without images
+geollava train train.yaml                              # and both on images

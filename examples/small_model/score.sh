@@ -17,7 +17,7 @@ sweep() { # name, benchmark, the sweep's other options
 }
 
 controls=smaller_image,downsample,spatial_pool,random,uniform
-published=fastervlm,visionzip,vispruner,prumerge,holov,dart,divprune,tome
+published=fastervlm,visionzip,divprune
 geollava scenes "$folder/scenes" --first-seed 10000 --count 320 --size 1344 --scale 1.3 --part test
 sweep sweep scenes-open --methods background_anchored,$controls,$published
 sweep letters xlrs --methods background_anchored,random --budgets 24
