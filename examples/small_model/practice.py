@@ -32,8 +32,8 @@ from geollava.train_data import join, tokenize
 SIZES, SHARES = (672, 1008, 1344), (0.3, 0.3, 0.4)
 KEPT = 0.95  # of the things
 GROUND = 0.2  # of the other slots are filled, at most
-# A token of the ground that is farther off than this shows a thing whose middle is elsewhere.
-FAR = 0.5
+# Of the tokens of the ground; the others show things whose middle is elsewhere.
+NEAR = 0.9
 
 console = Console(stderr=True, highlight=False)
 
@@ -43,7 +43,8 @@ class Errors:
 
     def __init__(self, said: Tensor, wanted: Tensor, labels: dict[str, Tensor]) -> None:
         off = said - wanted
-        near = (labels["thing"] > 0) | (off.square().sum(1) < FAR)
+        is_thing, far = labels["thing"] > 0, off.square().sum(1)
+        near = is_thing | (far <= far[~is_thing].quantile(NEAR))
         self.off = off[near]
         groups: dict[tuple[int, int], list[int]] = defaultdict(list)
         pairs = zip(labels["thing"][near].tolist(), labels["color"][near].tolist(), strict=True)

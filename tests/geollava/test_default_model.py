@@ -17,7 +17,7 @@ from geollava.scenes import is_test, plan, question_rows
 SIZE, SCALE = 1344, 1.3
 SEEDS = range(90_000, 90_050, 5)  # of no scene that the model learned from or is scored on
 # What its card says that it has learned.
-LEARNED = ("Anomaly", "Regional Land use", "Object classification", "Object motion")
+LEARNED = ("Anomaly", "Regional Land use", "classification", "color", "motion")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,8 @@
-"""The recipe of the shipped model goes through, from nothing to a model, a few steps of each part."""
+"""The recipe of the shipped model goes through, a few steps of each part."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,7 @@ def test_from_nothing_to_a_model(run, tmp_path):
     (tmp_path / "train.yaml").write_text(yaml.safe_dump(config | {"max_steps": 2}))
     assert run("train", tmp_path / "train.yaml")[0] == 0
     image = next((tmp_path / "scenes/s672/images").iterdir())
-    code, out, err = run("ask", image, "What is red?", "--model", tmp_path / "trained/model")
+    asked = ("ask", image, "What is red?", "--json", "--max-new-tokens", 8)
+    code, out, err = run(*asked, "--model", tmp_path / "trained/model")
     assert code == 0, err
-    assert "tokens" in out
+    assert json.loads(out)["tokens_after"] == 4 * 24
