@@ -19,5 +19,5 @@ sweep() { # name, benchmark, the sweep's other options
 controls=smaller_image,downsample,spatial_pool,random
 published=fastervlm,divprune
 geollava scenes "$folder/scenes" --first-seed 10000 --count 320 --size 1344 --scale 1.3 --part test
-sweep sweep scenes-open --budgets 24,12,48 --methods background_anchored,$controls,$published
+sweep sweep scenes-open --budgets 24,12 --methods background_anchored,$controls,$published
 sweep letters xlrs --methods background_anchored,random --budgets 24

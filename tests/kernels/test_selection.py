@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tokenprune import ops
@@ -30,10 +30,20 @@ def crops_of_tokens(draw, max_tokens=70):
     return features, torch.tensor(draw(quotas), dtype=torch.int64)
 
 
+def has_one_first_choice(features):
+    """Not two tokens that are each other's nearest and far from all others: either is right."""
+    unit = torch.nn.functional.normalize(features.double(), dim=-1)
+    distance = 1 - unit @ unit.mT
+    distance.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
+    nearest = distance.amin(-1).sort(descending=True).values
+    return bool((nearest[:, :1] - nearest[:, 1:2] > 1e-6).all())
+
+
 @SOME
 @given(crops_of_tokens())
 def test_max_min_select(drawn):
     features, num_keep = drawn
+    assume(has_one_first_choice(features))
     got, expected = (
         ops.max_min_select(features, num_keep, impl=impl) for impl in ("triton", "reference")
     )
