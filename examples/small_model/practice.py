@@ -10,7 +10,7 @@ are so few that the language model would learn them by heart.
 from __future__ import annotations
 
 import argparse
-import time
+import itertools
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,10 @@ import numpy as np
 import torch
 from join import kept_tokens
 from parts import CROP, Wording, split_crops
-from rich.console import Console
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from tower import label
-from words import SCALE, WORDING_FILE, correct
+from words import SCALE, WORDING_FILE, Turn, teach, turns_of
 
 from geollava import GeoLlavaForConditionalGeneration, GeoLlavaProcessor
 from geollava.scenes import Scene, plan, training_row
@@ -34,8 +33,6 @@ KEPT = 0.95  # of the things
 GROUND = 0.2  # of the other slots are filled, at most
 # Of the tokens of the ground; the others show things whose middle is elsewhere.
 NEAR = 0.9
-
-console = Console(stderr=True, highlight=False)
 
 
 class Errors:
@@ -81,8 +78,8 @@ def main() -> None:
     )
     for name in ("start", "words", "scenes", "practiced"):
         parser.add_argument(name, type=Path)
-    parser.add_argument("--images", type=int, default=300)
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--rows", type=int, default=2, help="scenes of a step")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -98,21 +95,13 @@ def main() -> None:
     errors = Errors(model.project(features[None]), wording(labels), labels)
     empty = model.project(features.new_zeros(1, 1, features.shape[1]))
 
-    parameters = [*model.model.layers.parameters(), *model.model.norm.parameters()]
-    parameters += model.get_input_embeddings().parameters()
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    optimizer = torch.optim.AdamW(parameters, options.learning_rate, (0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, options.learning_rate, options.steps, pct_start=0.05, cycle_momentum=False
-    )
-    start, losses, seed = time.perf_counter(), [], 7 * 10**6
-    scores: dict[str, list[bool]] = defaultdict(list)
-    for step in range(1, options.steps + 1):
-        samples: list[dict[str, Any]] = []
-        seen, turns = [], []
-        for _ in range(options.rows):
-            seed += 1
+    for module in (model.model.layers, model.model.norm, model.get_input_embeddings()):
+        module.requires_grad_(True)
+    seeds = itertools.count(7 * 10**6)
+
+    def lesson_at(_: float) -> tuple[dict[str, Any], list[Turn]]:
+        samples, seen, turns = [], [], []
+        for seed in itertools.islice(seeds, options.rows):
             rng = np.random.default_rng([seed, 4])
             size = int(rng.choice(SIZES, p=SHARES))
             scene = plan(seed, size, SCALE)
@@ -121,28 +110,14 @@ def main() -> None:
             samples.append({"input_ids": torch.tensor(ids), "labels": torch.tensor(asked)})
             tokens, filled = visual_tokens(scene, processor.num_keep, wording, errors, rng)
             seen.append(torch.where(filled[:, None], tokens, empty))
-            turns += [
-                (question["value"].removeprefix("<image>\n"), answer["value"])
-                for question, answer in zip(row[::2], row[1::2], strict=True)
-            ]
-        inputs = join(samples)
-        output = model(**inputs, image_features=torch.cat(seen))
-        optimizer.zero_grad()
-        output.loss.backward()
-        losses.append(output.loss.item())
-        for question, right in correct(output.logits[0], inputs, turns):
-            scores[question.split("?")[0].replace(" burns in", "?")[:24]].append(right)
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 100 == 0:
-            seconds = time.perf_counter() - start
-            console.print(f"{step} ({seconds:.0f} s): loss {np.mean(losses[-100:]):.3f}")
-        if step % 500 == 0 or step == options.steps:
-            said = {name: f"{np.mean(v[-200:]):.2f}" for name, v in sorted(scores.items())}
-            console.print(said)
-            model.save_pretrained(options.practiced)
-            processor.save_pretrained(options.practiced)
+            turns += turns_of(row)
+        return join(samples) | {"image_features": torch.cat(seen)}, turns
+
+    def save() -> None:
+        model.save_pretrained(options.practiced)
+        processor.save_pretrained(options.practiced)
+
+    teach(model, lesson_at, options.steps, options.learning_rate, save)
 
 
 if __name__ == "__main__":

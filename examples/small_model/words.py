@@ -13,6 +13,7 @@ import argparse
 import math
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -156,9 +157,7 @@ class Lessons:
             if rng.random() < 1.6 * progress - 0.7:
                 size = int(rng.choice([672, 1008, 1344], p=[0.4, 0.2, 0.4]))
                 scene = plan(self.seed, size, SCALE)
-                values = [turn["value"] for turn in training_row(scene, "")["conversations"]]
-                values[0] = values[0].removeprefix("<image>\n")
-                turns = list(zip(values[::2], values[1::2], strict=True))
+                turns = turns_of(training_row(scene, "")["conversations"])
                 return scene, (size // CROP) ** 2, turns, rng
             try:
                 scene = small_scene(self.seed)
@@ -204,6 +203,53 @@ def correct(logits: Tensor, batch: dict[str, Any], turns: list[Turn]) -> list[tu
     ]
 
 
+def turns_of(conversation: list[dict[str, str]]) -> list[Turn]:
+    said = [turn["value"].removeprefix("<image>\n") for turn in conversation]
+    return list(zip(said[::2], said[1::2], strict=True))
+
+
+def teach(
+    model: Any,
+    lesson_at: Callable[[float], tuple[dict[str, Any], list[Turn]]],
+    steps: int,
+    learning_rate: float,
+    save: Callable[[], None],
+) -> None:
+    """The language model alone learns; says now and then what it answers right.
+
+    Args:
+        lesson_at: the inputs of a step and the turns in them, for the share of steps done.
+        save: called where that is said, and at the end.
+    """
+    parameters = [*model.model.layers.parameters(), *model.model.norm.parameters()]
+    parameters += model.get_input_embeddings().parameters()
+    optimizer = torch.optim.AdamW(parameters, learning_rate, (0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, learning_rate, steps, pct_start=0.05, cycle_momentum=False
+    )
+    start, losses = time.perf_counter(), []
+    scores: dict[str, list[bool]] = defaultdict(list)
+    for step in range(1, steps + 1):
+        inputs, turns = lesson_at(step / steps)
+        output = model(**inputs)
+        optimizer.zero_grad()
+        output.loss.backward()
+        losses.append(output.loss.item())
+        for question, right in correct(output.logits[0], inputs, turns):
+            kind = "(ABCD) " if "choices" in question else ""
+            scores[kind + question.split("?")[0].replace(" burns in", "?")[:24]].append(right)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 0:
+            seconds = time.perf_counter() - start
+            console.print(f"{step} ({seconds:.0f} s): loss {np.mean(losses[-100:]):.3f}")
+        if step % 250 == 0 or step == steps:
+            said = {name: f"{np.mean(v[-100:]):.2f}" for name, v in sorted(scores.items())}
+            console.print(said)
+            save()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -220,35 +266,13 @@ def main() -> None:
     embeddings = model.get_input_embeddings().weight.detach().clone()
     wording = Wording.of(embeddings, processor.tokenizer)
     lessons = Lessons(processor, wording, options.tokens)
-    parameters = [*model.model.layers.parameters(), *model.model.norm.parameters()]
-    parameters += model.get_input_embeddings().parameters()
-    optimizer = torch.optim.AdamW(parameters, options.learning_rate, (0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, options.learning_rate, options.steps, pct_start=0.05, cycle_momentum=False
-    )
-    start, losses = time.perf_counter(), []
-    scores: dict[str, list[bool]] = defaultdict(list)
-    for step in range(1, options.steps + 1):
-        inputs, turns = lessons.step(step / options.steps)
-        output = model(**inputs)
-        optimizer.zero_grad()
-        output.loss.backward()
-        losses.append(output.loss.item())
-        for question, right in correct(output.logits[0], inputs, turns):
-            kind = "(ABCD) " if "choices" in question else ""
-            scores[kind + question.split("?")[0].replace(" burns in", "?")[:24]].append(right)
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 100 == 0:
-            seconds = time.perf_counter() - start
-            console.print(f"{step} ({seconds:.0f} s): loss {np.mean(losses[-100:]):.3f}")
-        if step % 250 == 0 or step == options.steps:
-            said = {name: f"{np.mean(v[-100:]):.2f}" for name, v in sorted(scores.items())}
-            console.print(said)
-            model.save_pretrained(options.folder)
-            processor.save_pretrained(options.folder)
-            save_file(wording.tables, options.folder / WORDING_FILE)
+
+    def save() -> None:
+        model.save_pretrained(options.folder)
+        processor.save_pretrained(options.folder)
+        save_file(wording.tables, options.folder / WORDING_FILE)
+
+    teach(model, lessons.step, options.steps, options.learning_rate, save)
 
 
 if __name__ == "__main__":
