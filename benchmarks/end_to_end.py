@@ -34,7 +34,9 @@ def ask(path: Path, model: str | None, device: str, threads: int) -> dict[str, A
     from geollava import imagery
     from geollava.answer import Stopwatch, answer, load
     from geollava.default_model import default_checkpoint
+    from geollava.malloc import keep_freed_memory
 
+    keep_freed_memory()  # as the command line does
     torch.set_num_threads(threads)
     network, processor = load(model or str(default_checkpoint()), None, device, "auto")
     before = measure.status_mib("VmRSS")

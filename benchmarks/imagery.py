@@ -94,8 +94,12 @@ def measured(impl: str, path: Path, threads: int) -> dict[str, float]:
 
 
 def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    pool = multiprocessing.get_context("spawn").Pool(1)
+    try:
         return pool.apply(function, arguments)
+    finally:
+        pool.close()  # ends by itself, rather than killed with its locks
+        pool.join()
 
 
 def largest_difference(path: Path) -> float:

@@ -161,7 +161,7 @@ def answer(
         image: a scene, or what `imagery.as_scene` makes one of.
         max_new_tokens: length limit of the answer.
         memory_budget: bytes that encoding may take beside the weights. None is the model's
-            `encoder_chunk_size`.
+            `chunk_size`.
         stopwatch: is given the stages "crop" (waiting for crops), "encode" (tower and token
             reduction) and "answer".
         progress: called with (crops done, crops in all) after every chunk.
@@ -217,7 +217,7 @@ def encode_scene(
     images = processor.image_processor
     canvas = images.select_canvas(*scene.size)
     crops = canvas[0] // images.crop_size * (canvas[1] // images.crop_size)
-    size = model.config.encoder_chunk_size
+    size = model.chunk_size
     if memory_budget is not None:
         size = crops_within(memory_budget, model.config, model.dtype)
     chunks = ahead(in_chunks(images.crop_rows(scene), size, pin=model.device.type == "cuda"))

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from geollava.console import DTYPES, check_one_of, progress_bar, stderr
 from geollava.evaluate.pilot_commands import evaluate
+from geollava.malloc import keep_freed_memory, return_freed_memory
 
 app = typer.Typer(
     add_completion=False,
@@ -283,6 +284,7 @@ def train(
 
     from geollava.train import train as run
 
+    return_freed_memory()
     with contextlib.redirect_stdout(sys.stderr):  # the trainer prints its progress
         target = run(settings, resume=resume)
     print(target)
@@ -397,6 +399,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs the command line; an error is one line on the standard error, never a traceback."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    keep_freed_memory()
     for library in ("PIL", "rasterio"):  # what they log of a damaged file, the error says
         logging.getLogger(library).setLevel(logging.CRITICAL)
     try:

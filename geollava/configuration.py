@@ -43,7 +43,8 @@ class GeoLlavaConfig(PreTrainedConfig):
         merge_assignment, merge_temperature: `assignment` and `temperature` of
             `tokenprune.ops.background_anchored`: whether the affinity head gets a gradient.
         video_pool_stride: side of the windows that video frames are average pooled by.
-        encoder_chunk_size: crops that pass the tower at a time.
+        encoder_chunk_size: crops that pass the tower at a time; None is the published 144, and
+            16 on a CPU.
         strict: raise when vision tokens are not finite.
         vision_tower_name: the tower as published checkpoints name it.
         image_grid_pinpoints: [[width, height], ...] of the allowed canvases in pixels; None is the
@@ -71,7 +72,7 @@ class GeoLlavaConfig(PreTrainedConfig):
     merge_assignment: str = "hard"
     merge_temperature: float = 1.0
     video_pool_stride: int = 2
-    encoder_chunk_size: int = 144
+    encoder_chunk_size: int | None = None
     strict: bool = True
     vision_tower_name: str = DEFAULT_TOWER
     image_grid_pinpoints: Any = None
@@ -120,7 +121,7 @@ class GeoLlavaConfig(PreTrainedConfig):
             raise ValueError(
                 f"merge_temperature must be above 0 and finite, got {self.merge_temperature}"
             )
-        if self.encoder_chunk_size < 1:
+        if self.encoder_chunk_size is not None and self.encoder_chunk_size < 1:
             raise ValueError(
                 f"encoder_chunk_size must be at least 1, got {self.encoder_chunk_size}"
             )

@@ -42,6 +42,8 @@ PROMPT_INPUTS = (
     "image_features",
     "video_features",
 )
+# Crops that pass the tower at a time, as published; more than 16 take longer on a CPU.
+CHUNK_SIZE, CPU_CHUNK_SIZE = 144, 16
 
 
 @dataclass
@@ -196,6 +198,13 @@ class GeoLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         weight: Tensor = self.model.mm_projector[0].weight  # type: ignore[assignment]
         return self.model.mm_projector(vision_features.to(weight)).flatten(0, 1)
 
+    @property
+    def chunk_size(self) -> int:
+        """Crops that pass the tower at a time."""
+        if self.config.encoder_chunk_size is not None:
+            return self.config.encoder_chunk_size
+        return CPU_CHUNK_SIZE if self.device.type == "cpu" else CHUNK_SIZE
+
     def encode_crops(
         self,
         pixel_values: Tensor | Iterable[Tensor],
@@ -204,14 +213,14 @@ class GeoLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Crops -> the kept vision tokens of each; of every other token nothing stays.
 
         Args:
-            pixel_values: [C, 3, h, w], which passes `encoder_chunk_size` crops at a time, or chunks
-                of such; uint8 or normalized floating point, on any device. Each chunk is moved to
+            pixel_values: [C, 3, h, w], which passes `chunk_size` crops at a time, or chunks of
+                such; uint8 or normalized floating point, on any device. Each chunk is moved to
                 the model's device and normalized there.
             progress: called with the number of crops done so far.
         """
         if isinstance(pixel_values, Tensor):
             self.check_pixels(pixel_values)
-            pixel_values = pixel_values.split(self.config.encoder_chunk_size)
+            pixel_values = pixel_values.split(self.chunk_size)
         parts, done = [], 0
         for chunk in pixel_values:
             self.check_pixels(chunk)
@@ -238,7 +247,7 @@ class GeoLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """[F, 3, h, w] frames -> [F * tokens per frame, text width]: projected, then pooled."""
         self.check_pixels(pixel_values_videos)
         parts = []
-        for chunk in pixel_values_videos.split(self.config.encoder_chunk_size):
+        for chunk in pixel_values_videos.split(self.chunk_size):
             vision_tokens = self.model.vision_tower(self.prepare_pixels(chunk))
             projected = self.model.mm_projector(vision_tokens[:, 1:])
             parts.append(

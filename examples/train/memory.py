@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from geollava import GeoLlavaConfig, GeoLlavaForConditionalGeneration
+from geollava.modeling import CHUNK_SIZE
 from geollava.train import add_adapters, learning_rates, part_of
 from geollava.train_config import TrainConfig
 
@@ -63,7 +64,7 @@ def activations(config: GeoLlavaConfig, *, tower_learns: bool) -> float:
     kept = 2 * TOKENS * text.hidden_size * (text.num_hidden_layers + 2)
     # gate, up, their product and its gradient, beside six of the layer's width
     redone = 2 * TOKENS * (4 * text.intermediate_size + 6 * text.hidden_size)
-    crops = config.encoder_chunk_size
+    crops = CHUNK_SIZE
     tokens = crops * (config.grid_size[0] * config.grid_size[1] + 1)
     layers = vision.num_hidden_layers if tower_learns else 1
     chunk = 2 * tokens * (layers * vision.hidden_size + 4 * vision.intermediate_size)

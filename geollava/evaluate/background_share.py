@@ -44,7 +44,7 @@ def windows_of(model: Any, processor: Any, scene: Scene) -> Tensor:
     images = processor.image_processor
     canvas = images.select_canvas(*scene.size)
     parts = []
-    chunks = ahead(in_chunks(images.crop_rows(scene), config.encoder_chunk_size))
+    chunks = ahead(in_chunks(images.crop_rows(scene), model.chunk_size))
     for pixels in chunks:
         tokens = model.model.vision_tower(model.prepare_pixels(pixels))[:, 1:]
         grid = tokens.mT.unflatten(2, config.grid_size)  # [C, D, rows, cols]
