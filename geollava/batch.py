@@ -21,6 +21,7 @@ import torch
 
 from geollava.answer import ask_for, encode_scene, generate, load
 from geollava.imagery import open_scene
+from geollava.malloc import keep_freed_memory
 from geollava.outputs import check_output, written_whole
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".jp2", ".j2k", ".vrt")
@@ -209,7 +210,7 @@ def on_ray(tasks: list[Task], settings: Settings, workers: int | None) -> Iterat
         ).map(
             RayAnswerer,  # type: ignore[arg-type]
             fn_constructor_args=(settings, threads),
-            concurrency=workers,
+            compute=ray.data.ActorPoolStrategy(size=workers),
             num_cpus=0 if gpus else 1,
             num_gpus=min(1.0, gpus / workers),
         )
@@ -226,6 +227,7 @@ class RayAnswerer:
 
     def __init__(self, settings: Settings, threads: int) -> None:
         torch.set_num_threads(threads)
+        keep_freed_memory()
         self.answerer = SceneAnswerer(settings)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
