@@ -31,7 +31,7 @@ from geollava.imagery import resizer
 
 PUBLISHED, OURS, WITHOUT_NUMBA = IMPLEMENTATIONS = "published", "ours", "ours without numba"
 CROP_SIZE = 336
-ENCODER_CHUNK = 144  # crops that are normalized at a time
+ENCODER_CHUNK = 16  # crops that are normalized at a time, as `geollava` does on a CPU
 
 
 def make_scene(path: Path, side: int) -> None:

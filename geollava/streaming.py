@@ -38,14 +38,14 @@ def bytes_per_crop(config: GeoLlavaConfig, dtype: torch.dtype) -> int:
     """Largest memory that one crop takes at a time on its way through the tower, weights aside."""
     vision = config.vision_config
     tokens, size = 1 + config.grid_size[0] * config.grid_size[1], dtype.itemsize
-    # The bytes, two float32 forms while they are normalized, and the tower's own.
-    pixels = 3 * vision.image_size**2 * (1 + 4 + 4 + (size if size != 4 else 0))
-    # Residual and normalized input beside queries, keys, values and output, or beside the wide
-    # layer, its activation and what that is computed from.
+    # The bytes, normalized in float32, and the tower's own form.
+    pixels = 3 * vision.image_size**2 * (1 + 4 + (size if size != 4 else 0))
+    # Residual and normalized input beside queries, keys, values and output; or those and the
+    # layer's own input beside the wide layer, its activation and what that is computed from.
     attention = 6 * vision.hidden_size
     if vision._attn_implementation == "eager":  # scores before and after the softmax, in float32
         attention += vision.num_attention_heads * tokens * (8 + size) // size
-    wide = 2 * vision.hidden_size + 3 * vision.intermediate_size
+    wide = 3 * (vision.hidden_size + vision.intermediate_size)
     return int(pixels + tokens * size * max(attention, wide))
 
 

@@ -100,7 +100,7 @@ def normalize_crops(crops: Tensor, mean: Sequence[float], std: Sequence[float]) 
     """uint8 [C, 3, h, w] -> float32, (value / 255 - mean) / std per channel."""
     channel_mean = torch.tensor(mean, device=crops.device)[:, None, None]
     channel_std = torch.tensor(std, device=crops.device)[:, None, None]
-    return (crops.float() / 255 - channel_mean) / channel_std
+    return (crops / 255).sub_(channel_mean).div_(channel_std)
 
 
 def in_order(
