@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import statistics
 import sys
 import tempfile
@@ -37,6 +38,7 @@ def run(folder: Path, workers: int) -> tuple[float, list[Any]]:
     from geollava.default_model import default_checkpoint
 
     done: list[float] = []
+    os.sched_setaffinity(0, range(workers))  # of Ray, and of all that it starts
     out = folder / f"{workers}.parquet"
     out.unlink(missing_ok=True)
     ray.init(
@@ -66,6 +68,8 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=2016, help="of each, in pixels")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
+    if options.scenes < 2 * WARM_UP:
+        parser.error(f"--scenes must be at least {2 * WARM_UP}, got {options.scenes}")
     device = results.device_name("cpu", max(WORKERS))
     rates: dict[int, list[float]] = {workers: [] for workers in WORKERS}
     with tempfile.TemporaryDirectory() as name:
@@ -93,6 +97,7 @@ def main() -> None:
             "torch": torch.__version__,
             "triton": None,
             "scenes_per_minute": round(medians[workers], 1),
+            "of_each_run": [round(rate, 1) for rate in rates[workers]],
             "times_faster": round(medians[workers] / medians[WORKERS[0]], 2),
         }
         for workers in WORKERS

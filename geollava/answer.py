@@ -160,8 +160,8 @@ def answer(
     Args:
         image: a scene, or what `imagery.as_scene` makes one of.
         max_new_tokens: length limit of the answer.
-        memory_budget: bytes that encoding may take beside the weights. None is the model's
-            `chunk_size`.
+        memory_budget: bytes that encoding may take beside the weights. Without one, and at most on
+            a CPU, it is the model's `chunk_size` crops at a time.
         stopwatch: is given the stages "crop" (waiting for crops), "encode" (tower and token
             reduction) and "answer".
         progress: called with (crops done, crops in all) after every chunk.
@@ -219,7 +219,8 @@ def encode_scene(
     crops = canvas[0] // images.crop_size * (canvas[1] // images.crop_size)
     size = model.chunk_size
     if memory_budget is not None:
-        size = crops_within(memory_budget, model.config, model.dtype)
+        within = crops_within(memory_budget, model.config, model.dtype)
+        size = min(size, within) if model.device.type == "cpu" else within
     chunks = ahead(in_chunks(images.crop_rows(scene), size, pin=model.device.type == "cuda"))
     report = (lambda done: progress(done, crops)) if progress else None
     with stopwatch.stage("encode"):

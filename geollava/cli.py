@@ -282,9 +282,12 @@ def train(
 
     settings = read_config(config)  # before anything heavy is imported
 
+    import torch
+
     from geollava.train import train as run
 
-    return_freed_memory()
+    if not torch.cuda.is_available():
+        return_freed_memory()
     with contextlib.redirect_stdout(sys.stderr):  # the trainer prints its progress
         target = run(settings, resume=resume)
     print(target)

@@ -9,7 +9,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -54,7 +54,7 @@ def crop_rows(
         canvas_top = index * crop_size
         first, last = max(canvas_top, top), min(canvas_top + crop_size, bottom)
         shape = (cols, 3, crop_size, crop_size)
-        crops = torch.empty(shape, dtype=torch.uint8) if out is None else out[index]
+        crops = empty(shape) if out is None else out[index]
         if (left, right, last - first) != (0, canvas[0], crop_size):
             crops.zero_()
         by_rows = crops.numpy().transpose(1, 2, 0, 3)  # [3, crop_size, cols, crop_size]
@@ -76,12 +76,19 @@ def all_crops(
     """All of `crop_rows`, [C, 3, crop_size, crop_size] uint8, row by row."""
     width, height = canvas
     shape = (height // crop_size, width // crop_size, 3, crop_size, crop_size)
-    # Not of numpy, which asks for huge pages: a virtual machine may take ten times as long to give
-    # them as small ones.
-    crops = torch.empty(shape, dtype=torch.uint8)
+    crops = empty(shape)
     for _ in crop_rows(scene, canvas, crop_size, resize, out=crops):
         pass
     return crops.flatten(0, 1)
+
+
+def empty(shape: tuple[int, ...]) -> Tensor:
+    """uint8 [shape] on the CPU, holding anything.
+
+    Not of numpy, which asks for huge pages: a virtual machine may take ten times as long to give
+    them as small ones.
+    """
+    return torch.empty(shape, dtype=torch.uint8, device="cpu")
 
 
 def resized(scene: Scene, size: tuple[int, int], resize: str = "fast") -> Image.Image:
@@ -98,9 +105,11 @@ def cut_crops(pixels: np.ndarray, crop_size: int) -> Tensor:
 
 def normalize_crops(crops: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """uint8 [C, 3, h, w] -> float32, (value / 255 - mean) / std per channel."""
-    channel_mean = torch.tensor(mean, device=crops.device)[:, None, None]
-    channel_std = torch.tensor(std, device=crops.device)[:, None, None]
-    return (crops / 255).sub_(channel_mean).div_(channel_std)
+    options: dict[str, Any] = {"dtype": torch.float32, "device": crops.device}
+    channel_mean = torch.tensor(mean, **options)[:, None, None]
+    channel_std = torch.tensor(std, **options)[:, None, None]
+    pixels = crops.to(torch.float32, copy=True)
+    return pixels.div_(255).sub_(channel_mean).div_(channel_std)
 
 
 def in_order(

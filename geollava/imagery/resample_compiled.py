@@ -16,7 +16,7 @@ HALF = 1 << (WEIGHT_BITS - 1)
 # The pass within rows turns a tile of `ROWS` rows on its side, so that each step is one for all of
 # them at once: as many results along each row of it, whose inputs fit the cache.
 COLUMNS = 256
-# Of a word of 8 bytes, those that stay where others move by so many bytes.
+# How far bytes of a word of 8 move, and those of them that stay.
 STAY = ((1, 0x00FF00FF00FF00FF), (2, 0x0000FFFF0000FFFF), (4, 0x00000000FFFFFFFF))
 
 
@@ -39,7 +39,7 @@ def to_bytes(total: np.ndarray, out: np.ndarray) -> None:
 
 @numba.njit("(uint64[::1], uint64[::1], uint64, uint64)", nogil=True, cache=True)
 def exchange(upper: np.ndarray, lower: np.ndarray, bits: int, stay: int) -> None:
-    """Bytes of `upper` that do not stay, with those of `lower` that do."""
+    """Those bytes of `upper` that do not stay, with those of `lower` that do, `bits` apart."""
     for index in range(len(upper)):
         differ = ((upper[index] >> bits) ^ lower[index]) & stay
         lower[index] ^= differ
@@ -50,7 +50,10 @@ def exchange(upper: np.ndarray, lower: np.ndarray, bits: int, stay: int) -> None
     "(Array(uint8, 2, 'C', readonly=True), int64, int64, uint8[:, ::1])", nogil=True, cache=True
 )
 def turn(rows: np.ndarray, left: int, right: int, out: np.ndarray) -> None:
-    """Columns `left` to `right` of [h, w] -> [right - left, h], both rounded up to 8."""
+    """Columns `left` to `right` of [h, w] -> [right - left, h].
+
+    `out` has room for both sides rounded up to 8; what is beyond them may be anything.
+    """
     words = -((left - right) // 8)
     strip = np.empty((8, 8 * words), np.uint8)
     strip_words, out_words = strip.view(np.uint64), out.view(np.uint64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import threading
 from functools import cache
 from types import ModuleType
@@ -81,8 +82,10 @@ class Buffers(threading.local):
 
 @cache
 def fastest_passes() -> ModuleType:
-    """`resample_compiled`, else `resample`: without numba, where numba is told not to compile, and
-    where it has nowhere to keep what it compiles."""
+    """`resample_compiled`, else `resample`: without numba, where numba is told not to compile,
+    where it has nowhere to keep what it compiles, and where words begin with their last byte."""
+    if sys.byteorder != "little":
+        return resample
     try:
         from numba import config
 

@@ -322,3 +322,19 @@ def test_what_is_no_file_is_refused_at_once(kind, tmp_path, run):
     code, out, err = run("ask", path, "How many ships?")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert str(path) in err
+
+
+def test_crops_are_made_on_the_cpu_in_float32_whatever_torch_is_set_to():
+    scene = imagery.as_scene(noise(60, 40))
+    expected = imagery.all_crops(scene, (28, 28), 14)
+    normalized = imagery.normalize_crops(expected, [0.5] * 3, [0.25] * 3)
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"):
+            crops = imagery.all_crops(scene, (28, 28), 14)
+            again = imagery.normalize_crops(crops, [0.5] * 3, [0.25] * 3)
+    finally:
+        torch.set_default_dtype(previous)
+    assert torch.equal(crops, expected)
+    assert torch.equal(again, normalized)

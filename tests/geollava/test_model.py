@@ -9,6 +9,7 @@ import torch
 
 from geollava import GeoLlavaConfig, GeoLlavaForConditionalGeneration, GeoLlavaImageProcessor
 from geollava.imagery import normalize_crops
+from geollava.modeling import CHUNK_SIZE, CPU_CHUNK_SIZE
 
 from .conftest import noise
 
@@ -133,6 +134,12 @@ def test_chunk_size_changes_nothing(model, pair, chunk, monkeypatch):
     assert done == [*range(chunk, len(crops), chunk), len(crops)]
     assert torch.equal(parts.keep_indices, whole.keep_indices)
     torch.testing.assert_close(parts.features, whole.features, atol=1e-5, rtol=1e-5)
+
+
+def test_a_chunk_is_what_the_configuration_says_else_what_the_device_likes(model, monkeypatch):
+    assert model.chunk_size == CPU_CHUNK_SIZE < CHUNK_SIZE
+    monkeypatch.setattr(model.config, "encoder_chunk_size", 100)
+    assert model.chunk_size == 100
 
 
 def test_uint8_and_normalized_crops_are_the_same(model, pair):

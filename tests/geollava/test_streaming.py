@@ -106,7 +106,8 @@ def test_every_budget_gives_the_same_tokens(crops, pair):
         progress=lambda *counts: done.append(counts),
     )
     total = tokens.crops
-    assert done == [(min(i + crops, total), total) for i in range(0, total, crops)]
+    size = min(crops, model.chunk_size)  # more would be slower on a CPU
+    assert done == [(min(i + size, total), total) for i in range(0, total, size)]
     assert torch.equal(tokens.kept.keep_indices, whole.keep_indices)
     assert torch.equal(tokens.kept.assignment, whole.assignment)
     torch.testing.assert_close(tokens.kept.features, whole.features, atol=1e-5, rtol=1e-5)
