@@ -11,9 +11,10 @@ mkdir -p "$results"
 sweep() { # name, benchmark, the sweep's other options
     geollava evaluate sweep "$2" --data "$folder/scenes/test.json" --out "$folder/$1" \
         --model geollava/small_model "${@:3}"
-    for kind in json md png; do
-        cp "$folder/$1/sweep.$kind" "$results/$1.$kind"
+    for kind in json md; do # without paths of this machine
+        sed "s#$folder/##g" "$folder/$1/sweep.$kind" > "$results/$1.$kind"
     done
+    cp "$folder/$1/sweep.png" "$results/$1.png"
 }
 
 controls=smaller_image,downsample,spatial_pool,random
