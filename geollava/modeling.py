@@ -317,6 +317,10 @@ class GeoLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if not is_first_iteration and kwargs.get("use_cache", True):
             for name in PROMPT_INPUTS:
                 inputs.pop(name, None)
+            # Whatever the model says is a word, also where its id marks images in a prompt.
+            words = inputs.pop("input_ids", None)
+            if words is not None:
+                inputs["inputs_embeds"] = self.get_input_embeddings()(words)
         return inputs
 
     def _expand_inputs_for_generation(

@@ -136,6 +136,19 @@ def test_chunk_size_changes_nothing(model, pair, chunk, monkeypatch):
     torch.testing.assert_close(parts.features, whole.features, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("mark", ["image_token_id", "video_token_id"])
+def test_a_mark_that_the_model_says_is_a_word(pair, mark):
+    model, processor = pair
+    said = getattr(model.config, mark)
+
+    def only_the_mark(input_ids, scores):
+        return torch.full_like(scores, -torch.inf).index_fill(1, torch.tensor(said), 0.0)
+
+    inputs = ask(processor, ["What?"], [[noise(60, 60)]])
+    ids = model.generate(**inputs, **GREEDY, logits_processor=[only_the_mark])
+    assert ids[0, -6:].tolist() == [said] * 6
+
+
 def test_a_chunk_is_what_the_configuration_says_else_what_the_device_likes(model, monkeypatch):
     assert model.chunk_size == CPU_CHUNK_SIZE < CHUNK_SIZE
     monkeypatch.setattr(model.config, "encoder_chunk_size", 100)
