@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from benchmarks import results
-from benchmarks.imagery import in_new_process, make_scene
+from benchmarks.imagery import make_scene
+from benchmarks.measure import in_new_process
 
 WORKERS = 1, 2
 WARM_UP = 4  # scenes, two for each worker
@@ -38,7 +39,8 @@ def run(folder: Path, workers: int) -> tuple[float, list[Any]]:
     from geollava.default_model import default_checkpoint
 
     done: list[float] = []
-    os.sched_setaffinity(0, range(workers))  # of Ray, and of all that it starts
+    cores = sorted(os.sched_getaffinity(0))[:workers]
+    os.sched_setaffinity(0, cores)  # of Ray, and of all that it starts
     out = folder / f"{workers}.parquet"
     out.unlink(missing_ok=True)
     ray.init(

@@ -22,7 +22,8 @@ import matplotlib.pyplot as plt
 import torch
 
 from benchmarks import measure, results
-from benchmarks.imagery import in_new_process, make_scene
+from benchmarks.imagery import make_scene
+from benchmarks.measure import in_new_process
 
 SIDES = (2048, 4096, 8192, 16_384)
 STAGES = {"read": "#9aa5b1", "crop": "#e1a01e", "encode": "#1f78b4", "answer": "#33a02c"}

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from benchmarks import measure, results
 from benchmarks.baselines import published_crops, published_flow
-from benchmarks.imagery import in_new_process, make_scene
+from benchmarks.imagery import make_scene
+from benchmarks.measure import in_new_process
 from geollava import GeoLlavaConfig, GeoLlavaForConditionalGeneration, GeoLlavaImageProcessor
 from geollava.answer import encode_scene
 from geollava.imagery import open_scene

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import multiprocessing
 import operator
 import os
 import statistics
@@ -27,6 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks import measure, results
+from benchmarks.measure import in_new_process
 from geollava import imagery
 from geollava.imagery import resizer
 
@@ -45,14 +45,14 @@ def make_scene(path: Path, side: int) -> None:
 
 
 def run(impl: str, path: Path, threads: int) -> tuple[dict[str, float], Tensor]:
-    """(seconds to "decode", for "crops" and to "normalize" them, and the "peak" of the process in
-    MiB before and "peak_normalized" after that; crops).
+    """(measurements, crops)
 
-    Loading code takes memory, but no time here. What the published way calls crops is normalized
-    already.
+    Measurements are the seconds to "decode", to make "crops" and to "normalize" them, and the
+    largest size of the process in MiB before the last, "peak", and after it, "peak_normalized".
+    Loading code takes memory, but no time here. Crops of the published way are normalized already.
     """
     torch.set_num_threads(threads)
-    os.sched_setaffinity(0, range(threads))
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     if impl == PUBLISHED:
         from benchmarks.baselines.published_crops import crops_of, decode
 
@@ -94,15 +94,6 @@ def normalized(crops: Tensor) -> Tensor:
 
 def measured(impl: str, path: Path, threads: int) -> dict[str, float]:
     return run(impl, path, threads)[0]
-
-
-def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    pool = multiprocessing.get_context("spawn").Pool(1)
-    try:
-        return pool.apply(function, arguments)
-    finally:
-        pool.close()  # ends by itself, rather than killed with its locks
-        pool.join()
 
 
 def largest_difference(path: Path) -> float:

@@ -44,9 +44,17 @@ def extra_memory_mib(prepare: Callable[..., Callable[[], Any]], *arguments: Any)
     """
     if sys.platform != "linux":
         raise NotImplementedError(f"peak memory is read from /proc, this is {sys.platform}")
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(_extra_memory_mib, (prepare, arguments))
+    return in_new_process(_extra_memory_mib, prepare, arguments)
+
+
+def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What an importable function returns there."""
+    pool = multiprocessing.get_context("spawn").Pool(1)
+    try:
+        return pool.apply(function, arguments)
+    finally:
+        pool.close()  # ends by itself, rather than killed with its locks
+        pool.join()
 
 
 def _extra_memory_mib(

@@ -35,19 +35,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        drawn = (
-            "--first-seed",
-            1,
-            "--count",
-            1,
-            "--size",
-            options.side,
-            "--scale",
-            1.3,
-            "--part",
-            "train",
-        )
-        geollava("scenes", folder / "scenes", *drawn)
+        drawn = f"--first-seed 1 --count 1 --size {options.side} --scale 1.3 --part train"
+        geollava("scenes", folder / "scenes", *drawn.split())
         config = {
             "model": str(default_checkpoint()),
             "data": {"files": [str(folder / "scenes" / "train.json")], "decode_images": False},

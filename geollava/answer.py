@@ -160,8 +160,8 @@ def answer(
     Args:
         image: a scene, or what `imagery.as_scene` makes one of.
         max_new_tokens: length limit of the answer.
-        memory_budget: bytes that encoding may take beside the weights. Without one, and at most on
-            a CPU, it is the model's `chunk_size` crops at a time.
+        memory_budget: bytes that encoding may take beside the weights. Without one the model's
+            `chunk_size` crops are encoded at a time; on a CPU never more, which would be slower.
         stopwatch: is given the stages "crop" (waiting for crops), "encode" (tower and token
             reduction) and "answer".
         progress: called with (crops done, crops in all) after every chunk.

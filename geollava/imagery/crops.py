@@ -54,7 +54,7 @@ def crop_rows(
         canvas_top = index * crop_size
         first, last = max(canvas_top, top), min(canvas_top + crop_size, bottom)
         shape = (cols, 3, crop_size, crop_size)
-        crops = empty(shape) if out is None else out[index]
+        crops = empty_crops(shape) if out is None else out[index]
         if (left, right, last - first) != (0, canvas[0], crop_size):
             crops.zero_()
         by_rows = crops.numpy().transpose(1, 2, 0, 3)  # [3, crop_size, cols, crop_size]
@@ -76,13 +76,13 @@ def all_crops(
     """All of `crop_rows`, [C, 3, crop_size, crop_size] uint8, row by row."""
     width, height = canvas
     shape = (height // crop_size, width // crop_size, 3, crop_size, crop_size)
-    crops = empty(shape)
+    crops = empty_crops(shape)
     for _ in crop_rows(scene, canvas, crop_size, resize, out=crops):
         pass
     return crops.flatten(0, 1)
 
 
-def empty(shape: tuple[int, ...]) -> Tensor:
+def empty_crops(shape: tuple[int, ...]) -> Tensor:
     """uint8 [shape] on the CPU, holding anything.
 
     Not of numpy, which asks for huge pages: a virtual machine may take ten times as long to give
