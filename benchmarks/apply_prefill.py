@@ -24,6 +24,7 @@ import tokenprune
 from benchmarks import results
 from benchmarks.measure import interleaved_seconds
 from tokenprune.apply import Report
+from tokenprune.hosts.compat import cache_of
 
 IMAGE = 100
 METHODS = ("random", "spatial_pool", "fastervlm", "divprune")
@@ -108,7 +109,7 @@ class Prefill:
     @torch.no_grad()
     def whole(self) -> int:
         """Bytes of the KV cache."""
-        cache = self.model(**self.inputs, use_cache=True, logits_to_keep=1).past_key_values
+        cache = cache_of(self.model(**self.inputs, use_cache=True, logits_to_keep=1))
         if self.model.device.type == "cuda":
             torch.cuda.synchronize()
         return sum(states.nbytes for layer in cache.layers for states in (layer.keys, layer.values))

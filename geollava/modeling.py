@@ -33,6 +33,7 @@ from geollava.token_reduction import (
     reduce_tokens,
 )
 from geollava.vision_tower import VisionTower
+from tokenprune.hosts.compat import CACHE_NAMES, Call
 
 # Inputs that belong to the prompt: read once, before the first new token.
 PROMPT_INPUTS = (
@@ -42,6 +43,7 @@ PROMPT_INPUTS = (
     "image_features",
     "video_features",
 )
+CACHE_NAME = Call.of(Qwen2Model.forward).cache_name  # as this transformers calls it
 # Crops that pass the tower at a time, as published; more than 16 take longer on a CPU.
 CHUNK_SIZE, CPU_CHUNK_SIZE = 144, 16
 
@@ -77,7 +79,7 @@ class GeoLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
     input_modalities = ("image", "video", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ("CLIPEncoderLayer", "Qwen2DecoderLayer")
-    _skip_keys_device_placement = ("past_key_values",)
+    _skip_keys_device_placement = CACHE_NAMES
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_attention_backend = True
@@ -100,7 +102,7 @@ class GeoLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         num_crops: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         inputs_embeds: Tensor | None = None,
         pixel_values_videos: Tensor | None = None,
         vision_features: Tensor | None = None,
@@ -108,6 +110,7 @@ class GeoLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         video_features: Tensor | None = None,
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
+        past_key_values: Any = None,
         **kwargs: Any,
     ) -> GeoLlavaOutput:
         """One pass: crops -> vision tokens -> kept tokens -> language model.
@@ -119,6 +122,8 @@ class GeoLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 or normalized floating point, on any device.
             num_crops: [number of images]; checked against `pixel_values` where given.
             attention_mask: [B, L], 0 at padding.
+            cache, past_key_values: what was read before, a transformers `Cache`, by the name that
+                transformers has for it from 5.24 on or by its former one.
             inputs_embeds: [B, L, text width] instead of `input_ids`, visual tokens included.
             pixel_values_videos: [sum of frames, 3, h, w], each frame one crop.
             vision_features: [C, K, D], the features that `encode_crops` kept, instead of
@@ -157,7 +162,7 @@ class GeoLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            **{CACHE_NAME: past_key_values if cache is None else cache},
             **kwargs,
         )
         last = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -169,10 +174,10 @@ class GeoLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return GeoLlavaOutput(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_features=image_features,
+            **{CACHE_NAME: getattr(outputs, CACHE_NAME)},
         )
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:

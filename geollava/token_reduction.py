@@ -18,7 +18,7 @@ from tokenprune import (
     get_method,
     method_class,
 )
-from tokenprune.host.encoder import AttentionReader
+from tokenprune.hosts.encoder import AttentionReader
 
 __all__ = ["AffinityHead", "ReducedTokens", "check_method", "reading_attention", "reduce_tokens"]
 

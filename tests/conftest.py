@@ -14,7 +14,8 @@ from safetensors import safe_open
 
 # Without a GPU Triton runs its kernels on CPU tensors; it reads this when it is first imported.
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
-torch.set_num_threads(2)
+# Each of xdist's workers has one core.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 settings.register_profile("default", deadline=None, max_examples=60)
 settings.load_profile("default")
 

@@ -3,6 +3,7 @@
 from tokenprune import ops
 from tokenprune.apply import Handle, apply
 from tokenprune.chain import Chain
+from tokenprune.hosts.verify import VerifyReport, verify
 from tokenprune.method import LayerMethod, Method, get_method, list_methods, method_class
 from tokenprune.tokens import ReducedTokens, VisionTokens
 from tokenprune.version import __version__
@@ -13,6 +14,7 @@ __all__ = [
     "LayerMethod",
     "Method",
     "ReducedTokens",
+    "VerifyReport",
     "VisionTokens",
     "__version__",
     "apply",
@@ -20,4 +22,5 @@ __all__ = [
     "list_methods",
     "method_class",
     "ops",
+    "verify",
 ]

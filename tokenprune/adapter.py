@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tokenprune.hosts.compat import require
 from tokenprune.plugins import load_plugin, plugin_names
 
 
@@ -76,6 +77,21 @@ class Adapter(ABC):
     def __init__(self, model: nn.Module) -> None:
         self.model: Any = model  # without the head: it has get_image_features
         self.config: Any = model.config
+
+    def check(self) -> None:
+        """Raises unless transformers is as this family's file assumes; called at entry.
+
+        What every host assumes is checked in `tokenprune.hosts.compat`, whose `require`,
+        `require_attributes` and `require_parameters` serve here too.
+
+        Raises:
+            NotImplementedError: it is not; the message names the version and the assumption.
+        """
+        require(
+            hasattr(self, "language_model"),
+            f"{type(self.model).__name__} must have the language model that "
+            f"{type(self).__name__} looks for",
+        )
 
     @property
     def language_model(self) -> nn.Module:

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from tokenprune.adapter import find_adapter
 from tokenprune.budget import Budget
-from tokenprune.host.hooks import HostHooks
-from tokenprune.host.layers import check_layers
-from tokenprune.host.reduction import ReducedImages
-from tokenprune.host.stopwatch import Stopwatch
+from tokenprune.hosts.hooks import HostHooks
+from tokenprune.hosts.layers import check_layers
+from tokenprune.hosts.reduction import ReducedImages
+from tokenprune.hosts.stopwatch import Stopwatch
 from tokenprune.method import LayerMethod, Method, get_method
 from tokenprune.tokens import ReducedTokens
 
@@ -161,6 +161,7 @@ class Handle:
         self.kept_positions: list[Tensor] = []
         self._images: ReducedImages | None = None
         self._stopwatches: list[Stopwatch] = []
+        self._kept_by_layer: Sequence[Tensor | None] = ()
         self._cache_bytes_saved = 0
         self._adapter = find_adapter(base)
         missing = [name for name in method.needs if name not in ("attention", "text")]
@@ -265,8 +266,11 @@ class Handle:
         images: ReducedImages,
         kept_positions: list[Tensor],
         stopwatches: list[Stopwatch],
+        kept_by_layer: Sequence[Tensor | None] = (),
     ) -> None:
+        """`kept_by_layer`: [B, L] bool for each layer, where tokens leave between them."""
         self._images, self.kept_positions, self._stopwatches = images, kept_positions, stopwatches
+        self._kept_by_layer = kept_by_layer
         self._cache_bytes_saved = 0
 
     def _note_cache(self, cache: Any, removed: Sequence[int]) -> None:

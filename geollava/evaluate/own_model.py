@@ -17,6 +17,7 @@ from geollava.configuration import GeoLlavaConfig
 from geollava.evaluate import controls
 from geollava.evaluate.answerer import Answerer, Reply, Seen
 from geollava.imagery import Scene
+from geollava.modeling import CACHE_NAME
 from geollava.processing import IMAGE_TOKEN, expand_marks
 from geollava.token_reduction import check_method
 
@@ -116,12 +117,12 @@ class GeoLlavaAnswerer(Answerer):
                 embeds = self.model.embed_prompt(
                     inputs["input_ids"][:1, :start], torch.cat(content.features)
                 )
-                content.cache = self.model(
-                    inputs_embeds=embeds, use_cache=True, logits_to_keep=1
-                ).past_key_values
-            inputs["past_key_values"] = copy.deepcopy(content.cache)
+                prefix = self.model(inputs_embeds=embeds, use_cache=True, logits_to_keep=1)
+                content.cache = getattr(prefix, CACHE_NAME)
+            cache = copy.deepcopy(content.cache)
             if len(ends) > 1:
-                inputs["past_key_values"].batch_repeat_interleave(len(ends))
+                cache.batch_repeat_interleave(len(ends))
+            inputs[CACHE_NAME] = cache
         return self.generate(inputs, start + length, max_new_tokens)
 
     def protocol(self, *, blind: bool) -> dict[str, Any]:

@@ -8,8 +8,13 @@ from typing import Any
 
 import torch
 import transformers as hf
+from packaging.version import Version
 from torch import Tensor
 
+# What this transformers calls the cache, in arguments and outputs alike.
+CACHE = "cache" if Version(hf.__version__) >= Version("5.24") else "past_key_values"
+# Hosts that, whole as they are, say something else without a cache than with one.
+NEEDS_CACHE = {"paligemma"} if Version(hf.__version__) < Version("5.18") else set()
 IMAGE, VIDEO, START, END, PAD = 100, 101, 102, 103, 0
 TEXT: dict[str, Any] = {
     "vocab_size": 128,
@@ -32,6 +37,11 @@ TOWER: dict[str, Any] = {
     "patch_size": 14,
 }
 PINPOINTS = [[56, 112], [112, 56], [112, 112]]
+
+
+def cache_in(output: Any) -> Any:
+    """The cache of a forward's or of `generate`'s output."""
+    return getattr(output, CACHE)
 
 
 @dataclass

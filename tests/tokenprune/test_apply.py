@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from typing import Any
 
 import accelerate
@@ -17,7 +18,7 @@ import tokenprune
 from tokenprune import VisionTokens, get_method
 from tokenprune.adapter import find_adapter
 
-from .hosts import HOSTS, IMAGE, PAD, TEXT, Host
+from .hosts import CACHE, HOSTS, IMAGE, NEEDS_CACHE, PAD, TEXT, Host, cache_in
 
 GREEDY: dict[str, Any] = {
     "max_new_tokens": 5,
@@ -217,9 +218,18 @@ def images_between(host: Host, inputs: Any, first: int, last: int, row: int) -> 
     return chosen
 
 
+def skip_where_the_whole_model_needs_its_cache(host: Host, inputs: dict[str, Any]) -> None:
+    if host.model_type not in NEEDS_CACHE:
+        return
+    cached, without = (generated(host, inputs, use_cache=use) for use in (True, False))
+    assert not torch.allclose(torch.stack(cached.logits), torch.stack(without.logits), atol=1e-4)
+    pytest.skip("in this release the whole model says something else without a cache")
+
+
 @pytest.mark.parametrize("positions", ["original", "compact"])
 def test_a_cache_changes_nothing(host, positions):
     inputs = host.inputs([[3, 0, 4], [8, 0, 5]])
+    skip_where_the_whole_model_needs_its_cache(host, inputs)
     with tokenprune.apply(host.model, "divprune", keep_ratio=0.4, positions=positions):
         cached = generated(host, inputs)
         without = generated(host, inputs, use_cache=False)
@@ -479,14 +489,12 @@ def test_steps_by_hand(llava):
     with tokenprune.apply(llava.model, "random", num_keep=5) as handle, torch.no_grad():
         for kind in ("original", "cache", "none"):
             first = llava.model(**inputs, use_cache=True)
-            cache = first.past_key_values
+            cache = cache_in(first)
             assert cache.get_seq_length() == len(handle.kept_positions[0])
             mask = {"original": ones, "cache": ones[:, : cache.get_seq_length() + 1], "none": None}
-            step = llava.model(
-                input_ids=token, past_key_values=cache, attention_mask=mask[kind]
-            ).logits
+            step = llava.model(input_ids=token, **{CACHE: cache}, attention_mask=mask[kind]).logits
             results.append(step)
-            second = llava.model(input_ids=token, past_key_values=cache).logits
+            second = llava.model(input_ids=token, **{CACHE: cache}).logits
             results[-1] = torch.cat([step, second], 1)
         longer = {
             **inputs,
@@ -506,7 +514,7 @@ def test_a_new_image_in_a_later_turn(llava):
         whole = llava.model(**inputs).logits
         first = llava.model(input_ids=ids[:, :cut], pixel_values=pixels[:1], use_cache=True)
         second = llava.model(
-            input_ids=ids[:, cut:], pixel_values=pixels[1:], past_key_values=first.past_key_values
+            input_ids=ids[:, cut:], pixel_values=pixels[1:], **{CACHE: cache_in(first)}
         )
     # Random draws for each image alone what it draws for the first of two.
     both = torch.cat([first.logits, second.logits], 1)
@@ -656,7 +664,7 @@ def test_report(llava):
     assert report.seconds_reducing > 0
     # 22 columns less, of 2 layers x keys and values x 2 heads x 8 numbers x 4 bytes
     assert report.kv_cache_bytes_saved == 22 * 2 * 2 * 2 * 8 * 4
-    assert output.past_key_values.get_seq_length() == len(handle.kept_positions[0]) + 4
+    assert cache_in(output).get_seq_length() == len(handle.kept_positions[0]) + 4
     assert "dropped" in str(report)
     assert " 22" in str(report)
     assert handle.last.keep_indices.shape == (2, 5)
@@ -707,7 +715,7 @@ def test_what_cannot_be_is_refused(llava):
         with pytest.raises(ValueError, match=r"attention_mask must have 50 columns .* or 24"):
             model(
                 input_ids=torch.tensor([[3]]),
-                past_key_values=first.past_key_values,
+                **{CACHE: cache_in(first)},
                 attention_mask=torch.ones(1, 40),
             )
         turn = generated(llava, inputs)
@@ -716,7 +724,7 @@ def test_what_cannot_be_is_refused(llava):
             model.generate(
                 input_ids=longer,
                 attention_mask=torch.ones_like(longer),
-                past_key_values=turn.past_key_values,
+                **{CACHE: cache_in(turn)},
                 max_new_tokens=2,
             )
         logits_of(llava, {"input_ids": torch.tensor([[5, 6, 7]])})  # text alone is fine
@@ -786,13 +794,13 @@ def test_nan_features_are_refused(llava):
 def test_a_host_that_goes_another_way_is_noticed(llava, monkeypatch):
     inputs = llava.inputs(ONE)
     base = llava.model.model
-    monkeypatch.setitem(
-        base.__dict__,
-        "forward",
-        lambda **given: base.language_model.forward(
-            inputs_embeds=base.get_input_embeddings()(given["input_ids"])
-        ),
-    )
+
+    @functools.wraps(base.forward)
+    def forward(**given: Any) -> Any:
+        embeddings = base.get_input_embeddings()(given["input_ids"])
+        return base.language_model.forward(inputs_embeds=embeddings)
+
+    monkeypatch.setitem(base.__dict__, "forward", forward)
     with (
         tokenprune.apply(llava.model, "random", num_keep=3),
         pytest.raises(RuntimeError, match="no visual token was removed"),
@@ -952,23 +960,21 @@ def test_rows_of_a_cache_in_another_order(method):
     inputs = host.inputs(THREE)
     tokens, more = torch.tensor([[7], [8], [9]]), torch.tensor([[17], [18], [19]])
     with tokenprune.apply(host.model, method, num_keep=5), torch.no_grad():
-        cache = host.model(**inputs, use_cache=True).past_key_values
-        steps = [
-            host.model(input_ids=step, past_key_values=cache).logits for step in (tokens, more)
-        ]
+        cache = cache_in(host.model(**inputs, use_cache=True))
+        steps = [host.model(input_ids=step, **{CACHE: cache}).logits for step in (tokens, more)]
         for change, rows in (
             ("batch_select_indices", [2, 0]),
             ("reorder_cache", [1, 2, 0]),
             ("reorder_cache", [1, 1, 0]),
             ("batch_repeat_interleave", [0, 0, 1, 1, 2, 2]),
         ):
-            cache = host.model(**inputs, use_cache=True).past_key_values
-            first = host.model(input_ids=tokens, past_key_values=cache).logits
+            cache = cache_in(host.model(**inputs, use_cache=True))
+            first = host.model(input_ids=tokens, **{CACHE: cache}).logits
             torch.testing.assert_close(first, steps[0], atol=1e-5, rtol=0)
             getattr(cache, change)(2 if change == "batch_repeat_interleave" else torch.tensor(rows))
-            second = host.model(input_ids=more[rows], past_key_values=cache).logits
+            second = host.model(input_ids=more[rows], **{CACHE: cache}).logits
             torch.testing.assert_close(second, steps[1][rows], atol=1e-5, rtol=0)
-        other = host.model(**host.inputs(THREE, seed=5), use_cache=True).past_key_values
+        other = cache_in(host.model(**host.inputs(THREE, seed=5), use_cache=True))
         cache.layers = other.layers
         with pytest.raises(NotImplementedError, match="rows that are none of the shortened prompt"):
-            host.model(input_ids=more, past_key_values=cache)
+            host.model(input_ids=more, **{CACHE: cache})

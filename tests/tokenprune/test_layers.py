@@ -17,13 +17,14 @@ from tokenprune.method import LayerMethod
 from tokenprune.testing import example_tokens
 
 from . import hosts
-from .hosts import HOSTS, IMAGE, PAD, Host
+from .hosts import CACHE, HOSTS, IMAGE, PAD, Host, cache_in
 from .test_apply import (
     ONE,
     THREE,
     generated,
     logits_of,
     rows_alone,
+    skip_where_the_whole_model_needs_its_cache,
     traces,
 )
 
@@ -237,6 +238,7 @@ def test_a_batch_is_its_rows(host, method):
 
 def assert_no_cache(host: Host, method: LayerMethod) -> None:
     inputs = host.inputs([[3, 0, 4], [8, 0, 5]])
+    skip_where_the_whole_model_needs_its_cache(host, inputs)
     with tokenprune.apply(host.model, method, num_keep=5):
         cached = generated(host, inputs)
         without = generated(host, inputs, use_cache=False)
@@ -304,7 +306,7 @@ def test_the_cache_of_a_later_layer_holds_what_remains(llava):
         report, last = handle.report(), handle.last
         kept = handle.kept_positions[0]
     # 49 columns, 2 x 16 of them visual, and 4 more steps
-    held = [layer.keys.shape[2] - 4 for layer in run.past_key_values.layers]
+    held = [layer.keys.shape[2] - 4 for layer in cache_in(run).layers]
     assert held == [49, 49 - 16, 49 - 16, 49 - 26]
     assert report.tokens_before == [16, 16]
     assert report.tokens_after == [3, 3]
@@ -338,15 +340,15 @@ def test_steps_by_hand(llava, method):
     whole, _ = run_hidden(llava, longer, hidden)
     with tokenprune.apply(llava.model, method, num_keep=5), torch.no_grad():
         for mask in (ones, None):
-            cache = llava.model(**inputs, use_cache=True).past_key_values
-            first = llava.model(input_ids=tokens, past_key_values=cache, attention_mask=mask)
-            second = llava.model(input_ids=tokens, past_key_values=cache)
+            cache = cache_in(llava.model(**inputs, use_cache=True))
+            first = llava.model(input_ids=tokens, **{CACHE: cache}, attention_mask=mask)
+            second = llava.model(input_ids=tokens, **{CACHE: cache})
             result = torch.cat([first.logits, second.logits], 1)
             torch.testing.assert_close(result, whole[:, -6:], atol=1e-4, rtol=0)
         with pytest.raises(NotImplementedError, match=r"attention_mask must be \[B, 58\]"):
-            llava.model(input_ids=tokens, past_key_values=cache, attention_mask=ones[:, :20])
+            llava.model(input_ids=tokens, **{CACHE: cache}, attention_mask=ones[:, :20])
         with pytest.raises(NotImplementedError, match="new images after a prompt"):
-            llava.model(**inputs, past_key_values=cache)
+            llava.model(**inputs, **{CACHE: cache})
 
 
 def test_a_prompt_that_was_begun_without_images(llava, method):
@@ -356,14 +358,14 @@ def test_a_prompt_that_was_begun_without_images(llava, method):
     with tokenprune.apply(llava.model, method, num_keep=5) as handle, torch.no_grad():
         whole = llava.model(**inputs).logits
         kept = handle.kept_positions[0]
-        cache = llava.model(input_ids=ids[:, :6], use_cache=True).past_key_values
-        rest = llava.model(input_ids=ids[:, 6:], pixel_values=pixels, past_key_values=cache)
+        cache = cache_in(llava.model(input_ids=ids[:, :6], use_cache=True))
+        rest = llava.model(input_ids=ids[:, 6:], pixel_values=pixels, **{CACHE: cache})
         assert handle.kept_positions[0].tolist() == [column for column in kept if column >= 6]
         torch.testing.assert_close(rest.logits, whole[:, 6:], atol=1e-4, rtol=0)
         token = torch.tensor([[7]])
-        step = llava.model(input_ids=token, past_key_values=cache).logits
-        cache = llava.model(**inputs, use_cache=True).past_key_values
-        expected = llava.model(input_ids=token, past_key_values=cache).logits
+        step = llava.model(input_ids=token, **{CACHE: cache}).logits
+        cache = cache_in(llava.model(**inputs, use_cache=True))
+        expected = llava.model(input_ids=token, **{CACHE: cache}).logits
     torch.testing.assert_close(step, expected, atol=1e-4, rtol=0)
 
 
@@ -563,9 +565,9 @@ def test_a_cache_that_goes_on_under_another_handle(llava):
     with torch.no_grad():
         for method in ("fastv", "random"):
             with tokenprune.apply(llava.model, "fastv", num_keep=3):
-                cache = llava.model(**inputs, use_cache=True).past_key_values
+                cache = cache_in(llava.model(**inputs, use_cache=True))
             with tokenprune.apply(llava.model, method, num_keep=3):
-                results.append(llava.model(input_ids=token, past_key_values=cache).logits)
+                results.append(llava.model(input_ids=token, **{CACHE: cache}).logits)
     assert torch.equal(*results)
 
 

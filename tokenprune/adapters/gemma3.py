@@ -6,10 +6,16 @@ import math
 from typing import Any, ClassVar
 
 from tokenprune.adapter import Adapter, ImageLayout
+from tokenprune.hosts.compat import require_attributes
 
 
 class Gemma3(Adapter):
     model_types: ClassVar[tuple[str, ...]] = ("gemma3",)
+
+    def check(self) -> None:
+        super().check()
+        require_attributes(self.model, "vision_tower")
+        require_attributes(self.config, "mm_tokens_per_image")
 
     def layout(self, size: Any) -> ImageLayout:
         side = math.isqrt(self.config.mm_tokens_per_image)

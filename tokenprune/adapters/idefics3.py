@@ -7,11 +7,17 @@ from typing import Any, ClassVar
 from torch import nn
 
 from tokenprune.adapter import Adapter, ImageLayout
+from tokenprune.hosts.compat import require_attributes
 
 
 class Idefics3(Adapter):
     model_types: ClassVar[tuple[str, ...]] = ("idefics3", "smolvlm")
     unit: ClassVar[str] = "crop"
+
+    def check(self) -> None:
+        super().check()
+        require_attributes(self.model, "vision_model")
+        require_attributes(self.config, "scale_factor")
 
     @property
     def language_model(self) -> nn.Module:

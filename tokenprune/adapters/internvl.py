@@ -5,11 +5,17 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from tokenprune.adapter import Adapter, ImageLayout
+from tokenprune.hosts.compat import require_attributes
 
 
 class InternVL(Adapter):
     model_types: ClassVar[tuple[str, ...]] = ("internvl",)
     unit: ClassVar[str] = "crop"
+
+    def check(self) -> None:
+        super().check()
+        require_attributes(self.model, "vision_tower")
+        require_attributes(self.config, "vision_feature_layer", "downsample_ratio")
 
     def layout(self, size: Any) -> ImageLayout:
         vision, ratio = self.config.vision_config, self.config.downsample_ratio

@@ -8,12 +8,18 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from tokenprune.adapter import Adapter, ImageLayout, TokenGrid
+from tokenprune.hosts.compat import require_attributes
 
 
 class Llava(Adapter):
     """LLaVA-1.5 and its kin; Pixtral towers, whose images come with their sizes."""
 
     model_types: ClassVar[tuple[str, ...]] = ("llava",)
+
+    def check(self) -> None:
+        super().check()
+        require_attributes(self.model, "vision_tower")
+        require_attributes(self.config, "vision_feature_layer", "vision_feature_select_strategy")
 
     def sizes(self, arguments: Mapping[str, Any], num_images: int) -> Sequence[Any]:
         sizes = arguments.get("image_sizes")

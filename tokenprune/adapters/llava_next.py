@@ -9,12 +9,44 @@ import torch
 from torch import Tensor
 
 from tokenprune.adapter import Adapter, ImageLayout, TokenGrid
+from tokenprune.hosts.compat import (
+    imported,
+    require,
+    require_attributes,
+    require_parameters,
+)
+
+CROP_COUNT = "transformers.models.llava_next.modeling_llava_next", "image_size_to_num_patches"
 
 
 class LlavaNext(Adapter):
-    """The host's own packing, run on numbers instead of features, says where each token lies."""
+    """The host's own packing, run on numbers instead of features, says where each token lies.
+
+    Attributes:
+        packs: what `pack_image_features` takes, in this order.
+    """
 
     model_types: ClassVar[tuple[str, ...]] = ("llava_next",)
+
+    packs: ClassVar[tuple[str, ...]] = (
+        "image_features",
+        "image_sizes",
+        "vision_feature_select_strategy",
+        "image_newline",
+    )
+
+    def check(self) -> None:
+        super().check()
+        require_attributes(self.model, "vision_tower")
+        require_attributes(self.config, "vision_feature_layer", "image_grid_pinpoints")
+        require_parameters(self.model.get_image_features, "image_sizes")
+        imported(*CROP_COUNT)
+        signature = require_parameters(self.model.pack_image_features, *self.packs)
+        require(
+            tuple(signature.parameters)[: len(self.packs)] == self.packs,
+            f"pack_image_features must take {', '.join(self.packs)} in this order, "
+            f"got {', '.join(signature.parameters)}",
+        )
 
     def sizes(self, arguments: Mapping[str, Any], num_images: int) -> Sequence[Any]:
         return [tuple(map(int, size)) for size in arguments["image_sizes"]]
@@ -44,8 +76,7 @@ class LlavaNext(Adapter):
         return self.config.vision_config.image_size // self.config.vision_config.patch_size
 
     def num_crops(self, size: Any) -> int:
-        from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
-
+        image_size_to_num_patches = imported(*CROP_COUNT)
         return image_size_to_num_patches(
             size, self.config.image_grid_pinpoints, self.config.vision_config.image_size
         )

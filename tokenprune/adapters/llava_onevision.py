@@ -8,12 +8,24 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from tokenprune.adapters.llava_next import LlavaNext
+from tokenprune.hosts.compat import require_attributes, require_parameters
 
 
 class LlavaOnevision(LlavaNext):
     """Of several images in a prompt each is its overview alone."""
 
     model_types: ClassVar[tuple[str, ...]] = ("llava_onevision",)
+    packs: ClassVar[tuple[str, ...]] = (
+        "image_features",
+        "image_sizes",
+        "image_newline",
+        "vision_aspect_ratio",
+    )
+
+    def check(self) -> None:
+        super().check()
+        require_parameters(self.model.get_image_features, "batch_num_images")
+        require_attributes(self.config, "vision_aspect_ratio")
 
     def sizes(self, arguments: Mapping[str, Any], num_images: int) -> Sequence[Any]:
         sizes = super().sizes(arguments, num_images)

@@ -5,10 +5,15 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from tokenprune.adapter import Adapter, ImageLayout
+from tokenprune.hosts.compat import require_attributes
 
 
 class PaliGemma(Adapter):
     model_types: ClassVar[tuple[str, ...]] = ("paligemma",)
+
+    def check(self) -> None:
+        super().check()
+        require_attributes(self.model, "vision_tower")
 
     def layout(self, size: Any) -> ImageLayout:
         side = self.config.vision_config.image_size // self.config.vision_config.patch_size

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from tokenprune.adapter import Adapter, ImageLayout, tower_layers
+from tokenprune.hosts.compat import imported, require_attributes, require_parameters
+
+WINDOW_INDEX = "transformers.vision_utils", "get_vision_window_index"
 
 
 class QwenVL(Adapter):
@@ -17,6 +20,18 @@ class QwenVL(Adapter):
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
     restored: ClassVar[tuple[str, ...]] = ("rope_deltas",)
     positions_need_grid: ClassVar[bool] = True
+
+    def check(self) -> None:
+        super().check()
+        require_attributes(self.model, "visual", "rope_deltas")
+        require_attributes(self.config.vision_config, "spatial_merge_size", "patch_size")
+        require_parameters(self.model.get_image_features, "image_grid_thw")
+        if self.config.model_type == "qwen2_5_vl":
+            imported(*WINDOW_INDEX)
+        if getattr(self.config.vision_config, "deepstack_visual_indexes", None):
+            require_parameters(
+                self.language_model.forward, "visual_pos_masks", "deepstack_visual_embeds"
+            )
 
     @property
     def vision_tower(self) -> nn.Module:
@@ -64,8 +79,7 @@ class QwenVL(Adapter):
         """Qwen2.5-VL's tower runs on tokens sorted by window: [tokens] their raster numbers."""
         if self.config.model_type != "qwen2_5_vl":
             return None
-        from transformers.vision_utils import get_vision_window_index
-
+        get_vision_window_index = imported(*WINDOW_INDEX)
         vision = self.config.vision_config
         order, _ = get_vision_window_index(
             torch.tensor(sizes), self.merge_size, vision.window_size, vision.patch_size

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from tokenprune import ops
 from tokenprune.adapter import Adapter
-from tokenprune.host.stopwatch import Stopwatch
+from tokenprune.hosts.compat import attention_functions, attention_implementation, image_features
+from tokenprune.hosts.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,6 @@ class WatchedEncoder:
         )
 
 
-def image_features(output: Any) -> Any:
-    """The features per image: a list, tuple or tensor of [tokens, D]."""
-    return output.pooler_output if hasattr(output, "pooler_output") else output[1]
-
-
 def reference_to(output: Any) -> Callable[[], Any]:
     try:
         return weakref.ref(output)
@@ -124,14 +120,12 @@ class AttentionReader:
     @contextmanager
     def reading(self, layer: nn.Module) -> Iterator[None]:
         """For as long as it lasts, queries and keys of `layer` pass by us on their way."""
-        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
         implementation = attention_implementation(layer)
         if "flash" in implementation:
             # Its packed form takes all images in one call; this one layer runs image by image.
             implementation = "sdpa"
         eager = getattr(sys.modules[type(layer).__module__], "eager_attention_forward", None)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager)
+        attend = attention_functions().get_interface(implementation, eager)
 
         def passing_by(
             module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
@@ -153,27 +147,20 @@ class AttentionReader:
         self.stopwatches.append(stopwatch)
 
 
-def attention_implementation(layer: Any) -> str:
-    """The name under which an attention layer looks its function up."""
-    return layer.config._attn_implementation
-
-
 @contextmanager
 def attention_exchanged(layer: Any, function: Callable[..., Any]) -> Iterator[None]:
     """For as long as it lasts, `layer` attends by `function`, and no other layer does.
 
     Only this layer's own configuration is exchanged, for one that names the function.
     """
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    config = layer.config
+    functions, config = attention_functions(), layer.config
     name = f"tokenprune_reads_attention_{id(function)}"  # readers may run side by side
     exchanged = copy.copy(config)
     exchanged._attn_implementation_internal = name
-    ALL_ATTENTION_FUNCTIONS[name] = function
+    functions[name] = function
     layer.config = exchanged
     try:
         yield
     finally:
         layer.config = config
-        del ALL_ATTENTION_FUNCTIONS[name]
+        del functions[name]

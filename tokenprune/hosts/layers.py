@@ -8,6 +8,7 @@ the columns that it has cached.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +18,12 @@ from torch import Tensor, nn
 
 from tokenprune.adapter import Adapter, ImageLayout
 from tokenprune.budget import Budget
-from tokenprune.host.cache_state import remember_rows
-from tokenprune.host.encoder import attention_exchanged, attention_implementation
-from tokenprune.host.reduction import ReducedGrids, ReducedImages
-from tokenprune.host.sequence import KeptColumns, edge_padding
-from tokenprune.host.stopwatch import Stopwatch
+from tokenprune.hosts.cache_state import remember_rows
+from tokenprune.hosts.compat import Call, attention_implementation, check_layer
+from tokenprune.hosts.encoder import attention_exchanged
+from tokenprune.hosts.reduction import ReducedGrids, ReducedImages
+from tokenprune.hosts.sequence import KeptColumns, edge_padding
+from tokenprune.hosts.stopwatch import Stopwatch
 from tokenprune.method import LayerMethod
 from tokenprune.ops.checks import check_finite
 from tokenprune.ops.precision import wide_dtype, without_autocast
@@ -45,12 +47,8 @@ def check_layers(adapter: Adapter, method: LayerMethod, positions: str) -> None:
             "original positions"
         )
     layers = adapter.decoder_layers
-    for part in ("input_layernorm", "self_attn"):
-        if not all(hasattr(layer, part) for layer in layers):
-            raise NotImplementedError(
-                f"{name} needs decoder layers with {part}, those of "
-                f"{type(adapter.language_model).__name__} have none"
-            )
+    for layer in layers:
+        check_layer(layer)
     method.cuts(len(layers))
 
 
@@ -187,6 +185,17 @@ class LayerReduction:
         self.by_layer.append(self.columns)
         return hidden, given
 
+    def enter_again(
+        self, number: int, layer: nn.Module, hidden: Tensor, given: dict[str, Any]
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """The same as `enter` has done before: a checkpointed layer runs again in the backward."""
+        columns, again = self.by_layer[number], copy.copy(self)
+        again.columns, again._fitted = self.by_layer[number - 1] if number else None, {}
+        hidden = again._add_deepstack(number, hidden)
+        if columns is not None and columns is not again.columns:
+            hidden = again._shorten(columns, hidden)
+        return hidden, again._fit(number, layer, given)
+
     def images(self, features: Tensor) -> ReducedImages:
         """`features`: [P, D] of all visual tokens, as they came into the first layer."""
         keep = torch.zeros_like(self.scores, dtype=torch.bool)
@@ -235,7 +244,9 @@ class LayerReduction:
             visual[group.positions.gather(1, group.kept)] = True
         keep = self.real.clone()
         keep[self.placeholders] = visual
-        columns = KeptColumns.of(keep, pad_left=self.pad_left)
+        return self._shorten(KeptColumns.of(keep, pad_left=self.pad_left), hidden)
+
+    def _shorten(self, columns: KeptColumns, hidden: Tensor) -> Tensor:
         slots = columns.index
         if self.columns is not None:
             slots = self.columns.places.gather(1, slots)
@@ -262,6 +273,10 @@ class LayerReduction:
             "attention_mask": mask,
             "position_ids": None,
         }
+
+    def forget_arguments(self) -> None:
+        """Once all layers have run; who holds this for the backward must not hold those."""
+        self._fitted.clear()
 
     def _once(self, value: Any, fit: Any) -> Any:
         """Layers share their arguments: what was made of one is kept until columns change."""
@@ -477,7 +492,10 @@ def attention_of(
         )
     rows = torch.arange(len(hidden), device=device)
     queries = queries.to(device)
-    cache = given.get("past_key_values")
+    attention = layer.self_attn
+    call = Call.of(attention.forward)
+    given = call.named((), given)
+    cache = call.cache(given)
     earlier = (
         cache.layers[number].keys if cache is not None and len(cache.layers) > number else None
     )
@@ -495,8 +513,7 @@ def attention_of(
 
     len_now = hidden.shape[1]
     arguments = {name: _to(device, value) for name, value in given.items()}
-    arguments |= {"past_key_values": None, "use_cache": False}
-    attention = layer.self_attn
+    arguments |= {call.cache_name: None, "use_cache": False}
     with attention_exchanged(attention, noting):
         # `forward`, not a call: hooks that collect outputs must not see this one.
         attention.forward(layer.input_layernorm(hidden.to(device)), **arguments)

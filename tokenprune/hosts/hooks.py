@@ -9,7 +9,6 @@ a class: module hooks and two attributes of the instance do it all.
 from __future__ import annotations
 
 import functools
-import inspect
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,14 +17,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.weak import WeakIdKeyDictionary
 
 from tokenprune.adapter import Adapter, ImageLayout
-from tokenprune.host.cache_state import CacheState, rows_now
-from tokenprune.host.encoder import EncodedImages, WatchedEncoder, image_features
-from tokenprune.host.layers import CutCache, CutStep, LayerReduction, prompt_ends
-from tokenprune.host.reduction import ReducedImages, reduce_images
-from tokenprune.host.sequence import KeptColumns, compact, edge_padding
-from tokenprune.host.stopwatch import Stopwatch
+from tokenprune.hosts.cache_state import CacheState, rows_now
+from tokenprune.hosts.compat import (
+    Call,
+    cache_of,
+    check_host,
+    check_language_model,
+    image_features,
+    is_filled,
+    past_length,
+    require,
+)
+from tokenprune.hosts.encoder import EncodedImages, WatchedEncoder
+from tokenprune.hosts.layers import CutCache, CutStep, LayerReduction, prompt_ends
+from tokenprune.hosts.reduction import ReducedImages, reduce_images
+from tokenprune.hosts.sequence import KeptColumns, compact, edge_padding
+from tokenprune.hosts.stopwatch import Stopwatch
 from tokenprune.method import LayerMethod
 
 if TYPE_CHECKING:
@@ -34,10 +44,16 @@ if TYPE_CHECKING:
 _hosts: weakref.WeakKeyDictionary[nn.Module, HostHooks] = weakref.WeakKeyDictionary()
 
 
+def is_applied(host: nn.Module) -> bool:
+    """Whether a handle is in force in a model without its head."""
+    return host in _hosts
+
+
 @dataclass
 class Step:
     """One forward of the host."""
 
+    cache: Any = None
     inputs: Tensor | None = None
     embeddings: Tensor | None = None
     past: int = 0
@@ -66,6 +82,14 @@ class Prompt:
         return inputs.shape[1] == self.length + 1 and torch.equal(begun, self.inputs)
 
 
+@dataclass(frozen=True)
+class Filled:
+    """That the last forward left a cache behind: the next one may be meant to go on in it."""
+
+    rows: int
+    columns: int
+
+
 class HostHooks:
     """The hooks in one model, for as long as at least one handle is applied to it."""
 
@@ -78,6 +102,8 @@ class HostHooks:
         self._in_layers = False
         self._head_arguments: Mapping[str, Any] = {}
         self._last_prompt: Prompt | None = None
+        self._filled: Filled | None = None
+        self._checkpointed: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._undo: list[Any] = []
 
     @property
@@ -92,8 +118,9 @@ class HostHooks:
         base = adapter.model
         hooks = _hosts.get(base)
         if hooks is None:
-            hooks = _hosts[base] = HostHooks(base, adapter)
+            hooks = HostHooks(base, adapter)
             hooks._install()
+            _hosts[base] = hooks
         if model is not base and hooks.model is base:
             hooks._install_head(model)
         if isinstance(handle.method, LayerMethod) and not hooks._in_layers:
@@ -112,10 +139,11 @@ class HostHooks:
             _hosts.pop(self.adapter.model, None)
 
     def _install(self) -> None:
+        self.adapter.check()
         base, language_model = self.adapter.model, self.adapter.language_model
         disable = torch.compiler.disable
-        self._base_signature = inspect.signature(base.forward)
-        self._language_signature = inspect.signature(language_model.forward)
+        self._host_call: Call = check_host(base)
+        self._language_call: Call = check_language_model(language_model)
         for handle in (
             base.register_forward_pre_hook(disable(self._before_host), with_kwargs=True),
             language_model.register_forward_pre_hook(
@@ -175,15 +203,18 @@ class HostHooks:
 
     def _before_host(self, module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Reads the full inputs; after a shortened prompt, fits mask and positions to the cache."""
-        given = named_arguments(self._base_signature, args, kwargs)
-        self.step = step = Step(arguments=given)
+        given = self._host_call.named(args, kwargs)
+        cache = self._host_call.cache(given)
+        self.step = step = Step(cache=cache, arguments=given)
         name = "inputs_embeds" if given.get("input_ids") is None else "input_ids"
         batch, length = given[name].shape[:2]
         step.inputs = given[name]
         step.attention_mask = given.get("attention_mask")
-        cache = given.get("past_key_values")
-        step.past = step.original_past = 0 if cache is None else int(cache.get_seq_length())
+        step.past = step.original_past = past_length(cache)
         self._find_images(given, batch, length)
+        if cache is None and step.placeholders is None and self.handle.strict:
+            self._refuse_lost_cache(given, batch, length)
+        self._filled = None
         if step.past and (cut := CutCache.of(cache)) is not None:
             if step.placeholders is not None:
                 raise NotImplementedError(
@@ -235,7 +266,7 @@ class HostHooks:
                 torch.tensor(token, device=embeddings.device)
             )
             step.placeholders = (embeddings == placeholder).all(-1)
-        if getattr(given.get("past_key_values"), "is_compileable", False):
+        if getattr(step.cache, "is_compileable", False):
             raise NotImplementedError(
                 "a static cache has its length fixed for the whole prompt; use the default, dynamic"
             )
@@ -271,7 +302,8 @@ class HostHooks:
     def _before_language_model(self, module: Any, args: Any, kwargs: Any) -> Any:
         """The heart of it: the columns of dropped tokens go, everywhere alike."""
         step = self.step
-        given = named_arguments(self._language_signature, args, kwargs)
+        given = self._language_call.named(args, kwargs)
+        self._check_language_model(given)
         if step.placeholders is None or step.done:
             return (), self._keep_windows(given)
         if isinstance(self.handle.method, LayerMethod):
@@ -300,6 +332,39 @@ class HostHooks:
             [stopwatch, *(self.encoded.stopwatches if self.encoded else ())],
         )
         return (), given
+
+    def _refuse_lost_cache(self, given: Mapping[str, Any], batch: int, length: int) -> None:
+        """Raises where a decoding step would be taken for a new prompt, for want of its cache."""
+        filled, mask = self._filled, given.get("attention_mask")
+        positions = given.get("position_ids")
+        if filled is None or filled.rows != batch or given.get("use_cache") is False:
+            return
+        goes_on = (
+            length == 1
+            or (isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] > length)
+            or (isinstance(positions, Tensor) and int(positions.min()) >= filled.columns)
+        )
+        if goes_on:
+            raise RuntimeError(
+                f"{self._host_call.name} was called for {length} more columns without a cache, "
+                f"though the forward before filled one of {filled.columns}: taken for a new "
+                f"prompt, they would continue nothing. Pass the cache as "
+                f"{self._host_call.cache_name}, or use_cache=False for a new prompt"
+            )
+
+    def _check_language_model(self, given: Mapping[str, Any]) -> None:
+        """What the host has been seen to be given is what it goes on with."""
+        call, past = self._language_call, past_length(self._language_call.cache(given))
+        require(
+            isinstance(given.get("inputs_embeds"), Tensor),
+            f"{call.name} must be called with inputs_embeds, "
+            f"got {type(given.get('inputs_embeds')).__name__}",
+        )
+        require(
+            past == self.step.past,
+            f"{call.name} must be called with the cache of {self._host_call.name}, which holds "
+            f"{self.step.past} columns, got one of {past}",
+        )
 
     def _enter_layers(self, method: LayerMethod, given: dict[str, Any]) -> dict[str, Any]:
         """The whole prompt goes in; tokens leave on their way through the layers."""
@@ -336,12 +401,22 @@ class HostHooks:
 
     def _before_layer(self, number: int, module: Any, args: Any, kwargs: Any) -> Any:
         layers = self.step.layers
-        if layers is None:
-            return None
         given = dict(kwargs)
+        if layers is None and not self._checkpointed:
+            return None
         hidden, *rest = args or (given.pop("hidden_states"),)
         if isinstance(layers, CutStep):
             return (hidden, *rest), layers.enter(number, module, hidden, given)
+        # What a checkpoint runs again it runs on the very tensors that it was first given.
+        cos = given["position_embeddings"][0]
+        if layers is None:
+            layers = self._checkpointed.get(cos)
+            if layers is None:
+                return None
+            hidden, given = layers.enter_again(number, module, hidden, given)
+            return (hidden, *rest), given
+        if module.training and getattr(module, "gradient_checkpointing", False):
+            self._checkpointed[cos] = layers
         hidden, given = layers.enter(number, module, hidden, given)
         return (hidden, *rest), given
 
@@ -350,12 +425,14 @@ class HostHooks:
         if not layers.finished:  # another way was taken: `_after_host` will say so
             return
         step.done, step.columns = True, layers.columns
+        layers.forget_arguments()
         assert step.embeddings is not None  # `_enter_layers` has set it
         kept = layers.real if layers.columns is None else layers.columns.keep
         self.handle._note(
             layers.images(step.embeddings[layers.placeholders]),
             [row.nonzero()[:, 0] + step.original_past for row in kept],
             layers.stopwatches,
+            [None if columns is None else columns.keep for columns in layers.by_layer],
         )
         if layers.columns is not None and is_filled(cache):
             CutCache.attach(cache, layers)
@@ -556,7 +633,9 @@ class HostHooks:
 
     def _after_language_model(self, module: Any, args: Any, output: Any) -> None:
         step = self.step
-        cache: Any = getattr(output, "past_key_values", None)
+        cache = cache_of(output)
+        if step.inputs is not None and is_filled(cache):
+            self._filled = Filled(len(step.inputs), past_length(cache))
         if isinstance(step.layers, LayerReduction):
             self._leave_layers(step.layers, cache)
         elif step.columns is not None and step.state is not None and is_filled(cache):
@@ -592,16 +671,6 @@ class HostHooks:
             return loss_function(*args, labels=labels, **kwargs)
 
         return loss
-
-
-def is_filled(cache: Any | None) -> bool:
-    return cache is not None and len(cache.layers) > 0
-
-
-def named_arguments(
-    signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> dict[str, Any]:
-    return dict(zip(signature.parameters, args, strict=False)) | dict(kwargs)
 
 
 def images_of_rows(tokens_per_row: list[int], lengths: list[int]) -> list[int]:
