@@ -5,11 +5,18 @@ first name that needs it. Its Auto classes know the model, whichever package is 
 """
 
 from importlib import import_module
+from importlib.metadata import distributions
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if find_spec("transformers") is None:
     raise ImportError("geollava needs the extra hf: pip install 'tokenprune-vlm[hf]'")
+# Said here too: where the other package's files have won, tokenprune itself says nothing.
+if any(True for _ in distributions(name="tokenprune")):
+    raise ImportError(
+        "PyPI's unrelated package tokenprune is installed beside tokenprune-vlm, and both are "
+        "imported as tokenprune. Remove both, then install tokenprune-vlm"
+    )
 
 from geollava.registration import register_with_transformers
 

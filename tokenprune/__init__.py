@@ -1,5 +1,10 @@
 """Fewer visual tokens for vision-language models. Needs torch alone."""
 
+from tokenprune.namesake import refuse_namesake
+
+refuse_namesake()
+
+# ruff: noqa: E402
 from tokenprune import ops
 from tokenprune.apply import Handle, apply
 from tokenprune.chain import Chain

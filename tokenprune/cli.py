@@ -1,10 +1,20 @@
-"""The command `tokenprune`: what methods there are. Exit codes: 0, 2 for wrong usage."""
+"""The command `tokenprune`: what methods there are, and the proof that they are exact.
+
+Exit codes: 0, 1 for a model that is not verified, 2 for wrong usage or input.
+"""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
 
+import torch
+
+import tokenprune
 from tokenprune.method import Method, list_methods, method_class
 
 HEADINGS = ("method", "what it does", "needs", "query-agnostic", "merges", "paper")
@@ -54,13 +64,87 @@ def text_table() -> str:
     return "\n".join(line.rstrip() for line in padded)
 
 
+def verify(options: argparse.Namespace) -> int:
+    """`tokenprune verify`: prints the report; 0 where everything held, else 1."""
+    model, inputs = load(options.model, options.image, options.question, options.dtype)
+    report = tokenprune.verify(
+        model,
+        inputs,
+        method=options.method,
+        keep_ratio=options.keep_ratio,
+        new_tokens=options.new_tokens,
+    )
+    print(json.dumps(report.as_dict(), indent=2) if options.json else report)
+    return 0 if report.ok else 1
+
+
+def load(name: str, image: Path, question: str, dtype: str) -> tuple[Any, Any]:
+    """A model of transformers in eval mode, and a question about an image as its processor asks."""
+    try:
+        import transformers
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError(
+            "tokenprune verify needs the extra hf: pip install 'tokenprune-vlm[hf]'"
+        ) from error
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    with Image.open(image) as file:
+        picture = file.convert("RGB")
+    safely: dict[str, Any] = {"trust_remote_code": False}
+    processor = transformers.AutoProcessor.from_pretrained(name, **safely)
+    model = transformers.AutoModelForImageTextToText.from_pretrained(
+        name, dtype=getattr(torch, dtype), use_safetensors=True, **safely
+    )
+    if torch.cuda.is_available():
+        model = model.cuda()
+    if getattr(processor, "chat_template", None):
+        content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+        inputs = processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+    else:
+        text = getattr(processor, "image_token", "") + question
+        inputs = processor(images=picture, text=text, return_tensors="pt")
+    return model.eval(), inputs.to(model.device, model.dtype)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="tokenprune", description="Fewer visual tokens.")
-    commands = parser.add_subparsers(required=True, metavar="command")
+    commands = parser.add_subparsers(required=True, metavar="command", dest="command")
     methods = commands.add_parser("methods", help="the methods, and what each declares")
     methods.add_argument("--markdown", action="store_true", help="as the README's table")
+    proof = commands.add_parser(
+        "verify", help="show on a model of your own that a reduction is exact"
+    )
+    proof.add_argument("model", help="a folder or hub name, a vision-language model")
+    proof.add_argument("image", type=Path)
+    proof.add_argument("question")
+    proof.add_argument("--method", default="divprune", help="a name that `methods` lists")
+    proof.add_argument("--keep-ratio", type=float, default=0.5, help="share to keep, in (0, 1]")
+    proof.add_argument("--new-tokens", type=int, default=4, help="tokens to generate")
+    proof.add_argument(
+        "--dtype",
+        default="float32",
+        choices=("float64", "float32", "bfloat16", "float16"),
+        help="coarse ones hardly show positions",
+    )
+    proof.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
-    print(markdown_table() if options.markdown else text_table())
+    if options.command == "methods":
+        print(markdown_table() if options.markdown else text_table())
+        return
+    try:
+        code = verify(options)
+    except (ValueError, TypeError, NotImplementedError, OSError, ImportError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        print(f"error: {lines[0]}", file=sys.stderr)
+        code = 2
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -370,37 +370,7 @@ def test_difference_pairs_the_rows():
 @pytest.fixture(scope="module")
 def llava(tmp_path_factory):
     """A checkpoint of transformers' own LLaVA, tiny and random, with a chat template."""
-    tokenizer = byte_tokenizer()
-    text = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64}
-    heads = {"num_hidden_layers": 2, "num_attention_heads": 4}
-    tower = {"hidden_size": 32, "intermediate_size": 64, "image_size": 56, "patch_size": 14}
-    config = hf.LlavaConfig(
-        vision_config=hf.CLIPVisionConfig(**tower, **heads),
-        text_config=hf.LlamaConfig(**text, **heads),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-    )
-    template = (
-        "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>"
-        "{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endfor %}"
-    )
-    processor = hf.LlavaProcessor(
-        hf.CLIPImageProcessor(size={"shortest_edge": 56}, crop_size=56),
-        tokenizer,
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=template,
-    )
-    folder = tmp_path_factory.mktemp("llava")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = hf.LlavaForConditionalGeneration(config)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.mul_(8)  # so that little changes matter
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    return write_llava(tmp_path_factory.mktemp("llava"), byte_tokenizer())
 
 
 def test_a_model_of_transformers(run, questions, llava, tmp_path):

@@ -22,11 +22,12 @@ from tokenprune.ops.background_merge import kernel as merge
 from tokenprune.ops.background_score import kernel as score
 from tokenprune.ops.cls_attention import kernel as cls
 from tokenprune.ops.dpp_select import kernel as dpp
-from tokenprune.ops.launch import read_configs
+from tokenprune.ops.launch import ROUNDING, read_configs
 from tokenprune.ops.max_min_select import kernel as max_min
 from tokenprune.ops.most_similar import kernel as similar
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+OPTIONS = ("num_warps", "num_stages", *ROUNDING)
 ALIGNED = [["tt.divisibility", 16]]
 POINTERS = {
     "features": "T", "vectors": "T", "anchors": "T", "means": "T", "grad_features": "T", "q": "T",
@@ -70,8 +71,8 @@ JOBS = [
 
 def compile_kernel(kernel, name, constants, dtype, capability):
     table = read_configs(f"sm_{capability}")[name]
-    config = dict(table.get("float32" if dtype == "fp32" else "half", table.get("any")))
-    options = {key: config.pop(key) for key in ("num_warps", "num_stages") if key in config}
+    config = table.get("float32" if dtype == "fp32" else "half", table.get("any")) | ROUNDING
+    options = {key: config.pop(key) for key in OPTIONS if key in config}
     constants = constants | config
     signature, aligned = {}, {}
     for index, argument in enumerate(kernel.arg_names):
@@ -97,17 +98,27 @@ def compile_kernel(kernel, name, constants, dtype, capability):
 
 
 def resources(compiled):
-    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as ptx:
-        ptx.write(compiled.asm["ptx"])
-        ptx.flush()
-        architecture = re.search(r"\.target (sm_\w+)", compiled.asm["ptx"]).group(1)
-        command = [TOOLS / "ptxas", "-v", f"-arch={architecture}", ptx.name, "-o", "/dev/null"]
-        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    """Read off the finished code: Triton may assemble it with another ptxas than it ships."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(compiled.asm["cubin"])
+        cubin.flush()
+        usage = tool("cuobjdump", "-res-usage", cubin.name)
+        code = tool("nvdisasm", cubin.name)
+    used = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
+    assert used is not None, usage
+    registers, stack, local = map(int, used.groups())
     return {
-        "registers": int(re.search(r"Used (\d+) registers", report).group(1)),
-        "spilled_bytes": sum(map(int, re.findall(r"(\d+) bytes spill", report))),
+        "registers": registers,
+        "spilled_bytes": stack + local,
+        "local_memory_instructions": len(re.findall(r"\b(?:LDL|STL)\b", code)),
+        "fused_multiply_adds": len(re.findall(r"\bFFMA\b", code)),
         "shared_bytes": compiled.metadata.shared,
     }
+
+
+def tool(name, *arguments):
+    command = [TOOLS / name, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def main():
