@@ -15,6 +15,11 @@ from typing import Any
 import torch
 
 import tokenprune
+from tokenprune.namesake import refuse_namesake
+
+refuse_namesake()  # here too: where the other package's files have won, ours say nothing else
+
+# ruff: noqa: E402
 from tokenprune.method import Method, list_methods, method_class
 
 HEADINGS = ("method", "what it does", "needs", "query-agnostic", "merges", "paper")

@@ -1,4 +1,4 @@
-"""PyPI's `tokenprune` is another project with the same import name: beside it nothing is certain."""
+"""PyPI's `tokenprune` is another project of the same import name: beside it nothing is sure."""
 
 from __future__ import annotations
 

@@ -11,12 +11,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from geollava import GeoLlavaForConditionalGeneration, GeoLlavaProcessor, cli, scenes
 from geollava.default_model import default_checkpoint
-from geollava.processing import IMAGE_TOKEN, VIDEO_TOKEN
+from tests.tokenprune.checkpoint import byte_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -87,19 +85,6 @@ def run(capsys):
         return end.value.code or 0, output.out, output.err
 
     return run
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte: reads any language, and needs no vocabulary from elsewhere."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE({character: i for i, character in enumerate(alphabet)}, []))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    core.decoder = decoders.ByteLevel()
-    marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", IMAGE_TOKEN, VIDEO_TOKEN]
-    core.add_special_tokens([AddedToken(mark, special=True) for mark in marks])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>"
-    )
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:

@@ -10,8 +10,6 @@ import sys
 import datasets
 import numpy as np
 import pytest
-import torch
-import transformers as hf
 from PIL import Image
 
 from geollava.answer import answer
@@ -23,8 +21,9 @@ from geollava.evaluate.models import open_model
 from geollava.evaluate.rows import Data
 from geollava.evaluate.runner import Options
 from geollava.imagery import as_scene
+from tests.tokenprune.checkpoint import write_llava
 
-from .conftest import byte_tokenizer, noise
+from .conftest import noise
 
 XLRS = get_benchmark("xlrs")
 
@@ -370,7 +369,7 @@ def test_difference_pairs_the_rows():
 @pytest.fixture(scope="module")
 def llava(tmp_path_factory):
     """A checkpoint of transformers' own LLaVA, tiny and random, with a chat template."""
-    return write_llava(tmp_path_factory.mktemp("llava"), byte_tokenizer())
+    return write_llava(tmp_path_factory.mktemp("llava"))
 
 
 def test_a_model_of_transformers(run, questions, llava, tmp_path):

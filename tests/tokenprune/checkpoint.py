@@ -14,23 +14,24 @@ TEMPLATE = (
 )
 
 
-def byte_tokenizer(*marks: str) -> hf.PreTrainedTokenizerFast:
-    """One token per byte, and the marks: reads any language, needs no vocabulary from elsewhere."""
+MARKS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
+
+
+def byte_tokenizer() -> hf.PreTrainedTokenizerFast:
+    """One token per byte: reads any language, and needs no vocabulary from elsewhere."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     core = Tokenizer(models.BPE({character: i for i, character in enumerate(alphabet)}, []))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
-    core.add_special_tokens(
-        [AddedToken(mark, special=True) for mark in ("<|endoftext|>", "<|im_end|>", *marks)]
-    )
+    core.add_special_tokens([AddedToken(mark, special=True) for mark in MARKS])
     return hf.PreTrainedTokenizerFast(
         tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>"
     )
 
 
-def write_llava(folder: Path, tokenizer: hf.PreTrainedTokenizerFast | None = None) -> Path:
+def write_llava(folder: Path) -> Path:
     """Writes model and processor: 16 visual tokens per image of 56 pixels."""
-    tokenizer = tokenizer or byte_tokenizer("<image>")
+    tokenizer = byte_tokenizer()
     text = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64}
     heads = {"num_hidden_layers": 2, "num_attention_heads": 4}
     tower = {"hidden_size": 32, "intermediate_size": 64, "image_size": 56, "patch_size": 14}

@@ -392,7 +392,7 @@ def test_what_stays_behind_is_caught(llava):
     finally:
         del llava.model.model.forgotten
     assert statuses(report)["undo"] == "failed"
-    assert "left behind in model" in checks(report)["undo"].detail
+    assert "left behind: model.forgotten" in checks(report)["undo"].detail
 
 
 # -- what is refused ------------------------------------------------------------------------------

@@ -255,9 +255,9 @@ class Proof:
     counts: tuple[int, int] = (0, 0)
 
     def report(self) -> VerifyReport:
-        modules = attributes(self.model)
         whole = self.run()
         repeats = whole.equals(self.run())
+        modules = attributes(self.model)  # now: models add hooks of their own in their first run
         with self.checking("features"):
             self.features()
         with self.checking("keep all"):
@@ -355,11 +355,9 @@ class Proof:
 
     def undo(self, whole: Run, repeats: bool, modules: dict[str, Any]) -> None:
         left = attributes(self.model)
-        changed = sorted(
-            name for name in left.keys() | modules if left.get(name) != modules.get(name)
-        )
+        changed = sorted(dict(left.items() ^ modules.items()))
         if changed:
-            self.note("undo", False, None, 0.0, f"left behind in {changed[0] or 'the model'}")
+            self.note("undo", False, None, 0.0, f"left behind: {', '.join(changed)}")
             return
         self.note_bits("undo", whole, self.run(), repeats, "the model after against before")
 
@@ -687,12 +685,10 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
             owner.__dict__[name] = former
 
 
-def attributes(model: nn.Module) -> dict[str, Any]:
-    """By module: its attributes' names, and how many hooks it has."""
+def attributes(model: nn.Module) -> dict[str, int]:
+    """The attributes of all modules by name; of hooks, how many there are."""
     return {
-        name: {
-            key: len(value) if key.endswith("_hooks") else None
-            for key, value in vars(module).items()
-        }
+        f"{name}.{key}".lstrip("."): len(value) if key.endswith("_hooks") else 0
         for name, module in model.named_modules()
+        for key, value in vars(module).items()
     }
