@@ -1,20 +1,35 @@
 # Everything a fresh machine needs is Python 3.10 or newer, git and make.
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 2
 BIN := $(VENV)/bin
+# Workers of one thread each: more threads than cores wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench test-newest test-matrix ci-full clean
 
 demo: $(VENV)/.installed-demo  ## ask about a scene that the model has not seen
 	$(BIN)/python examples/ask_scene.py
 
 test: $(VENV)/.installed-dev  ## install and run all tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: $(VENV)/.installed-dev  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+test-newest: $(VENV)/.installed-dev  ## the core on both ends of what transformers may be, and beyond
+	$(BIN)/python tools/versions.py transformers --ends
+	$(BIN)/python tools/versions.py transformers --newer
+
+test-matrix: $(VENV)/.installed-dev  ## the core on every tested release of transformers and Triton
+	$(BIN)/python tools/versions.py transformers
+	$(BIN)/python tools/versions.py triton
+	$(BIN)/python tools/versions.py transformers --newer
+	$(BIN)/python tools/versions.py triton --newer
+
+ci-full: lint test test-matrix demo  ## everything, once before a task is called done
 
 bench: $(VENV)/.installed-dev  ## measure against the dense form of the published algorithm
 	$(BIN)/python benchmarks/run.py

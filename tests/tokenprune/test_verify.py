@@ -244,8 +244,8 @@ def test_faults_are_caught(name, fault):
     assert not report.ok, report
     found = statuses(report)
     where = "generation" if fault in ("step position", "step leak", "lost cache") else "prompt"
-    missed = "not checked" if where == "generation" and name in NEEDS_CACHE else "failed"
-    assert found[where] == missed, report
+    unproved = where == "generation" and name in NEEDS_CACHE
+    assert found[where] in (("not checked", "failed") if unproved else ("failed",)), report
     assert found["keep all"] == found["undo"] == "ok", report
     if fault != "leak":  # there it is the whole model that is not what it seems
         assert found["features"] == "ok", report
