@@ -37,7 +37,9 @@ TESTS = {
         "tests/geollava/test_evaluate.py",
     ],
     "triton": ["tests/kernels"],
+    "lmms-eval": ["tests/geollava/test_lmms.py"],
 }
+ALONE = ("lmms-eval",)  # it asks for torchvision, which has no build beside CPU torch; we need none
 
 
 def overlay(package: str, version: str, needs: list[str]) -> Path:
@@ -50,8 +52,11 @@ def overlay(package: str, version: str, needs: list[str]) -> Path:
         ours = next(path for path in map(Path, sys.path) if path.name == "site-packages")
         (packages / "_ours.pth").write_text(f"import site; site.addsitedir({str(ours)!r})\n")
     command = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet"]
-    command += ["--disable-pip-version-check", f"{package}=={version}", *needs]
-    subprocess.run(list(map(str, command)), check=True)
+    command.append("--disable-pip-version-check")
+    alone = ["--no-deps"] if package in ALONE else []
+    for what in ([*alone, f"{package}=={version}"], needs):
+        if what:
+            subprocess.run(list(map(str, [*command, *what])), check=True)
     return python
 
 
