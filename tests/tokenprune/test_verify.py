@@ -75,6 +75,20 @@ def test_every_host(name, method):
     assert traces(host.model) == before
 
 
+@pytest.mark.parametrize("method", sorted({*tokenprune.list_methods()} - {"background_anchored"}))
+def test_every_method(llava, method):
+    report = tokenprune.verify(llava.model, llava.inputs(ONE), method=method, keep_ratio=0.4)
+    assert report.ok, report
+
+
+def test_methods_in_a_chain():
+    host = build("qwen3_vl")
+    stages = (get_method("fastervlm"), get_method("tome"))
+    chain = tokenprune.Chain(*stages, budgets=[0.5])
+    report = tokenprune.verify(host.model, host.inputs(ONE), method=chain, keep_ratio=0.3)
+    assert report.ok, report
+
+
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("name", ["llava", "qwen3_vl", "gemma3", "paligemma"])
 def test_additive_and_boolean_masks(name, attention):

@@ -76,7 +76,7 @@ def require_attributes(owner: Any, *names: str) -> None:
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """ "LlavaModel.forward", also where something is wrapped around it."""
+    """As in "LlavaModel.forward", also where something is wrapped around it."""
     function = inspect.unwrap(function)
     owner = getattr(function, "__self__", None)
     name = getattr(function, "__qualname__", None) or type(function).__name__
