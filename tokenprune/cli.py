@@ -20,7 +20,9 @@ from tokenprune.namesake import refuse_namesake
 refuse_namesake()  # here too: where the other package's files have won, ours say nothing else
 
 # ruff: noqa: E402
-from tokenprune.method import Method, list_methods, method_class
+from tokenprune.budget import Budget
+from tokenprune.method import Method, get_method, list_methods, method_class
+from tokenprune.ops.checks import check_int
 
 HEADINGS = ("method", "what it does", "needs", "query-agnostic", "merges", "paper")
 
@@ -71,6 +73,9 @@ def text_table() -> str:
 
 def verify(options: argparse.Namespace) -> int:
     """`tokenprune verify`: prints the report; 0 where everything held, else 1."""
+    get_method(options.method)  # what is wrong is said before a model is loaded
+    Budget(None, options.keep_ratio)
+    check_int("new_tokens", options.new_tokens, low=1)
     model, inputs = load(options.model, options.image, options.question, options.dtype)
     report = tokenprune.verify(
         model,
@@ -145,7 +150,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     try:
         code = verify(options)
-    except (ValueError, TypeError, NotImplementedError, OSError, ImportError) as error:
+    except Exception as error:  # 1 would say that the model is not verified
         lines = str(error).strip().splitlines() or [type(error).__name__]
         print(f"error: {lines[0]}", file=sys.stderr)
         code = 2

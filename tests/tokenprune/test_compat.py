@@ -168,6 +168,99 @@ def test_a_step_without_its_cache_is_no_new_prompt(llava, how, method):
         assert torch.equal(handle.kept_positions[0], kept[0])
 
 
+@pytest.mark.parametrize("how", ["other rows", "an empty cache", "another forward between"])
+def test_a_mask_alone_says_that_a_step_is_no_new_prompt(llava, how):
+    inputs = llava.inputs(ONE)
+    step = step_of(inputs)
+    with tokenprune.apply(llava.model, "divprune", keep_ratio=0.4), torch.no_grad():
+        llava.model(**inputs, use_cache=True)
+        if how == "other rows":
+            step = {name: value.repeat(3, 1) for name, value in step.items()}
+        elif how == "an empty cache":
+            step[CACHE] = transformers.DynamicCache()
+        else:
+            llava.model(input_ids=torch.tensor([[1, 7]]), use_cache=False)
+        with pytest.raises(RuntimeError, match=r"for 1 more columns without a cache"):
+            llava.model(**step)
+
+
+def test_a_cache_made_anew_from_a_shortened_one_is_refused(llava):
+    """It holds no note of what was removed; the mask of the whole sequence shows it."""
+    inputs = llava.inputs(ONE)
+    with tokenprune.apply(llava.model, "divprune", keep_ratio=0.4), torch.no_grad():
+        cache = cache_in(llava.model(**inputs, use_cache=True))
+        other = transformers.DynamicCache()
+        other.layers = cache.layers
+        with pytest.raises(
+            RuntimeError, match=r"must have \d+ columns, .* is not the one that was"
+        ):
+            llava.model(**step_of(inputs), **{CACHE: other})
+
+
+@pytest.mark.parametrize("method", ["divprune", "fastv"])
+def test_a_language_model_that_does_not_hand_its_cache_on(llava, method, monkeypatch):
+    """generate() has filled its own in place: the notes on it must be there all the same."""
+    inputs = llava.inputs([[3, 0, 4, 0, 5], [6], [2, 0, 9]])
+    method = tokenprune.get_method(method, **({"layer": 1} if method == "fastv" else {}))
+    with tokenprune.apply(llava.model, method, keep_ratio=0.4):
+        expected = generated(llava, inputs)
+    module = llava.model.model.language_model
+    plain = module.forward
+
+    @functools.wraps(plain)
+    def forward(*args: Any, **given: Any) -> Any:
+        output = plain(*args, **given)
+        setattr(output, CACHE, None)
+        return output
+
+    monkeypatch.setitem(module.__dict__, "forward", forward)
+    cache = transformers.DynamicCache()
+    step = {**inputs, "position_ids": (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)}
+    with tokenprune.apply(llava.model, method, keep_ratio=0.4), torch.no_grad():
+        logits = [llava.model(**step, **{CACHE: cache}).logits[:, -1]]
+        for column in range(4):
+            token = expected.sequences[:, column - 5, None]
+            mask = torch.nn.functional.pad(step["attention_mask"], (0, 1), value=1)
+            positions = (mask.cumsum(1) - 1)[:, -1:]
+            step = {"input_ids": token, "attention_mask": mask, "position_ids": positions}
+            logits.append(llava.model(**step, **{CACHE: cache}).logits[:, -1])
+    torch.testing.assert_close(torch.stack(logits), torch.stack(expected.logits), atol=1e-5, rtol=0)
+
+
+def test_placeholders_without_images_are_refused(llava):
+    ids = llava.inputs(ONE)["input_ids"]
+    with tokenprune.apply(llava.model, "divprune", keep_ratio=0.4), torch.no_grad():
+        message = r"input_ids hold 32 placeholders .* expected pixel_values or mm_encoder_outputs"
+        with pytest.raises(ValueError, match=message):
+            llava.model(input_ids=ids)
+    with tokenprune.apply(llava.model, "divprune", keep_ratio=0.4, strict=False):
+        logits_of(llava, {"input_ids": ids})
+
+
+def test_an_apply_that_fails_halfway_leaves_nothing(llava, monkeypatch):
+    before = traces(llava.model)
+    inputs = llava.inputs(ONE)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(llava.model), "loss_function", None)
+        for _ in range(2):
+            with pytest.raises(NotImplementedError, match="must compute its loss in loss_function"):
+                tokenprune.apply(llava.model, "divprune", keep_ratio=0.4)
+            assert traces(llava.model) == before
+            llava.model(**inputs)
+    with tokenprune.apply(llava.model, "divprune", keep_ratio=0.4):
+        assert llava.model(**inputs, labels=inputs["input_ids"]).loss.isfinite()
+
+
+def test_the_language_model_may_be_called_by_itself(llava):
+    model = llava.model.model.language_model
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        expected = model(input_ids=ids).last_hidden_state
+        with tokenprune.apply(llava.model, "divprune", keep_ratio=0.4):
+            logits_of(llava, llava.inputs(ONE))
+            assert torch.equal(model(input_ids=ids).last_hidden_state, expected)
+
+
 def test_a_new_prompt_is_still_one(llava):
     """Text alone after images, also of one token where the caller says that it needs no cache."""
     inputs = llava.inputs(ONE)

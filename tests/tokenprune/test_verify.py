@@ -144,6 +144,50 @@ def test_a_model_without_its_head(llava):
     assert "LlavaModel does not generate" in checks(report)["generation"].detail
 
 
+@pytest.mark.parametrize("method", ["random", "fastv", "divprune"])
+@pytest.mark.parametrize("name", ["llava", "paligemma"])
+def test_an_image_before_all_text(name, method):
+    """Also where its first token leaves: positions are relative, a shift of all shows nothing."""
+    host = build(name)
+    inputs = host.inputs([[0, 9]])
+    for keep_ratio in (0.2, 0.5):
+        report = tokenprune.verify(host.model, inputs, method=method, keep_ratio=keep_ratio)
+        assert statuses(report) == expected(name), report
+
+
+def test_a_batch_padded_on_the_right_is_not_generated_from(llava):
+    inputs = llava.inputs(THREE, pad_left=False)
+    report = tokenprune.verify(llava.model, inputs)
+    assert statuses(report) == {**ALL_OK, "generation": "not checked"}, report
+    assert "padded on the right" in checks(report)["generation"].detail
+
+
+def test_one_token_is_read_once_more(llava):
+    """Else no step with the cache would have run."""
+
+    def change(given: dict[str, Any]) -> None:
+        cache = given.get(CACHE)
+        if given["inputs_embeds"].shape[1] == 1 and cache.get_seq_length() < 49:
+            given["position_ids"] = given["position_ids"] + 1
+
+    assert tokenprune.verify(llava.model, llava.inputs(ONE), new_tokens=1).ok
+    with language_model_given(llava, change):
+        report = tokenprune.verify(llava.model, llava.inputs(ONE), new_tokens=1)
+    assert statuses(report)["generation"] == "failed", report
+
+
+def test_features_that_are_all_alike_show_no_order(llava):
+    def alike(module: Any, args: Any, output: Tensor) -> Tensor:
+        return torch.ones_like(output)
+
+    hook = llava.model.model.multi_modal_projector.register_forward_hook(alike)
+    try:
+        report = tokenprune.verify(llava.model, llava.inputs(ONE), method="uniform")
+    finally:
+        hook.remove()
+    assert statuses(report)["features"] == "not checked", report
+
+
 def test_what_apply_refuses_is_not_checked():
     torch.manual_seed(0)
     host = HOSTS["llava"](text_config=transformers.MistralConfig(**TEXT, sliding_window=40))
@@ -182,6 +226,7 @@ def test_a_report_can_be_read(llava):
     assert json.loads(json.dumps(report.as_dict()))["checks"][0]["status"] == "ok"
     broken = dataclasses.replace(report, checks=report.checks[:1])
     assert math.isnan(broken.largest_difference)
+    assert broken.as_dict()["largest_difference"] is None
 
 
 # -- what is broken is not ------------------------------------------------------------------------
@@ -395,18 +440,33 @@ def test_a_forward_that_forgets_to_hand_on_its_cache_is_caught(llava):
     assert statuses(report)["generation"] == "failed", report
 
 
-def test_what_stays_behind_is_caught(llava):
-    class Leaving(type(get_method("divprune"))):  # type: ignore[misc]
-        def _reduce(self, tokens: Any, num_keep: int) -> Any:
-            llava.model.model.forgotten = True
-            return super()._reduce(tokens, num_keep)
+@pytest.mark.parametrize(
+    ("owner", "name", "value", "said"),
+    [
+        ("model", "forgotten", True, "model.forgotten"),
+        ("", "_loss_function", len, "_loss_function"),
+        ("generation_config", "max_new_tokens", 1, "the generation_config"),
+    ],
+)
+def test_what_stays_behind_is_caught(llava, owner, name, value, said):
+    owner = getattr(llava.model, owner) if owner else llava.model
+    there, before = name in vars(owner), vars(owner).get(name)
+    plain = tokenprune.Handle.remove
+
+    def remove(self: Any) -> None:
+        plain(self)
+        setattr(owner, name, value)
 
     try:
-        report = tokenprune.verify(llava.model, llava.inputs(ONE), method=Leaving())
+        with mock.patch.object(tokenprune.Handle, "remove", remove):
+            report = tokenprune.verify(llava.model, llava.inputs(ONE))
     finally:
-        del llava.model.model.forgotten
+        if there:
+            setattr(owner, name, before)
+        else:
+            delattr(owner, name)
     assert statuses(report)["undo"] == "failed"
-    assert "left behind: model.forgotten" in checks(report)["undo"].detail
+    assert f"changed: {said}" in checks(report)["undo"].detail
 
 
 # -- what is refused ------------------------------------------------------------------------------
@@ -422,6 +482,7 @@ def test_what_cannot_be_is_refused(llava):
         ({"method": "best"}, ValueError, "method must be one of"),
         ({"method": 3}, TypeError, "must be a name or a Method, got int"),
         ({"keep_ratio": 1.5}, ValueError, r"keep_ratio must be in \(0, 1\], got 1.5"),
+        ({"method": get_method("fastv", layer=9)}, ValueError, "layer must lie below the 4 layers"),
         ({"new_tokens": 0}, ValueError, "new_tokens must be at least 1, got 0"),
         ({"model": nn.Linear(2, 2)}, NotImplementedError, "no adapter for Linear"),
         ({"model": "llava"}, TypeError, "got str"),

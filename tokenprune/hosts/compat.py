@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 CACHE_NAMES = ("cache", "past_key_values")  # from 5.24 on, and before
 HOST_ARGUMENTS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "pixel_values")
+ENCODER_OUTPUTS = "mm_encoder_outputs"  # images encoded before, from 5.18 on
 LANGUAGE_MODEL_ARGUMENTS = ("inputs_embeds", "attention_mask", "position_ids")
 LAYER_ARGUMENTS = ("hidden_states", "attention_mask", "position_ids", "position_embeddings")
 LAYER_PARTS = ("input_layernorm", "self_attn")
@@ -181,6 +182,14 @@ def check_host(host: nn.Module) -> Call:
     require_parameters(encode, "pixel_values")  # type: ignore[arg-type]
     require_attributes(host, "get_input_embeddings")
     return call
+
+
+def check_head(model: nn.Module) -> None:
+    """Raises unless the loss of a model with its head can be put on the columns that remain."""
+    require(
+        hasattr(type(model), "loss_function") and callable(getattr(model, "loss_function", None)),
+        f"{type(model).__name__} must compute its loss in loss_function, from labels",
+    )
 
 
 def check_language_model(language_model: nn.Module) -> Call:

@@ -22,8 +22,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 from tokenprune.adapter import Adapter, ImageLayout
 from tokenprune.hosts.cache_state import CacheState, rows_now
 from tokenprune.hosts.compat import (
+    ENCODER_OUTPUTS,
     Call,
     cache_of,
+    check_head,
     check_host,
     check_language_model,
     image_features,
@@ -56,6 +58,7 @@ class Step:
     cache: Any = None
     inputs: Tensor | None = None
     embeddings: Tensor | None = None
+    language_cache: Any = None
     past: int = 0
     original_past: int = 0
     shift: Tensor | None = None
@@ -116,21 +119,27 @@ class HostHooks:
     @staticmethod
     def enter(model: nn.Module, adapter: Adapter, handle: Handle) -> HostHooks:
         base = adapter.model
-        hooks = _hosts.get(base)
-        if hooks is None:
-            hooks = HostHooks(base, adapter)
-            hooks._install()
-            _hosts[base] = hooks
-        if model is not base and hooks.model is base:
-            hooks._install_head(model)
-        if isinstance(handle.method, LayerMethod) and not hooks._in_layers:
-            hooks._install_layers()
+        hooks = _hosts.get(base) or HostHooks(base, adapter)
+        try:
+            if not hooks.handles:
+                hooks._install()
+                _hosts[base] = hooks
+            if model is not base and hooks.model is base:
+                hooks._install_head(model)
+            if isinstance(handle.method, LayerMethod) and not hooks._in_layers:
+                hooks._install_layers()
+        except BaseException:
+            hooks._uninstall_if_unused()
+            raise
         hooks.handles.append(handle)
         return hooks
 
     def leave(self, handle: Handle) -> None:
         if handle in self.handles:
             self.handles.remove(handle)
+        self._uninstall_if_unused()
+
+    def _uninstall_if_unused(self) -> None:
         if not self.handles and self._undo:
             for undo in reversed(self._undo):
                 undo()
@@ -167,10 +176,11 @@ class HostHooks:
         )
 
     def _install_head(self, model: Any) -> None:
-        self.model = model
+        check_head(model)
         hook = torch.compiler.disable(self._before_head)
         self._undo.append(model.register_forward_pre_hook(hook, with_kwargs=True).remove)
         self._replace(model, "_loss_function", self._loss(model.loss_function))
+        self.model = model
 
     def _install_layers(self) -> None:
         """Only where a method works there: hooks in every layer would break compiled graphs."""
@@ -212,7 +222,7 @@ class HostHooks:
         step.attention_mask = given.get("attention_mask")
         step.past = step.original_past = past_length(cache)
         self._find_images(given, batch, length)
-        if cache is None and step.placeholders is None and self.handle.strict:
+        if self.handle.strict:
             self._refuse_lost_cache(given, batch, length)
         self._filled = None
         if step.past and (cut := CutCache.of(cache)) is not None:
@@ -241,7 +251,7 @@ class HostHooks:
 
     def _find_images(self, given: Mapping[str, Any], batch: int, length: int) -> None:
         step = self.step
-        outputs = given.get("mm_encoder_outputs")
+        outputs = given.get(ENCODER_OUTPUTS)
         outputs = outputs if isinstance(outputs, Mapping) else {"image": outputs}
         step.encoder_output = outputs.get("image")
         videos = given.get("pixel_values_videos") is not None or outputs.get("video") is not None
@@ -249,15 +259,20 @@ class HostHooks:
             raise NotImplementedError(
                 "tokens of videos are not reduced; strict=False lets them pass as they are"
             )
-        ids = given.get("input_ids")
+        ids, token = given.get("input_ids"), self.adapter.image_token_id
         if step.encoder_output is None and given.get("pixel_values") is None:
             if ids is None and not step.past and length > 1 and self.handle.strict:
                 raise NotImplementedError(
                     "inputs_embeds without images: visual tokens cannot be told from text, nothing "
                     "would be removed. Pass input_ids with pixel_values; strict=False lets it pass"
                 )
+            marks = 0 if ids is None or step.past else int((ids == token).sum())
+            if marks and not videos and self.handle.strict:
+                raise ValueError(
+                    f"input_ids hold {marks} placeholders for image tokens, but no image came: "
+                    f"expected pixel_values or {ENCODER_OUTPUTS}, got {', '.join(sorted(given))}"
+                )
             return
-        token = self.adapter.image_token_id
         if ids is not None:
             step.placeholders = ids == token
         else:
@@ -334,27 +349,41 @@ class HostHooks:
         return (), given
 
     def _refuse_lost_cache(self, given: Mapping[str, Any], batch: int, length: int) -> None:
-        """Raises where a decoding step would be taken for a new prompt, for want of its cache."""
-        filled, mask = self._filled, given.get("attention_mask")
-        positions = given.get("position_ids")
-        if filled is None or filled.rows != batch or given.get("use_cache") is False:
+        """Raises where a step would go on from nothing, for want of its cache or our notes on it.
+
+        A mask says of how many columns the step is the end. Without one, a single token or
+        positions beyond what the forward before has cached are taken for a step.
+        """
+        step, filled, call = self.step, self._filled, self._host_call
+        mask, positions = given.get("attention_mask"), given.get("position_ids")
+        columns = mask.shape[1] if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        known = CacheState.of(step.cache) or CutCache.of(step.cache)
+        if step.past:
+            if known is None and columns not in (None, step.past + length):
+                raise RuntimeError(
+                    f"attention_mask must have {step.past + length} columns, those of the cache "
+                    f"and {length} more, got {columns}: this cache is not the one that was filled"
+                )
             return
-        goes_on = (
-            length == 1
-            or (isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] > length)
-            or (isinstance(positions, Tensor) and int(positions.min()) >= filled.columns)
-        )
+        goes_on = columns is not None and columns > length
+        if not goes_on and step.cache is None and step.placeholders is None and filled is not None:
+            new = filled.rows != batch or given.get("use_cache") is False
+            far = isinstance(positions, Tensor) and int(positions.min()) >= filled.columns
+            goes_on = not new and (length == 1 or far)
         if goes_on:
+            before = f", the forward before filled one of {filled.columns}" if filled else ""
             raise RuntimeError(
-                f"{self._host_call.name} was called for {length} more columns without a cache, "
-                f"though the forward before filled one of {filled.columns}: taken for a new "
-                f"prompt, they would continue nothing. Pass the cache as "
-                f"{self._host_call.cache_name}, or use_cache=False for a new prompt"
+                f"{call.name} was called for {length} more columns without a cache{before}: taken "
+                f"for a new prompt, they would continue nothing. Pass the cache as "
+                f"{call.cache_name}; for a new prompt a mask of its own length, or use_cache=False"
             )
 
     def _check_language_model(self, given: Mapping[str, Any]) -> None:
         """What the host has been seen to be given is what it goes on with."""
-        call, past = self._language_call, past_length(self._language_call.cache(given))
+        if self.step.inputs is None:  # called by itself, not by its host
+            return
+        call, self.step.language_cache = self._language_call, self._language_call.cache(given)
+        past = past_length(self.step.language_cache)
         require(
             isinstance(given.get("inputs_embeds"), Tensor),
             f"{call.name} must be called with inputs_embeds, "
@@ -633,7 +662,10 @@ class HostHooks:
 
     def _after_language_model(self, module: Any, args: Any, output: Any) -> None:
         step = self.step
+        # A cache is filled in place, also where the output does not hand it on.
         cache = cache_of(output)
+        if not is_filled(cache):
+            cache = step.language_cache
         if step.inputs is not None and is_filled(cache):
             self._filled = Filled(len(step.inputs), past_length(cache))
         if isinstance(step.layers, LayerReduction):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from tokenprune.hosts.compat import (
     transformers_version,
 )
 from tokenprune.hosts.hooks import is_applied
+from tokenprune.hosts.layers import check_layers
 from tokenprune.hosts.reduction import ReducedImages
 from tokenprune.hosts.sequence import edge_padding
 from tokenprune.method import LayerMethod, Method, get_method
@@ -105,11 +107,15 @@ class VerifyReport:
         return max(found, default=float("nan"))
 
     def as_dict(self) -> dict[str, Any]:
-        return {
+        """For JSON: numbers that are not finite are None."""
+        report: dict[str, Any] = {
             "ok": self.ok,
-            "largest_difference": self.largest_difference,
+            "largest_difference": finite(self.largest_difference),
             **dataclasses.asdict(self),
         }
+        for check in report["checks"]:
+            check |= {name: finite(check[name]) for name in ("difference", "tolerance")}
+        return report
 
     def __str__(self) -> str:
         lines = [
@@ -128,6 +134,10 @@ class VerifyReport:
             )
         lines.append("verified" if self.ok else "NOT VERIFIED")
         return "\n".join(lines)
+
+
+def finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def verify(
@@ -154,7 +164,8 @@ def verify(
     - *generation*: the same for `new_tokens` generated one by one, against the whole model without
       a cache.
     - *positions*: were positions off by one, this input would show it.
-    - *undo*: afterwards the model is what it was, to the bit.
+    - *undo*: afterwards the model says what it said, to the bit, and its modules' attributes, hooks
+      and configuration are what they were.
 
     The tolerance of *prompt* and *generation* is measured: `ROUNDINGS` times the largest change of
     the logits when the language model's input embeddings are moved by one rounding of its dtype
@@ -189,6 +200,8 @@ def verify(
         raise ValueError("the model must be in eval mode, got one in training; call model.eval()")
     if is_applied(base):
         raise ValueError("the model must be whole, got one with a reduction applied; remove it")
+    if isinstance(method, LayerMethod):
+        check_layers(adapter, method, "original")
     given = check_inputs(inputs, adapter)
     with torch.no_grad(), restored(base, adapter.restored):
         return Proof(host, adapter, given, name, method, keep_ratio, new_tokens).report()
@@ -257,7 +270,8 @@ class Proof:
     def report(self) -> VerifyReport:
         whole = self.run()
         repeats = whole.equals(self.run())
-        modules = attributes(self.model)  # now: models add hooks of their own in their first run
+        # Only now: in their first run, models add hooks of their own.
+        modules = attributes(self.model, self.adapter.restored)
         with self.checking("features"):
             self.features()
         with self.checking("keep all"):
@@ -343,10 +357,15 @@ class Proof:
                 f"get_image_features gave {list(here.shape)}, {list(there.shape)} were placed"
             )
         one, other = (nn.functional.normalize(side, dim=1) for side in (there, here.to(there)))
+        apart = (one - other).norm(dim=1).max().item()
+        moved = (other.roll(1, 0) - other).norm(dim=1).max().item()
         tolerance = ROUNDINGS * torch.finfo(placed[0].dtype).eps
-        difference = largest(one, other)
+        if moved < MARGIN * tolerance:
+            detail = "features are too much alike to tell their order"
+            self.note("features", NOT_CHECKED, apart, tolerance, detail)
+            return
         detail = "directions where placed against as encoded, in order"
-        self.note("features", difference <= tolerance, difference, tolerance, detail)
+        self.note("features", apart <= tolerance, apart, tolerance, detail)
 
     def keep_all(self, whole: Run, repeats: bool) -> None:
         with apply(self.model, self.method, keep_ratio=1.0):
@@ -354,10 +373,11 @@ class Proof:
         self.note_bits("keep all", whole, kept, repeats, "keep_ratio=1 against the whole model")
 
     def undo(self, whole: Run, repeats: bool, modules: dict[str, Any]) -> None:
-        left = attributes(self.model)
-        changed = sorted(dict(left.items() ^ modules.items()))
+        left = attributes(self.model, self.adapter.restored)
+        names = left.keys() | modules.keys()
+        changed = sorted(name for name in names if left.get(name, self) != modules.get(name, self))
         if changed:
-            self.note("undo", False, None, 0.0, f"left behind: {', '.join(changed)}")
+            self.note("undo", False, None, 0.0, f"changed: {', '.join(changed)}")
             return
         self.note_bits("undo", whole, self.run(), repeats, "the model after against before")
 
@@ -404,12 +424,19 @@ class Proof:
         elif effect >= MARGIN * tolerance:
             self.note("positions", OK, effect, tolerance, "this is what one position off would do")
         else:
-            detail = "one position off would do no more than rounding; try float32"
+            coarse = torch.finfo(reference[0].dtype).eps > torch.finfo(torch.float32).eps
+            advice = "; try float32" if coarse else ""
+            detail = f"one position off would do no more than rounding{advice}"
             self.note("positions", NOT_CHECKED, effect, tolerance, detail)
 
     def generation(self, whole: Run, tolerance: float) -> None:
         if not hasattr(self.model, "generate"):
             detail = f"{type(self.model).__name__} does not generate"
+            self.note("generation", NOT_CHECKED, None, None, detail)
+            return
+        mask = self.inputs.get("attention_mask")
+        if mask is not None and not edge_padding(mask)[1]:
+            detail = "the batch is padded on the right; generation goes on from the left"
             self.note("generation", NOT_CHECKED, None, None, detail)
             return
         with apply(self.model, self.method, keep_ratio=self.keep_ratio) as handle:
@@ -446,7 +473,7 @@ class Proof:
         choose = Words(self.adapter.config) if tokens is None else Given(tokens, length)
         output = self.model.generate(
             **self.inputs,
-            max_new_tokens=self.new_tokens,
+            max_new_tokens=self.new_tokens + 1,  # so that the last one has been read, too
             do_sample=False,
             num_beams=1,
             eos_token_id=None,
@@ -502,7 +529,7 @@ class Proof:
 
         Args:
             rounded: the embeddings are moved by one rounding.
-            shift: added to all positions after the first hidden token.
+            shift: added to all positions from `first_gap` on.
         """
         placeholders = self.inputs["input_ids"] == self.adapter.image_token_id
         language_model = self.adapter.language_model
@@ -518,7 +545,7 @@ class Proof:
             if rounded:
                 given["inputs_embeds"] = moved_by_rounding(given["inputs_embeds"])
             if shift:
-                given |= shifted(given, hidden, shift)
+                given |= shifted(given, first_gap(hidden, kept.rows), shift)
             if everywhere:
                 given["attention_mask"] = hide(
                     given.get("attention_mask"), hidden, embeddings, in_layer=False
@@ -607,19 +634,33 @@ def moved_by_rounding(embeddings: Tensor) -> Tensor:
     return embeddings * (1 + eps * signs.to(embeddings))
 
 
-def shifted(given: Mapping[str, Any], hidden: Tensor, shift: int) -> dict[str, Any]:
-    """Positions of all columns after the first hidden one moved, and a mask beside them."""
+def shifted(given: Mapping[str, Any], begin: Tensor, shift: int) -> dict[str, Any]:
+    """Positions of all columns from `begin` [B] on moved, and a mask beside them."""
     batch, length, _ = given["inputs_embeds"].shape
     device = given["inputs_embeds"].device
+    columns = torch.arange(length, device=device)
     positions = given.get("position_ids")
     if positions is None:
-        positions = torch.arange(length, device=device)[None]
-    after = nn.functional.pad(hidden.cumsum(1) > 0, (0, length - hidden.shape[1]), value=True)
+        positions = columns[None]
     mask = given.get("attention_mask")
     if mask is None:  # without one, positions with a gap pass for two packed sequences
         mask = torch.ones(batch, length, dtype=torch.int64, device=device)
-    moved = positions.expand(*positions.shape[:-2], batch, -1) + shift * after.to(positions)
+    after = columns.to(positions) >= begin[:, None].to(positions)
+    moved = positions.expand(*positions.shape[:-2], batch, -1) + shift * after
     return {"position_ids": moved, "attention_mask": mask}
+
+
+def first_gap(hidden: Tensor, kept: list[Tensor]) -> Tensor:
+    """[B]: the first hidden column that a visible one comes before; positions are relative.
+
+    Where there is none, the second visible column.
+    """
+    begins = []
+    for row, columns in zip(hidden, kept, strict=True):
+        gaps = row.nonzero()[:, 0]
+        gaps = gaps[gaps > columns[0].to(gaps)]
+        begins.append(int(gaps[0]) if len(gaps) else int(columns[min(1, len(columns) - 1)]))
+    return torch.tensor(begins)
 
 
 class Words:
@@ -651,10 +692,14 @@ def largest(one: Tensor | None, other: Tensor | None) -> float:
     """The largest difference; infinite where shapes differ or one is not a number."""
     if one is None or other is None or one.shape != other.shape:
         return float("inf")
-    if one.numel() == 0:
-        return 0.0
-    difference = (one.double() - other.double().to(one.device)).abs().max()
-    return float("inf") if bool(difference.isnan()) else float(difference)
+    worst = 0.0
+    # A few rows at a time: in float64 the logits of a long prompt would be gigabytes.
+    parts = (side.flatten(0, -2).split(64) for side in (one, other.to(one.device)))
+    for mine, theirs in zip(*parts, strict=True):
+        if mine.numel():
+            difference = float((mine.double() - theirs.double()).abs().max())
+            worst = float("inf") if difference != difference else max(worst, difference)
+    return worst
 
 
 def farthest(some: list[Tensor], others: list[Tensor]) -> float:
@@ -685,10 +730,32 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
             owner.__dict__[name] = former
 
 
-def attributes(model: nn.Module) -> dict[str, int]:
-    """The attributes of all modules by name; of hooks, how many there are."""
-    return {
-        f"{name}.{key}".lstrip("."): len(value) if key.endswith("_hooks") else 0
-        for name, module in model.named_modules()
-        for key, value in vars(module).items()
-    }
+def attributes(model: Any, restored: Iterable[str] = ()) -> dict[str, Any]:
+    """What must be the same in the end, by name: attributes of all modules, and the configuration.
+
+    Of hooks their number; tensors are what the bits of the logits show.
+    """
+    found: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            known = not isinstance(value, (dict, list, Tensor)) and key not in restored
+            found[f"{name}.{key}".lstrip(".")] = (
+                len(value) if key.endswith("_hooks") else Same(value) if known else None
+            )
+    for key in ("config", "generation_config"):
+        if hasattr(getattr(model, key, None), "to_dict"):
+            found[f"the {key}"] = getattr(model, key).to_dict()
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Same:
+    """Equal to what holds the very same object, or an equal plain value."""
+
+    value: Any
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Same):
+            return False
+        plain = isinstance(self.value, (int, float, str, tuple, torch.dtype, torch.device))
+        return self.value is other.value or (plain and bool(self.value == other.value))
