@@ -65,13 +65,15 @@ class Worker:
         assert self._process.stdout is not None
         self._requests, self._answers = self._process.stdin, self._process.stdout
 
-    def ask(self, path: Path, do: str, **request: Any) -> dict[str, Any]:
-        """The answer to a request about a file.
+    def ask(
+        self, path: Path, do: str, size: tuple[int, int] = (0, 0), **request: Any
+    ) -> dict[str, Any]:
+        """The answer to a request about a file whose image is of (width, height) `size`.
 
         Raises:
             ValueError: the file is bad, or the process did not survive it.
         """
-        seconds = allowed_seconds(path)
+        seconds = allowed_seconds(path, size[0] * size[1])
         line = json.dumps({"do": do, "seconds": seconds} | request) + "\n"
         try:
             self._requests.write(line.encode())
@@ -89,16 +91,18 @@ class Worker:
             raise getattr(builtins, answer["error"])(answer["message"])
         return answer
 
-    def rows(self, path: Path, shape: tuple[int, int, int], **request: Any) -> np.ndarray:
+    def rows(
+        self, path: Path, size: tuple[int, int], shape: tuple[int, int, int], **request: int
+    ) -> np.ndarray:
         """[*shape] uint8, rows that the process decodes, until its next request."""
         if self._pixels < 0:
             raise ValueError(f"{path} cannot be read: its decoder was stopped")
-        size = shape[0] * shape[1] * shape[2]
-        if self._memory is None or len(self._memory) < size:
-            os.ftruncate(self._pixels, size)
-            self._memory = mmap.mmap(self._pixels, size)
-        self.ask(path, "rows", **request)
-        return np.frombuffer(self._memory, np.uint8, size).reshape(shape)
+        count = shape[0] * shape[1] * shape[2]
+        if self._memory is None or len(self._memory) < count:
+            os.ftruncate(self._pixels, count)
+            self._memory = mmap.mmap(self._pixels, count)
+        self.ask(path, "rows", size, **request)
+        return np.frombuffer(self._memory, np.uint8, count).reshape(shape)
 
     @property
     def alive(self) -> bool:
@@ -164,7 +168,7 @@ class IsolatedScene(Scene):
         done = False
         while not done:
             with self._reading:
-                done = self._alive_worker().ask(self._path, "check")["done"]
+                done = self._alive_worker().ask(self._path, "check", self.size)["done"]
             yield
 
     def close(self) -> None:
@@ -174,7 +178,7 @@ class IsolatedScene(Scene):
     def _rows(self, top: int, bottom: int, factor: int) -> np.ndarray:
         shape = bottom - top, -(-self.size[0] // factor), 3
         request = {"top": top, "bottom": bottom, "factor": factor}
-        return self._alive_worker().rows(self._path, shape, **request)
+        return self._alive_worker().rows(self._path, self.size, shape, **request)
 
     def _alive_worker(self) -> Worker:
         if self._worker is None:

@@ -86,7 +86,7 @@ class Raster(Scene):
         percentiles: tuple[float, float] = PERCENTILES,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        self._path, self._reading = path, threading.Lock()
+        self._path, self._reading, self._fitting = path, threading.Lock(), threading.Lock()
         self._dataset = open_dataset(path, driver, max_pixels)
         with gdal(path):  # even what a file says of itself may turn out to be damaged
             self._look(driver, bands, percentiles)
@@ -108,14 +108,10 @@ class Raster(Scene):
         self._palette = palette(dataset, self._bands)
         self._others = no_data_bands(dataset, self._bands)
         self._inverted = self._palette is None and is_inverted(dataset)
+        self._deep, self._percentiles = dtype != np.uint8, percentiles
         self._stretch: Stretch | None = None
-        if dtype != np.uint8:
-            scale = max(1.0, max(self.size) / SAMPLE_SIDE)
-            shape = tuple(max(1, round(side / scale)) for side in (dataset.height, dataset.width))
-            sample, valid = self._read(None, shape)
-            self._stretch = Stretch.between_percentiles(sample, valid, percentiles)
         self.as_published = (
-            self._stretch is None and dataset.width * dataset.height <= PUBLISHED_MAX_PIXELS
+            not self._deep and dataset.width * dataset.height <= PUBLISHED_MAX_PIXELS
         )
 
     def read_rows(self, top: int, bottom: int, factor: int) -> np.ndarray:
@@ -125,7 +121,7 @@ class Raster(Scene):
         samples, valid = self._read(window, (bottom - top, math.ceil(width / factor)))
         if self._palette is not None:
             return self._palette[samples[0]] * valid[..., None]
-        pixels = samples if self._stretch is None else self._stretch(samples)
+        pixels = self._stretch_of_all()(samples) if self._deep else samples
         if self._inverted:
             pixels = 255 - pixels
         if self._others is not None:
@@ -133,6 +129,17 @@ class Raster(Scene):
         if len(pixels) == 1:
             pixels = np.repeat(pixels, 3, axis=0)
         return np.ascontiguousarray(np.moveaxis(pixels, 0, -1))
+
+    def _stretch_of_all(self) -> Stretch:
+        """Fitted to the whole scene when its first rows are read."""
+        with self._fitting:
+            if self._stretch is None:
+                width, height = self.size
+                scale = max(1.0, max(self.size) / SAMPLE_SIDE)
+                shape = max(1, round(height / scale)), max(1, round(width / scale))
+                sample, valid = self._read(None, shape)
+                self._stretch = Stretch.between_percentiles(sample, valid, self._percentiles)
+            return self._stretch
 
     def check(self) -> Iterator[None]:
         """By blocks as they are stored: whole rows of them may not fit the memory."""
@@ -149,7 +156,7 @@ class Raster(Scene):
     def close(self) -> None:
         self._dataset.close()
 
-    def _read(self, window: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    def _read(self, window: Any, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """Of a window ((top, bottom), (left, right)).
 
         Returns:

@@ -18,13 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from geollava.imagery.picture import reason_of
+from geollava.imagery.picture import MAX_PIXELS, reason_of
 from geollava.imagery.reader import open_here
 
 MEMORY_BYTES = 4 * 1024**3
-# A request may take this long, and longer for a large file, which may lie on a slow disk.
+# A request may take this long, longer for a large file, which may lie on a slow disk, and longer
+# for many pixels, which may have to be decoded at once.
 SECONDS = 15
 BYTES_PER_SECOND = 5_000_000
+PIXELS_PER_SECOND = 10_000_000
 RAISED = (ValueError, TypeError, NotImplementedError, ImportError)
 
 
@@ -57,9 +59,10 @@ def limit_resources() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
 
 
-def allowed_seconds(path: Path) -> int:
-    """How long one request about a file may take."""
-    return SECONDS + path.stat().st_size // BYTES_PER_SECOND
+def allowed_seconds(path: Path, pixels: int = 0) -> int:
+    """How long one request may take, about a file of so many pixels (0: that is not known yet)."""
+    decoded = min(pixels, MAX_PIXELS)  # larger ones are rasters, read by windows
+    return SECONDS + path.stat().st_size // BYTES_PER_SECOND + decoded // PIXELS_PER_SECOND
 
 
 class Server:
