@@ -29,7 +29,6 @@ BOX = re.compile(
 )
 OPTION = re.compile(r"^\s*\(?([A-Z])[).:]\s*(\S.*?)\s*$", re.MULTILINE)
 LETTER_AND_TEXT = re.compile(r"\(?([A-Z])(?:[).:].*)?", re.DOTALL)
-ROWS = 1024  # of an image, decoded at a time
 LETTERS = re.compile(r"[A-Z](?:[\s,;]*[A-Z])*\.?")
 
 Box = tuple[float, float, float, float]
@@ -234,10 +233,10 @@ class ImageSizes:
         """The size, or in words why the image cannot be read."""
         try:
             with imagery.open_scene(path) as scene:
-                width, height = scene.size
-                for top in range(0, height if self.decode else 0, ROWS):
-                    scene.read_rows(top, min(top + ROWS, height), factor=1)
-                return width, height
+                if self.decode:
+                    for _ in scene.check():
+                        pass
+                return scene.size
         except ValueError as error:
             return str(error)
 

@@ -1,6 +1,8 @@
 """File -> scene -> canvas -> crops, with the grid choice and the pixels of the published pipeline.
 
-files.py     which reader a file gets
+files.py     a file or an image in memory -> a scene
+isolated.py  scenes decoded in another process, which worker.py is
+reader.py    which reader a file gets
 picture.py   plain pictures, by Pillow
 raster.py    GeoTIFF, COG, JPEG 2000 and VRT (vrt.py), by GDAL; stretch.py makes them 8 bits
 scene.py     what both readers are: rows of RGB, when they are needed
@@ -17,8 +19,7 @@ from geollava.imagery.canvas import (
     select_canvas,
 )
 from geollava.imagery.crops import all_crops, crop_rows, cut_crops, normalize_crops, resized
-from geollava.imagery.files import as_scene, open_scene, to_rgb
-from geollava.imagery.picture import read_image
+from geollava.imagery.files import as_scene, open_scene, read_image, to_rgb
 from geollava.imagery.scene import RESIZE_MODES, Georeference, Scene
 
 __all__ = [

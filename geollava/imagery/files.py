@@ -1,22 +1,21 @@
-"""A file or an image in memory -> a scene: which reader it gets."""
+"""A file or an image in memory -> a scene."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from geollava.imagery import picture, raster
-from geollava.imagery.scene import PUBLISHED_MAX_PIXELS, Scene
+from geollava.imagery import picture
+from geollava.imagery.isolated import IsolatedScene
+from geollava.imagery.scene import Scene
 from geollava.imagery.stretch import PERCENTILES
 
-# Tags by which a TIFF says where it lies, or what GDAL should make of its samples.
-GEO_TAGS = {33_550, 33_922, 34_264, 34_735, 42_112, 42_113}
+ROWS = 256  # at a time, of images that are read whole
 
 
 def open_scene(
@@ -29,7 +28,10 @@ def open_scene(
     """Opens an image file; its pixels are read later.
 
     JPEG, PNG, WebP and plain TIFF of 8 bits are Pillow's, which the published pipeline uses;
-    GeoTIFF, COG, JPEG 2000, VRT and TIFF of any other kind are read by GDAL, window by window.
+    GeoTIFF, COG, JPEG 2000, VRT, TIFF of any other kind and color PNG of 16 bits are read by GDAL,
+    window by window. All of it happens in a process of its own.
+
+    Pixels come as they are stored: EXIF orientation is applied to no format.
 
     Args:
         bands: three, counted from 1, for red, green and blue, or one for gray. None takes the
@@ -39,21 +41,21 @@ def open_scene(
             whole, and 17 gigapixels for rasters.
 
     Raises:
-        ValueError: not an image, damaged, too large or small, no such band.
+        ValueError: not an image, damaged, too large or small, no such band; its decoder crashes,
+            takes too long or too much memory.
         ImportError: a raster, and rasterio is not installed.
     """
-    path = picture.check_file(path)
-    chosen = check_bands(bands)
-    try:
-        driver = raster.driver_of(path)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-    options: dict[str, Any] = {"bands": chosen, "percentiles": percentiles}
-    if max_pixels is not None:
-        options["max_pixels"] = max_pixels
-    if driver is None or (driver == "GTiff" and chosen is None and is_plain_tiff(path)):
-        return picture.Picture(path, **options)
-    return raster.Raster(path, driver, **options)
+    file, chosen = picture.check_file(path), check_bands(bands)
+    return IsolatedScene(file, bands=chosen, percentiles=percentiles, max_pixels=max_pixels)
+
+
+def read_image(path: str | os.PathLike[str], *, max_pixels: int | None = None) -> Image.Image:
+    """As `open_scene`, but decoded whole, to an RGB image."""
+    with open_scene(path, max_pixels=max_pixels) as scene:
+        image = Image.new("RGB", scene.size)
+        for top in range(0, scene.size[1], ROWS):
+            image.paste(scene.read_image(top, min(top + ROWS, scene.size[1]), 1), (0, top))
+        return image
 
 
 def as_scene(image: Any) -> Scene:
@@ -76,7 +78,7 @@ def to_rgb(image: Any) -> Image.Image:
         image.load()  # here, not in several threads at once
         return image if image.mode == "RGB" else image.convert("RGB")
     if isinstance(image, (str, os.PathLike)):
-        return picture.read_image(image)
+        return read_image(image)
     if isinstance(image, Tensor):
         image = image.permute(1, 2, 0).cpu().numpy() if image.ndim == 3 else image.cpu().numpy()
     if isinstance(image, np.ndarray):
@@ -98,16 +100,3 @@ def check_bands(bands: Sequence[int] | None) -> tuple[int, ...] | None:
             f"bands must be one or three numbers from 1, got {', '.join(map(str, bands))}"
         )
     return tuple(bands)
-
-
-def is_plain_tiff(path: Path) -> bool:
-    """Whether Pillow reads all there is in a TIFF: 8 bits, gray or color, no place on the Earth."""
-    try:
-        with picture.open_header(path) as header:
-            return (
-                header.mode in picture.CONVERTIBLE_MODES
-                and not GEO_TAGS & set(header.tag_v2)
-                and header.width * header.height <= PUBLISHED_MAX_PIXELS
-            )
-    except ValueError:
-        return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,6 @@ CONVERTIBLE_MODES = (
 # One channel of 16 bits, 32 bits or floating point.
 DEEP_MODES = ("I;16", "I;16L", "I;16B", "I", "F")
 JPEG_MAX_FACTOR = 8
-DEEP_ROWS = 512  # stretched at a time
 
 _pillow_limit = threading.Lock()
 
@@ -41,7 +41,11 @@ _pillow_limit = threading.Lock()
 class Picture(Scene):
     """A picture that is decoded as a whole when its first rows are read.
 
-    Never by windows: a JPEG is decoded from its start for every one of them.
+    Never by windows: a JPEG is decoded from its start for every one of them. Decoded pixels stay as
+    the file has them, and rows become RGB when they are read: two whole images at once would not
+    fit where one does. Gray, palette, CMYK and YCbCr are converted and deeper gray is stretched to
+    8 bits; an alpha channel is dropped and EXIF orientation is not applied, both as the published
+    pipeline does. Of several frames the first is taken.
 
     Args:
         source: a file, or an RGB image.
@@ -66,6 +70,7 @@ class Picture(Scene):
         self._source, self._bands, self._percentiles = source, bands, percentiles
         self._decoding = threading.Lock()
         self._decoded: tuple[int, Image.Image] | None = None  # (factor, pixels)
+        self._stretch: Stretch | None = None
         if isinstance(source, Image.Image):
             self.size = source.size
             self._decoded = 1, source
@@ -85,10 +90,18 @@ class Picture(Scene):
     def read_image(self, top: int, bottom: int, factor: int) -> Image.Image:
         whole = self._pixels(factor)
         rows = whole.crop((0, top, whole.width, bottom))
+        if self._stretch is not None:
+            rows = Image.fromarray(self._stretch(np.asarray(rows)[None])[0])
+        if rows.mode != "RGB":
+            rows = rows.convert("RGB")
         if self._bands is None:
             return rows
         channels = [rows.getchannel(band - 1) for band in self._bands]
         return Image.merge("RGB", channels * (3 // len(channels)))
+
+    def check(self) -> Iterator[None]:
+        self._pixels(1)
+        yield
 
     def close(self) -> None:
         self._decoded = None
@@ -97,43 +110,35 @@ class Picture(Scene):
         with self._decoding:
             if self._decoded is None or self._decoded[0] != factor:
                 assert isinstance(self._source, Path)
-                self._decoded = factor, decode(self._source, factor, self._percentiles)
+                self._decoded = None  # before the next, not beside it
+                image = decode(self._source, factor)
+                if image.mode in DEEP_MODES:
+                    self._stretch = stretch_of(image, self._percentiles)
+                self._decoded = factor, image
             return self._decoded[1]
 
 
-def read_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decodes a JPEG, PNG, WebP or TIFF file to RGB, whole.
-
-    Gray, palette, CMYK and YCbCr images are converted, deeper gray is stretched to 8 bits; an alpha
-    channel is dropped, as the published pipeline does, and EXIF orientation is not applied. Of
-    several frames the first is taken.
-
-    Args:
-        path: the file.
-        max_pixels: refuse images larger than this before any pixel is decoded.
-
-    Raises:
-        ValueError: not such an image; too large or too small; truncated.
-    """
-    path = check_file(path)
-    with open_header(path) as header:
-        check_size(path, header.size, max_pixels)
-        check_mode(path, header)
-    return decode(path, 1, PERCENTILES)
-
-
 def check_file(path: str | os.PathLike[str]) -> Path:
-    """Raises ValueError unless the path is a file with something in it, on this machine."""
+    """Raises ValueError unless the path is a file of this machine with something to read in it."""
     path = Path(path)
     scheme, colon, _ = str(path).partition(":/")
     if str(path).startswith("/vsi") or (colon and scheme.replace("+", "").isalnum()):
         raise ValueError(f"{path} must be a file on this machine, network paths are not read")
-    if not path.exists():
+    try:
+        size = path.stat().st_size if path.is_file() else None
+        exists = size is not None or path.exists()
+    except OSError as error:  # a name that is too long, for one
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    if not exists:
         raise ValueError(f"{path} does not exist")
-    if not path.is_file():
+    if size is None:
         raise ValueError(f"{path} must be an image file, it is not a file")
-    if path.stat().st_size == 0:
+    if size == 0:
         raise ValueError(f"{path} must be an image file, it is empty (0 bytes)")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     return path
 
 
@@ -147,8 +152,8 @@ def open_header(path: Path) -> Image.Image:
         except UnidentifiedImageError as error:
             expected = ", ".join(FORMATS)
             raise ValueError(f"{path} must be an image ({expected}), it is not") from error
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(f"{path} cannot be read: {error}") from error
+        except Exception as error:  # of any kind, where a damaged file misleads Pillow
+            raise ValueError(f"{path} cannot be read: {reason_of(error)}") from error
         finally:
             Image.MAX_IMAGE_PIXELS = previous
 
@@ -161,27 +166,30 @@ def check_mode(path: Path, header: Image.Image) -> None:
         )
 
 
-def decode(path: Path, factor: int, percentiles: tuple[float, float]) -> Image.Image:
-    """The picture in RGB; a JPEG may be decoded at a power of two of its size, much faster."""
+def decode(path: Path, factor: int) -> Image.Image:
+    """The picture as it is; a JPEG may be decoded at a power of two of its size, much faster."""
     with open_header(path) as image:
         try:
             if factor > 1:
                 image.draft(image.mode, (image.width // factor, image.height // factor))
             image.load()
-        except (OSError, SyntaxError, EOFError, MemoryError) as error:
-            raise ValueError(f"{path} cannot be decoded: {error}") from error
-        if image.mode in DEEP_MODES:
-            return stretched(image, percentiles).convert("RGB")
-        return image if image.mode == "RGB" else image.convert("RGB")
+        except Exception as error:  # as above
+            raise ValueError(f"{path} cannot be decoded: {reason_of(error)}") from error
+        return image
 
 
-def stretched(image: Image.Image, percentiles: tuple[float, float]) -> Image.Image:
-    """Gray of more than 8 bits -> gray of 8."""
-    samples = np.asarray(image)[None]  # [1, H, W]
+def reason_of(error: Exception) -> str:
+    """An error of a library in one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def stretch_of(image: Image.Image, percentiles: tuple[float, float]) -> Stretch:
+    """How gray of more than 8 bits becomes gray of 8, from rows and columns at even distances."""
     step = 1 + max(image.size) // 1024
-    some = samples[:, ::step, ::step]
-    stretch = Stretch.between_percentiles(some, np.ones(some.shape, dtype=bool), percentiles)
     rows = [
-        stretch(samples[:, top : top + DEEP_ROWS])[0] for top in range(0, image.height, DEEP_ROWS)
+        np.asarray(image.crop((0, top, image.width, top + 1)))[:, ::step]
+        for top in range(0, image.height, step)
     ]
-    return Image.fromarray(np.concatenate(rows))
+    some = np.concatenate(rows)[None]
+    return Stretch.between_percentiles(some, np.ones(some.shape[1:], dtype=bool), percentiles)

@@ -7,6 +7,7 @@ files that name others, and no block that does not fit the memory.
 from __future__ import annotations
 
 import math
+import os
 import threading
 import warnings
 from collections.abc import Iterator
@@ -16,7 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from geollava.imagery.scene import PUBLISHED_MAX_PIXELS, Georeference, Scene, check_size
+from geollava.imagery.scene import (
+    CHECK_PIXELS,
+    PUBLISHED_MAX_PIXELS,
+    Georeference,
+    Scene,
+    check_size,
+)
 from geollava.imagery.stretch import PERCENTILES, Stretch
 from geollava.imagery.vrt import safe_vrt
 
@@ -35,7 +42,7 @@ DRIVERS = {
 }
 GDAL_OPTIONS: dict[str, Any] = {
     "GDAL_CACHEMAX": 64 * 1024 * 1024,  # bytes, of the process
-    "GDAL_NUM_THREADS": "ALL_CPUS",
+    "GDAL_NUM_THREADS": min(16, os.cpu_count() or 1),
     "GDAL_PAM_ENABLED": "NO",  # .aux.xml may name any file as overview
     "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE",
     "GDAL_VRT_ENABLE_PYTHON": "NO",
@@ -54,7 +61,7 @@ class Raster(Scene):
     """A raster whose rows are read when they are asked for, from overviews where they are reduced.
 
     Samples of 8 bits are taken as they are; deeper ones are stretched between percentiles of the
-    whole scene. What the file marks as no data becomes 0; an alpha band is dropped, as the
+    whole scene. A pixel that is no data in all bands becomes 0; an alpha band is dropped, as the
     published pipeline does.
 
     Args:
@@ -70,8 +77,6 @@ class Raster(Scene):
         ValueError: damaged, too large, complex samples, no such band.
     """
 
-    readers = 2  # the tiles that more would read do not fit GDAL's cache together
-
     def __init__(
         self,
         path: Path,
@@ -81,26 +86,32 @@ class Raster(Scene):
         percentiles: tuple[float, float] = PERCENTILES,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        self._path, self._reading = path, threading.Lock()
+        self._path, self._reading, self._fitting = path, threading.Lock(), threading.Lock()
         self._dataset = open_dataset(path, driver, max_pixels)
-        dataset = self._dataset
+        with gdal(path):  # even what a file says of itself may turn out to be damaged
+            self._look(driver, bands, percentiles)
+
+    def _look(
+        self, driver: str, bands: tuple[int, ...] | None, percentiles: tuple[float, float]
+    ) -> None:
+        path, dataset = self._path, self._dataset
         self.size = dataset.width, dataset.height
         self.max_factor = 2**16
+        # The tiles that more would read do not fit GDAL's cache together; a PNG is decoded from its
+        # start whenever its rows are not read in order.
+        self.readers = 1 if driver == "PNG" else 2
         self.georeference = georeference(dataset)
         self._bands = chosen_bands(path, dataset, bands)
         dtype = np.result_type(*(dataset.dtypes[band - 1] for band in self._bands))
         if dtype.kind not in "iuf":
             raise ValueError(f"{path} must have real samples, its bands are {dtype}")
         self._palette = palette(dataset, self._bands)
-        self._masked = has_no_data(dataset, self._bands)
+        self._others = no_data_bands(dataset, self._bands)
+        self._inverted = self._palette is None and is_inverted(dataset)
+        self._deep, self._percentiles = dtype != np.uint8, percentiles
         self._stretch: Stretch | None = None
-        if dtype != np.uint8:
-            scale = max(1.0, max(self.size) / SAMPLE_SIDE)
-            shape = tuple(max(1, round(side / scale)) for side in (dataset.height, dataset.width))
-            sample, valid = self._read(None, shape)
-            self._stretch = Stretch.between_percentiles(sample, valid, percentiles)
         self.as_published = (
-            self._stretch is None and dataset.width * dataset.height <= PUBLISHED_MAX_PIXELS
+            not self._deep and dataset.width * dataset.height <= PUBLISHED_MAX_PIXELS
         )
 
     def read_rows(self, top: int, bottom: int, factor: int) -> np.ndarray:
@@ -109,19 +120,48 @@ class Raster(Scene):
         window = ((top * factor, last), (0, width))
         samples, valid = self._read(window, (bottom - top, math.ceil(width / factor)))
         if self._palette is not None:
-            return self._palette[samples[0]] * valid[0][..., None]
-        pixels = samples if self._stretch is None else self._stretch(samples)
-        if self._masked:
+            return self._palette[samples[0]] * valid[..., None]
+        pixels = self._stretch_of_all()(samples) if self._deep else samples
+        if self._inverted:
+            pixels = 255 - pixels
+        if self._others is not None:
             pixels = pixels * valid
         if len(pixels) == 1:
             pixels = np.repeat(pixels, 3, axis=0)
         return np.ascontiguousarray(np.moveaxis(pixels, 0, -1))
 
+    def _stretch_of_all(self) -> Stretch:
+        """Fitted to the whole scene when its first rows are read."""
+        with self._fitting:
+            if self._stretch is None:
+                width, height = self.size
+                scale = max(1.0, max(self.size) / SAMPLE_SIDE)
+                shape = max(1, round(height / scale)), max(1, round(width / scale))
+                sample, valid = self._read(None, shape)
+                self._stretch = Stretch.between_percentiles(sample, valid, self._percentiles)
+            return self._stretch
+
+    def check(self) -> Iterator[None]:
+        """By blocks as they are stored: whole rows of them may not fit the memory."""
+        width, height = self.size
+        block_rows, block_cols = self._dataset.block_shapes[self._bands[0] - 1]
+        cols = min(width, max(1, CHECK_PIXELS // block_rows // block_cols) * block_cols)
+        rows = max(1, CHECK_PIXELS // cols // block_rows) * block_rows
+        for top in range(0, height, rows):
+            for left in range(0, width, cols):
+                bottom, right = min(top + rows, height), min(left + cols, width)
+                self._read(((top, bottom), (left, right)), (bottom - top, right - left))
+                yield
+
     def close(self) -> None:
         self._dataset.close()
 
-    def _read(self, window: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-        """(samples, valid) [bands, *shape] of a window ((top, bottom), (left, right))."""
+    def _read(self, window: Any, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Of a window ((top, bottom), (left, right)).
+
+        Returns:
+            (samples, valid): [bands, *shape], and [*shape] bool, False where a pixel is no data.
+        """
         from rasterio.enums import Resampling
 
         options = {
@@ -134,21 +174,28 @@ class Raster(Scene):
         }
         with self._reading, gdal(self._path):
             samples = self._dataset.read(self._bands, **options)
-            if not self._masked:
-                return samples, np.ones((len(self._bands), 1, 1), dtype=bool)
-            return samples, self._dataset.read_masks(self._bands, **options) > 0
+            if self._others is None:
+                return samples, np.ones(shape, dtype=bool)
+            valid = self._dataset.read_masks(self._bands, **options).any(axis=0)
+            for band in self._others:  # rarely needed: where all that is shown is no data
+                if valid.all():
+                    break
+                options["out_shape"] = shape
+                valid |= self._dataset.read_masks(band, **options) > 0
+            return samples, valid
 
 
 @contextmanager
 def gdal(path: Path) -> Iterator[None]:
     """GDAL as we want it in this thread, its errors as a line of ours."""
     import rasterio
-    from rasterio.errors import RasterioError
+    from rasterio._err import CPLE_BaseError
+    from rasterio.errors import CRSError, RasterioError
 
     try:
         with rasterio.Env(**GDAL_OPTIONS):
             yield
-    except RasterioError as error:
+    except (RasterioError, CRSError, CPLE_BaseError) as error:
         cause = error.__cause__ or error
         reason = str(cause).strip().splitlines()[0]
         raise ValueError(f"{path} cannot be read: {reason}") from error
@@ -241,11 +288,25 @@ def palette(dataset: Any, bands: list[int]) -> np.ndarray | None:
     return colors
 
 
-def has_no_data(dataset: Any, bands: list[int]) -> bool:
-    from rasterio.enums import MaskFlags
+def no_data_bands(dataset: Any, bands: list[int]) -> list[int] | None:
+    """The bands other than `bands` in which a pixel without data has none either.
 
-    flags = [dataset.mask_flag_enums[band - 1] for band in bands]
-    return any(
-        MaskFlags.nodata in band or (MaskFlags.per_dataset in band and MaskFlags.alpha not in band)
-        for band in flags
-    )
+    A sample that equals the no-data value is one, unless all bands of the pixel are, alpha aside.
+    None where every pixel is data.
+    """
+    from rasterio.enums import ColorInterp, MaskFlags
+
+    flags = dict(zip(dataset.indexes, dataset.mask_flag_enums, strict=True))
+    colors = dict(zip(dataset.indexes, dataset.colorinterp, strict=True))
+    if any(MaskFlags.per_dataset in flags[band] for band in bands):
+        alpha = any(MaskFlags.alpha in flags[band] for band in bands)
+        return None if alpha else []
+    counted = {*bands, *(band for band in flags if colors[band] != ColorInterp.alpha)}
+    if not all(MaskFlags.nodata in flags[band] for band in counted):
+        return None
+    return sorted(counted - set(bands))
+
+
+def is_inverted(dataset: Any) -> bool:
+    """Whether 0 is white: GDAL says so, and leaves the samples as they are."""
+    return dataset.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES"

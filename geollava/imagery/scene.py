@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ MIN_SIDE = 14  # one patch
 MAX_SIDE = 1_000_000
 # Pillow, and with it the published pipeline, refuses to decode more than this many pixels.
 PUBLISHED_MAX_PIXELS = 178_956_970
+CHECK_PIXELS = 4 * 1024 * 1024  # decoded at a time where only damage is looked for
 RESIZE_MODES = ("pillow", "fast")
 
 
@@ -63,6 +65,18 @@ class Scene(ABC):
     def read_image(self, top: int, bottom: int, factor: int) -> Image.Image:
         """The same rows as a Pillow image."""
         return Image.fromarray(self.read_rows(top, bottom, factor))
+
+    def check(self) -> Iterator[None]:
+        """Decodes every pixel, a part at a time, which finds files that are damaged further on.
+
+        Raises:
+            ValueError: the file is.
+        """
+        width, height = self.size
+        rows = max(1, CHECK_PIXELS // width)
+        for top in range(0, height, rows):
+            self.read_rows(top, min(top + rows, height), 1)
+            yield
 
     def close(self) -> None:  # noqa: B027 not every scene has something to let go of
         """Lets go of the file and the pixels."""

@@ -28,7 +28,7 @@ class Stretch:
 
         Args:
             samples: [bands, H, W] of any real dtype.
-            valid: [bands, H, W] bool; the rest, and what is not finite, does not count.
+            valid: [H, W] bool; the rest, and what is not finite, does not count.
             percentiles: (low, high), 0 to 100.
         """
         first, last = percentiles

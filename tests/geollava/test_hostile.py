@@ -1,0 +1,197 @@
+"""Files that crash, hang or mislead a decoder, or want too much memory: each is one line."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from geollava import imagery
+
+from .conftest import noise
+
+HOSTILE = Path(__file__).resolve().parents[3] / "shared" / "hostile"
+FILES = {
+    "segfault_samples_per_pixel.tif": "cannot be read: ",  # crashes with several threads alone
+    "hang_ihdr_length_0.jp2": "decoder did not finish in 1 seconds",
+    "damaged_geokeys.tif": "cannot be read: ",
+}
+
+
+@pytest.fixture(scope="session")
+def hostile() -> Path:
+    """The folder of hostile files beside the checkout."""
+    pytest.importorskip("rasterio")
+    if not HOSTILE.is_dir():
+        pytest.skip(f"no hostile files at {HOSTILE}")
+    return HOSTILE
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr("geollava.imagery.worker.SECONDS", 1)
+
+
+def read(path):
+    with imagery.open_scene(path) as scene:
+        imagery.resized(scene, (28, 28))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_hostile_files_are_errors_of_one_line(name, hostile, impatient):
+    with pytest.raises(ValueError, match=FILES[name]) as error:
+        read(hostile / name)
+    assert name in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_batch_goes_on_after_hostile_files(
+    hostile, complete_checkpoint, tmp_path, impatient, run
+):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    scenes = tmp_path / "scenes"
+    scenes.mkdir()
+    for name in FILES:
+        shutil.copy(hostile / name, scenes)
+    for name in ("a.png", "j.png", "z.png"):
+        noise(60, 40).save(scenes / name)
+    (tmp_path / "questions.txt").write_text("What?\n")
+    out = tmp_path / "out.parquet"
+    options = ["--model", complete_checkpoint, "--max-new-tokens", "2"]
+    run("batch", scenes, "--questions", tmp_path / "questions.txt", "--out", out, *options)
+    rows = parquet.read_table(out).to_pylist()
+    errors = {Path(row["scene"]).name: row["error"] for row in rows}
+    assert len(rows) == 6
+    assert [name for name, error in errors.items() if error is None] == ["a.png", "j.png", "z.png"]
+    assert all(name in errors[name] for name in FILES)
+
+
+def tiff_with(tag: int, kind: int, value: int, folder: Path) -> Path:
+    """An uncompressed gray TIFF of 16 x 16 pixels with one more tag."""
+    tags = [(256, 4, 16), (257, 4, 16), (258, 3, 8), (259, 3, 1), (262, 3, 1), (273, 4, 8)]
+    tags += [(277, 3, 1), (278, 4, 16), (279, 4, 256), (tag, kind, value)]
+    entries = b"".join(struct.pack("<HHII", name, kind, 1, value) for name, kind, value in tags)
+    path = folder / "tagged.tif"
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    path.write_bytes(b"II*\0" + struct.pack("<I", 8 + 256) + bytes(range(256)) + directory)
+    return path
+
+
+def test_an_xmp_tag_that_is_a_number(tmp_path):
+    with pytest.raises(ValueError, match=r"tagged\.tif cannot be decoded: ") as error:
+        read(tiff_with(700, 4, 7, tmp_path))
+    assert "\n" not in str(error.value)
+    read(tiff_with(305, 4, 7, tmp_path))
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".jpg", "x/" * 5000 + ".jpg"])
+def test_names_that_are_too_long(name, tmp_path):
+    with pytest.raises(ValueError, match="cannot be read: File name too long"):
+        imagery.open_scene(tmp_path / name)
+
+
+def test_a_decoder_that_dies_between_two_rows(tmp_path):
+    noise(60, 40).save(tmp_path / "image.png")
+    with imagery.open_scene(tmp_path / "image.png") as scene:
+        scene.read_rows(0, 20, 1)
+        scene._worker._process.kill()
+        for _ in range(2):
+            with pytest.raises(ValueError, match=r"image\.png cannot be read: its decoder"):
+                scene.read_rows(20, 40, 1)
+    with imagery.open_scene(tmp_path / "image.png") as scene:  # by another
+        assert scene.read_rows(0, 40, 1).shape == (40, 60, 3)
+
+
+def test_too_much_memory(tmp_path):
+    """A decoder that asks for twice its limit."""
+    Image.new("L", (64, 64)).save(tmp_path / "image.png")
+    script = f"""
+import resource
+from geollava.imagery import worker
+worker.MEMORY_BYTES = 1024**3
+worker.limit_resources()
+import numpy as np
+class Greedy:
+    def read_rows(self, top, bottom, factor):
+        return np.ones(2**31, np.uint8)
+server = worker.Server(-1)
+server.path, server.scene = {str(tmp_path / "image.png")!r}, Greedy()
+print(server.answer({{"do": "rows", "top": 0, "bottom": 1, "factor": 1}})["message"])
+"""
+    if sys.platform != "linux":
+        pytest.skip("only Linux enforces the limit")
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.stdout == f"{tmp_path / 'image.png'} needs more than 1 GiB to be decoded\n"
+
+
+def test_a_scene_in_a_process_that_forks(tmp_path):
+    """...whose child does not talk to its parent's decoders."""
+    pixels = np.asarray(noise(60, 40))
+    noise(60, 40).save(tmp_path / "image.png")
+    imagery.read_image(tmp_path / "image.png")  # one decoder waits
+    script = f"""
+import os
+from geollava import imagery
+imagery.read_image({str(tmp_path / "image.png")!r})
+child = os.fork()
+for _ in range(20):
+    imagery.read_image({str(tmp_path / "image.png")!r})
+if child:
+    raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+os._exit(0)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=100)
+    assert np.array_equal(np.asarray(imagery.read_image(tmp_path / "image.png")), pixels)
+
+
+PEAKS = """
+import resource, sys
+from geollava import data, imagery
+from geollava.imagery.isolated import end_workers
+def peak(who):
+    return resource.getrusage(who).ru_maxrss * 1024
+before = peak(resource.RUSAGE_SELF)
+sizes = data.ImageSizes(decode=True)
+from pathlib import Path
+sizes.add([Path(name) for name in sys.argv[2:]], None)
+if sys.argv[1] == "read":
+    with imagery.open_scene(sys.argv[2]) as scene:
+        imagery.resized(scene, (280, 280), "pillow")
+end_workers()
+print(peak(resource.RUSAGE_SELF) - before, peak(resource.RUSAGE_CHILDREN))
+"""
+
+
+def peak_bytes(what, *paths):
+    """(of this process, beyond what it had, of the largest decoder)."""
+    command = [sys.executable, "-c", PEAKS, what, *map(str, paths)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    return tuple(map(int, result.stdout.split()))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts peaks as Linux does")
+def test_one_and_a_half_times_the_decoded_image_is_the_most(tmp_path):
+    Image.new("RGBA", (64, 64)).save(tmp_path / "small.png")
+    Image.new("RGBA", (8000, 8000)).save(tmp_path / "large.png")
+    _, without = peak_bytes("read", tmp_path / "small.png")
+    here, there = peak_bytes("read", tmp_path / "large.png")
+    assert here + there - without < 1.5 * 4 * 8000 * 8000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts peaks as Linux does")
+def test_a_sparse_raster_is_checked_in_little_memory(tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    path = tmp_path / "sparse.tif"
+    options = {"driver": "GTiff", "tiled": True, "sparse_ok": True, "interleave": "pixel"}
+    with rasterio.open(path, "w", width=300_000, height=2000, count=3, dtype="uint8", **options):
+        pass
+    assert os.stat(path).st_size < 500_000
+    here, there = peak_bytes("check", path)
+    assert here + there < 500 * 2**20
