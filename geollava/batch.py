@@ -24,7 +24,7 @@ from geollava.finished import COLUMNS, Finished, Row, fingerprint, model_files
 from geollava.imagery import open_scene
 from geollava.malloc import keep_freed_memory
 from geollava.outputs import check_output
-from geollava.readable import one_line, storable
+from geollava.readable import named, one_line, storable
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".jp2", ".j2k", ".vrt")
 ENGINES = ("local", "ray")
@@ -290,12 +290,17 @@ def scene_column(source: Path) -> list[str]:
 
         try:
             table = parquet.read_table(source)
-        except (pyarrow.ArrowException, OSError) as error:
+        except (pyarrow.ArrowException, OSError, ValueError) as error:
             raise ValueError(f"{source} must be a Parquet file, it cannot be read") from error
         columns = {name.lower(): name for name in table.column_names}
-        rows: list[dict[str, Any]] = table.to_pylist()
+        with named(source, "its rows must be readable"):
+            table.validate(full=True)  # what is damaged can crash those who read it
+            rows: list[dict[str, Any]] = table.to_pylist()
     else:
-        with source.open(newline="", encoding="utf-8-sig") as file:
+        with (
+            named(source, "it must be a CSV file in UTF-8"),
+            source.open(newline="", encoding="utf-8-sig") as file,
+        ):
             reader = csv.DictReader(file)
             rows = list(reader)
             columns = {name.lower(): name for name in reader.fieldnames or []}
@@ -311,7 +316,9 @@ def read_questions(path: Path) -> list[str]:
     """The lines of a file that say something, each once, in order."""
     if not path.is_file():
         raise ValueError(f"questions must be a text file, {path} does not exist")
-    lines = (line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines())
+    with named(path, "it must be a text file in UTF-8"):
+        text = path.read_text(encoding="utf-8-sig")
+    lines = (line.strip() for line in text.splitlines())
     questions = list(dict.fromkeys(line for line in lines if line))
     if not questions:
         raise ValueError(f"{path} must hold a question on each line, it holds none")

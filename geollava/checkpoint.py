@@ -17,6 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError, safe_open
 
 from geollava.outputs import folder_written_whole
+from geollava.readable import FileError, named, quiet_panics
 
 PUBLISHED_MODEL_TYPE = "llava_qwen"
 
@@ -116,10 +117,10 @@ def find_file(source: str | Path, name: str) -> Path | None:
 def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} must be a readable JSON file: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise FileError(f"{path} must be a readable JSON file: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
+        raise FileError(f"{path} must hold a JSON object, got {type(content).__name__}")
     return content
 
 
@@ -207,7 +208,9 @@ def free_token_id(source: str | Path, vocab_size: int) -> int:
     if (path := find_file(source, "tokenizer.json")) is not None:
         from tokenizers import Tokenizer
 
-        tokenizer = Tokenizer.from_file(str(path))
+        read_json(path)
+        with named(path, "the tokenizer cannot be loaded"), quiet_panics():
+            tokenizer = Tokenizer.from_file(str(path))
         known = tokenizer.token_to_id("<image>")
         return known if known is not None else tokenizer.get_vocab_size(with_added_tokens=True)
     return QWEN2_FREE_TOKEN_ID if vocab_size > QWEN2_FREE_TOKEN_ID else vocab_size

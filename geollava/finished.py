@@ -124,6 +124,7 @@ class Finished:
         try:
             table = parquet.read_table(path)
             settings = (table.schema.metadata or {}).get(b"geollava", b"").decode()
+            table.validate(full=True)
             rows: list[Row] = table.to_pylist()
         except (pyarrow.ArrowException, OSError, ValueError) as error:
             raise ValueError(f"{path} must be an output of geollava batch") from error

@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from geollava.evaluate.benchmark import Benchmark, Row
 from geollava.imagery import Scene, open_scene
+from geollava.readable import named
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 IMAGES = ("image", "Image", "bytes")  # the column with the image: the first that there is
@@ -85,7 +86,10 @@ class Data:
             names = dataset.column_names
             self._images = dataset.select_columns([name for name in names if name in IMAGES])
             texts = dataset.select_columns([name for name in names if name not in IMAGES])
-            texts = texts[:].to_pylist()
+            with named(source, "its rows must be readable"):
+                table = texts[:]
+                table.validate(full=True)  # what is damaged can crash those who read it
+                texts = table.to_pylist()
         columns = benchmark.columns
         renamed = [{columns.get(name, name): row[name] for name in row} for row in texts]
         self.in_data = len(renamed)
