@@ -113,8 +113,6 @@ class GeoLlavaConfig(PreTrainedConfig):
             self.text_config = Qwen2Config(**self.text_config)
         super().__post_init__(**kwargs)
         self.check()
-        if self.image_grid_pinpoints is not None:
-            self.canvases()
 
     def check(self) -> None:
         """Raises ValueError or TypeError for a setting that no model can have."""
@@ -203,7 +201,12 @@ class GeoLlavaConfig(PreTrainedConfig):
         """
         path = Path(pretrained_model_name_or_path) / "config.json"
         if path.is_file():
-            checkpoint.read_json(path)
+            kind = checkpoint.read_json(path).get("model_type")
+            if kind not in (None, "geollava", checkpoint.PUBLISHED_MODEL_TYPE):
+                raise ValueError(
+                    f"{path}: model_type must be geollava or {checkpoint.PUBLISHED_MODEL_TYPE}, "
+                    f"got {kind!r}"
+                )
         with named(path, "the configuration cannot be used"):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 

@@ -383,6 +383,9 @@ class GeoLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         folder = checkpoint.resolve_folder(pretrained_model_name_or_path, **hub_options)
         if config is None:
             config = GeoLlavaConfig.from_pretrained(folder)
+        if (adapter := folder / "adapter_config.json").is_file():
+            # transformers would load it too, from a pickle if need be.
+            raise ValueError(f"{adapter}: a checkpoint must hold whole weights, got an adapter too")
         if (settings := folder / "generation_config.json").is_file():
             checkpoint.read_json(settings)
         with named(folder / "config.json", "no model can be made of it"):

@@ -132,7 +132,11 @@ class GeoLlavaImageProcessor(BaseImageProcessor):
             path = folder / "processor_config.json"
             saved = saved_options(folder, path.name).get("image_processor", {})
         if not saved:
-            return cls.from_config(GeoLlavaConfig.from_pretrained(folder), **kwargs)
+            config = GeoLlavaConfig.from_pretrained(folder)
+            with named(folder / "config.json", "no image processor can be made of it"):
+                processor = cls.from_config(config, **kwargs)
+                processor.check()
+            return processor
         if not isinstance(saved, dict):
             raise ValueError(f"{path}: image_processor must be an object, got {saved!r}")
         saved = {name: value for name, value in saved.items() if name in OPTIONS}

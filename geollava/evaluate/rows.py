@@ -84,7 +84,9 @@ class Data:
             # As Arrow, so that nothing is decoded before it is asked for.
             dataset = load_dataset(path, source, split).with_format("arrow")
             names = dataset.column_names
-            self._images = dataset.select_columns([name for name in names if name in IMAGES])
+            held = [name for name in names if name in IMAGES]
+            # Without columns a data set has no rows.
+            self._images = dataset.select_columns(held) if held else [{}] * len(dataset)
             texts = dataset.select_columns([name for name in names if name not in IMAGES])
             with named(source, "its rows must be readable"):
                 table = texts[:]

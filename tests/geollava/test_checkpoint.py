@@ -91,6 +91,12 @@ def test_pickles_are_refused_with_the_way_out(checkpoint_copy, name):
         load(checkpoint_copy)
 
 
+def test_adapters_beside_the_weights_are_refused(checkpoint_copy):
+    (checkpoint_copy / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"adapter_config\.json: a checkpoint must hold whole"):
+        load(checkpoint_copy)
+
+
 def test_truncated_weights(checkpoint_copy):
     path = checkpoint_copy / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])

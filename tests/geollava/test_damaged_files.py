@@ -53,9 +53,9 @@ def edit(path, **changes):
         ({"hidden_act": "nope"}, "hidden_act must be an activation"),
         ({"mm_spatial_pool_stride": "x"}, "video_pool_stride must be an int, got str"),
         ({"mm_vision_select_layer": "x"}, "vision_feature_layer must be an int, got str"),
-        ({"image_grid_pinpoints": 7}, "the configuration cannot be used"),
+        ({"image_grid_pinpoints": 7}, "no image processor can be made of it"),
         ({"torch_dtype": "float33"}, "float33"),
-        ({"model_type": []}, "config.json"),
+        ({"model_type": []}, "model_type must be geollava or llava_qwen, got []"),
     ],
 )
 def test_config_of_wrong_types(ask, checkpoint_copy, changes, message):
@@ -155,6 +155,13 @@ def test_benchmark_rows(refused, tmp_path):
     damaged_table(path, "Text")
     line = refused("evaluate", "xlrs", "--data", path, "--out", tmp_path / "out")
     assert f"{path}: its rows must be readable" in line
+    row = {
+        "index": 0, "question": "What?", "multi-choice options": ["(A) x", "(B) y"], "answer": "A",
+        "category": "Complex reasoning/x", "l2-category": "y", "l1-category": "Perception",
+    }  # fmt: skip
+    parquet.write_table(pyarrow.Table.from_pylist([row]), path)
+    line = refused("evaluate", "xlrs", "--data", path, "--out", tmp_path / "out")
+    assert "row" in line
 
 
 @pytest.mark.parametrize(
