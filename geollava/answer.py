@@ -18,6 +18,7 @@ from geollava.configuration import GeoLlavaConfig
 from geollava.imagery import Scene, as_scene
 from geollava.modeling import GeoLlavaForConditionalGeneration
 from geollava.processing import GeoLlavaProcessor
+from geollava.readable import storable
 from geollava.streaming import ahead, crops_within, in_chunks
 from geollava.token_reduction import ReducedTokens
 
@@ -141,6 +142,7 @@ def load(
         checkpoint, config=config, dtype=getattr(torch, dtype)
     )
     processor = GeoLlavaProcessor.from_pretrained(checkpoint, num_keep=config.num_keep)
+    processor.build_prompt("?")  # a template that fails does so before any image is read
     return network.to(target).eval(), processor
 
 
@@ -238,6 +240,8 @@ def ask_for(
     """The question as `input_ids` and `attention_mask` [1, L], checked before anything is read."""
     if not question.strip():
         raise ValueError("the question must say something, it is empty")
+    if question != storable(question):
+        raise ValueError(f"the question must be text that UTF-8 can write, got {question!a}")
     check_pair(model, processor)
     inputs = processor.tokenize([processor.build_prompt(question)], [crops])
     limit = model.config.text_config.max_position_embeddings

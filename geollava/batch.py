@@ -10,7 +10,6 @@ import csv
 import json
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -20,25 +19,16 @@ from typing import Any
 import torch
 
 from geollava.answer import ask_for, encode_scene, generate, load
+from geollava.checkpoint import resolve_folder
+from geollava.finished import COLUMNS, Finished, Row, fingerprint, model_files
 from geollava.imagery import open_scene
 from geollava.malloc import keep_freed_memory
-from geollava.outputs import check_output, written_whole
+from geollava.outputs import check_output
+from geollava.readable import named, one_line, storable
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".jp2", ".j2k", ".vrt")
 ENGINES = ("local", "ray")
 SECONDS_PER_PART = 2.0  # of work that a kill can cost
-
-Row = dict[str, Any]
-COLUMNS = {
-    "scene": "string",
-    "question": "string",
-    "answer": "string",  # null where there is an error
-    "error": "string",  # null where there is an answer
-    "crops": "int32",
-    "tokens_before": "int32",
-    "tokens_after": "int32",
-    "seconds": "float32",  # the scene's encoding, shared by its questions, and this answer
-}
 
 
 @dataclass(frozen=True)
@@ -57,8 +47,8 @@ class Settings:
     dtype: str = "auto"
 
     def of_answers(self) -> str:
-        """Those that change an answer, as JSON."""
-        elsewhere = ("memory_budget", "device", "max_pixels")
+        """Those that change an answer, as JSON. The model is known for each row instead."""
+        elsewhere = ("model", "memory_budget", "device", "max_pixels")
         return json.dumps({k: v for k, v in asdict(self).items() if k not in elsewhere})
 
 
@@ -116,10 +106,10 @@ class SceneAnswerer:
 def row_of(scene: str, question: str, error: Exception | None = None, **values: Any) -> Row:
     message = None
     if error is not None:
-        lines = str(error).strip().splitlines()
-        message = lines[0] if lines else type(error).__name__
+        lines = str(error).replace(scene, one_line(scene)).strip().splitlines()
+        message = one_line(lines[0]) if lines else type(error).__name__
     row: Row = dict.fromkeys(COLUMNS)
-    return row | {"scene": scene, "question": question, "error": message} | values
+    return row | {"scene": storable(scene), "question": question, "error": message} | values
 
 
 def run_batch(
@@ -138,17 +128,18 @@ def run_batch(
         scenes: a folder, or a CSV or Parquet file with a column `image` or `scene` of paths, which
             count from where the file lies.
         questions: a text file with a question on each line.
-        out: the Parquet file to write. Rows that it or the part files beside it hold already are
-            not computed again.
+        out: the Parquet file to write. Its rows, and those of part files beside it, stay. One is
+            answered anew where it has an error, or where the file of its scene, or a file of the
+            model, is another in size or time than when it was answered.
         engine: "local", in this process, or "ray", on Ray Data.
         workers: of the engine "ray": models at a time. None is one per GPU, or one.
         progress: called with (scenes done, scenes in all).
 
     Returns:
-        (rows, rows with an error).
+        (rows, rows with an error) of the output.
 
     Raises:
-        ValueError: nothing to read, or an output of other settings.
+        ValueError: nothing to read, an output of other settings, or one that another run writes.
         ImportError: pyarrow or ray is missing.
     """
     require_arrow()
@@ -156,26 +147,37 @@ def run_batch(
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {engine}")
     check_output(out, "the output", (".parquet",))
     paths, asked = read_scenes(scenes), read_questions(questions)
-    parts = Parts(out, settings.of_answers())
-    finished = parts.rows()
-    tasks = [
-        Task(path, unanswered)
-        for path in paths
-        if (unanswered := tuple(q for q in asked if (path, q) not in finished))
-    ]
-    done = len(paths) - len(tasks)
-    if progress is not None:
-        progress(done, len(paths))
-    results: Iterable[list[Row]] = ()
-    if tasks:
-        results = on_ray(tasks, settings, workers) if engine == "ray" else here(tasks, settings)
-    with parts.writer() as write:
-        for rows in results:
-            write(rows)
-            done += 1
-            if progress is not None:
-                progress(done, len(paths))
-    ordered = parts.finish([(path, question) for path in paths for question in asked])
+    finished = Finished(out, settings.of_answers())
+    with finished.locked():
+        model = model_files(resolve_folder(settings.model))
+        prints = {path: fingerprint([Path(path), *model]) for path in paths}
+        held = finished.rows()
+
+        def is_finished(path: str, question: str) -> bool:
+            row = held.get((storable(path), question))
+            return row is not None and row["error"] is None and row["fingerprint"] == prints[path]
+
+        tasks = [
+            Task(path, unanswered)
+            for path in paths
+            if (unanswered := tuple(q for q in asked if not is_finished(path, q)))
+        ]
+        done = len(paths) - len(tasks)
+        if progress is not None:
+            progress(done, len(paths))
+        results: Iterable[list[Row]] = ()
+        if tasks:
+            results = on_ray(tasks, settings, workers) if engine == "ray" else here(tasks, settings)
+        known = {storable(path): value for path, value in prints.items()}
+        with PartWriter(finished) as write:
+            for rows in results:
+                for row in rows:
+                    row |= {"model": settings.model, "fingerprint": known[row["scene"]]}
+                write(rows)
+                done += 1
+                if progress is not None:
+                    progress(done, len(paths))
+        ordered = finished.finish([(storable(path), q) for path in paths for q in asked])
     return len(ordered), sum(row["error"] is not None for row in ordered)
 
 
@@ -235,69 +237,13 @@ class RayAnswerer:
         return {"rows": json.dumps(self.answerer(task))}
 
 
-class Parts:
-    """Finished rows on the disk: the output of an earlier run, and part files beside it."""
-
-    def __init__(self, out: Path, settings: str) -> None:
-        self.out, self.settings = out, settings
-        self.folder = out.with_name(out.name + ".parts")
-
-    def rows(self) -> dict[tuple[str, str], Row]:
-        """All that is finished, by scene and question.
-
-        Raises:
-            ValueError: a file that was made with other settings, or is none of ours.
-        """
-        import pyarrow
-        from pyarrow import parquet
-
-        finished: dict[tuple[str, str], Row] = {}
-        files = sorted(self.folder.glob("part-*.parquet"))
-        for path in [self.out, *files] if self.out.exists() else files:
-            try:
-                table = parquet.read_table(path)
-            except (pyarrow.ArrowException, OSError) as error:
-                raise ValueError(f"{path} must be an output of geollava batch") from error
-            settings = (table.schema.metadata or {}).get(b"geollava", b"").decode()
-            if settings != self.settings:
-                raise ValueError(
-                    f"{path} holds answers with other settings ({settings or 'none'}), expected "
-                    f"{self.settings}: remove it or write elsewhere"
-                )
-            finished |= {(row["scene"], row["question"]): row for row in table.to_pylist()}
-        return finished
-
-    def writer(self) -> PartWriter:
-        return PartWriter(self)
-
-    def write(self, rows: list[Row], path: Path) -> None:
-        import pyarrow
-        from pyarrow import parquet
-
-        schema = pyarrow.schema(
-            [(name, pyarrow.type_for_alias(kind)) for name, kind in COLUMNS.items()],
-            metadata={"geollava": self.settings},
-        )
-        with written_whole(path) as partial:
-            parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), partial)
-
-    def finish(self, order: list[tuple[str, str]]) -> list[Row]:
-        """Writes the output, in that order; the part files go when it is there."""
-        finished = self.rows()
-        rows = [finished[key] for key in order]
-        self.write(rows, self.out)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        return rows
-
-
 class PartWriter:
     """Collects rows for a moment, so that a part file holds more than one scene."""
 
-    def __init__(self, parts: Parts) -> None:
-        self.parts, self.waiting, self.since = parts, list[Row](), time.monotonic()
+    def __init__(self, finished: Finished) -> None:
+        self.finished, self.waiting, self.since = finished, list[Row](), time.monotonic()
 
     def __enter__(self) -> Callable[[list[Row]], None]:
-        self.parts.folder.mkdir(exist_ok=True)
         return self.add
 
     def add(self, rows: list[Row]) -> None:
@@ -308,7 +254,7 @@ class PartWriter:
     def flush(self) -> None:
         if self.waiting:
             name = f"part-{time.time_ns()}-{os.getpid()}.parquet"
-            self.parts.write(self.waiting, self.parts.folder / name)
+            self.finished.write(self.waiting, self.finished.folder / name)
         self.waiting, self.since = [], time.monotonic()
 
     def __exit__(self, *error: object) -> None:
@@ -344,12 +290,17 @@ def scene_column(source: Path) -> list[str]:
 
         try:
             table = parquet.read_table(source)
-        except (pyarrow.ArrowException, OSError) as error:
+        except (pyarrow.ArrowException, OSError, ValueError) as error:
             raise ValueError(f"{source} must be a Parquet file, it cannot be read") from error
         columns = {name.lower(): name for name in table.column_names}
-        rows: list[dict[str, Any]] = table.to_pylist()
+        with named(source, "its rows must be readable"):
+            table.validate(full=True)  # what is damaged can crash those who read it
+            rows: list[dict[str, Any]] = table.to_pylist()
     else:
-        with source.open(newline="", encoding="utf-8-sig") as file:
+        with (
+            named(source, "it must be a CSV file in UTF-8"),
+            source.open(newline="", encoding="utf-8-sig") as file,
+        ):
             reader = csv.DictReader(file)
             rows = list(reader)
             columns = {name.lower(): name for name in reader.fieldnames or []}
@@ -365,7 +316,9 @@ def read_questions(path: Path) -> list[str]:
     """The lines of a file that say something, each once, in order."""
     if not path.is_file():
         raise ValueError(f"questions must be a text file, {path} does not exist")
-    lines = (line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines())
+    with named(path, "it must be a text file in UTF-8"):
+        text = path.read_text(encoding="utf-8-sig")
+    lines = (line.strip() for line in text.splitlines())
     questions = list(dict.fromkeys(line for line in lines if line))
     if not questions:
         raise ValueError(f"{path} must hold a question on each line, it holds none")

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,9 @@ from typing import Any
 from huggingface_hub import hf_hub_download, save_torch_state_dict, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
+
+from geollava.outputs import folder_written_whole
+from geollava.readable import FileError, named, quiet_panics
 
 PUBLISHED_MODEL_TYPE = "llava_qwen"
 
@@ -116,10 +117,10 @@ def find_file(source: str | Path, name: str) -> Path | None:
 def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} must be a readable JSON file: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise FileError(f"{path} must be a readable JSON file: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
+        raise FileError(f"{path} must hold a JSON object, got {type(content).__name__}")
     return content
 
 
@@ -127,13 +128,24 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint, one or many.
 
     Raises:
-        ValueError: none, one of an index is missing, or only pickles, which are refused.
+        ValueError: none, one of an index is missing or lies elsewhere, or only pickles, which are
+            refused.
     """
     index = folder / "model.safetensors.index.json"
     if (single := folder / "model.safetensors").is_file():
         return [single]
     if index.is_file():
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+        weight_map = read_json(index).get("weight_map")
+        files: list[Any] = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
+        if not all(isinstance(name, str) for name in files):
+            raise ValueError(f"{index}: weight_map must name a file for each tensor")
+        names = sorted(set(files))
+        outside = [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]
+        if outside:
+            raise ValueError(
+                f"{index}: weight_map must name files in the checkpoint's folder, "
+                f"got {', '.join(outside[:3])}"
+            )
         missing = [name for name in names if not (folder / name).is_file()]
         if missing or not names:
             raise ValueError(
@@ -196,7 +208,9 @@ def free_token_id(source: str | Path, vocab_size: int) -> int:
     if (path := find_file(source, "tokenizer.json")) is not None:
         from tokenizers import Tokenizer
 
-        tokenizer = Tokenizer.from_file(str(path))
+        read_json(path)
+        with named(path, "the tokenizer cannot be loaded"), quiet_panics():
+            tokenizer = Tokenizer.from_file(str(path))
         known = tokenizer.token_to_id("<image>")
         return known if known is not None else tokenizer.get_vocab_size(with_added_tokens=True)
     return QWEN2_FREE_TOKEN_ID if vocab_size > QWEN2_FREE_TOKEN_ID else vocab_size
@@ -318,28 +332,25 @@ def save_published(model: Any, folder: str | Path, *, max_shard_size: str = "5GB
     Raises:
         ValueError: the folder holds something.
     """
-    folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} must be new or empty, it holds files")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder_written_whole(Path(folder)) as partial:
+        write_published(model, partial, max_shard_size=max_shard_size)
+
+
+def write_published(model: Any, folder: Path, *, max_shard_size: str = "5GB") -> None:
+    """`save_published` into a folder that is there."""
     config = model.config
     tower_name = config.vision_tower_name
     known = tower_name in KNOWN_TOWERS
-
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        published = to_published_config(config, tower_name if known else "vision_tower")
-        (partial / "config.json").write_text(json.dumps(published, indent=2) + "\n")
-        if not known:
-            tower = partial / "vision_tower"
-            tower.mkdir()
-            config.vision_config.to_json_file(tower / "config.json", use_diff=False)
-            normalization = {"image_mean": config.image_mean, "image_std": config.image_std}
-            (tower / "preprocessor_config.json").write_text(json.dumps(normalization) + "\n")
-        save_torch_state_dict(model.state_dict(), partial, max_shard_size=max_shard_size)
-        partial.chmod(0o755)
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    published = to_published_config(config, tower_name if known else "vision_tower")
+    (folder / "config.json").write_text(json.dumps(published, indent=2) + "\n")
+    if not known:
+        tower = folder / "vision_tower"
+        tower.mkdir()
+        config.vision_config.to_json_file(tower / "config.json", use_diff=False)
+        normalization = {"image_mean": config.image_mean, "image_std": config.image_std}
+        (tower / "preprocessor_config.json").write_text(json.dumps(normalization) + "\n")
+    state = model.state_dict()
+    if config.tie_word_embeddings:
+        # The writer keeps one name of a shared tensor, and not always the one that readers need.
+        state.pop("lm_head.weight", None)
+    save_torch_state_dict(state, folder, max_shard_size=max_shard_size)

@@ -18,6 +18,7 @@ from rich.text import Text
 from geollava.console import DTYPES, check_one_of, progress_bar, stderr
 from geollava.evaluate.pilot_commands import evaluate
 from geollava.malloc import keep_freed_memory, return_freed_memory
+from geollava.readable import one_line
 
 app = typer.Typer(
     add_completion=False,
@@ -393,13 +394,17 @@ def show(report: dict[str, Any], overlay: Path | None) -> None:
     stderr.print(table)
 
 
-def first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+def first_line(error: BaseException, arguments: list[str]) -> str:
+    text = str(error)
+    for argument in arguments:  # a file's name may hold a line break
+        text = text.replace(argument, one_line(argument)) if argument else text
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line; an error is one line on the standard error, never a traceback."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     keep_freed_memory()
@@ -408,7 +413,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         sys.exit(app(arguments, standalone_mode=False))
     except (ValueError, TypeError, NotImplementedError, OSError, ImportError) as error:
-        fail(first_line(error), 2)
+        fail(first_line(error, arguments), 2)
     except KeyboardInterrupt:
         fail("interrupted", 1)
     except Exception as error:
@@ -417,7 +422,8 @@ def main(arguments: list[str] | None = None) -> None:
             fail(usage() or "no command given", 2)
         if os.environ.get("GEOLLAVA_DEBUG"):
             raise
-        fail(f"{type(error).__name__}: {first_line(error)} (GEOLLAVA_DEBUG=1 shows where)", 1)
+        line = f"{type(error).__name__}: {first_line(error, arguments)}"
+        fail(f"{line} (GEOLLAVA_DEBUG=1 shows where)", 1)
 
 
 def fail(message: str, code: int) -> None:

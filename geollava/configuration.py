@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any, ClassVar
 
 from transformers import AutoConfig, CLIPVisionConfig, PreTrainedConfig, Qwen2Config
+from transformers.activations import ACT2FN
 
 from geollava import checkpoint
 from geollava.imagery import allowed_canvases, parse_canvases
+from geollava.readable import named
 
 QWEN2_7B: dict[str, Any] = {
     "vocab_size": 152_064,
@@ -23,6 +26,17 @@ QWEN2_7B: dict[str, Any] = {
 }
 ASSIGNMENTS = ("hard", "straight_through", "soft")
 DEFAULT_TOWER = "openai/clip-vit-large-patch14-336"
+# Settings and parts that must be whole numbers, from the least that they may be.
+COUNTS = {
+    "merge_max_iters": 0,
+    "video_pool_stride": 1,
+    "max_crops": 1,
+    "max_aspect_ratio": 1,
+    "model_max_length": 1,
+    "image_token_id": 0,
+    "video_token_id": 0,
+}
+PART_COUNTS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 
 class GeoLlavaConfig(PreTrainedConfig):
@@ -87,6 +101,10 @@ class GeoLlavaConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.vision_config is None:
             self.vision_config = checkpoint.KNOWN_TOWERS[DEFAULT_TOWER]
+        for part in ("vision_config", "text_config"):
+            if not isinstance(getattr(self, part), (dict, PreTrainedConfig, type(None))):
+                got = type(getattr(self, part)).__name__
+                raise TypeError(f"{part} must be a dict or a configuration, got {got}")
         if isinstance(self.vision_config, dict):
             self.vision_config = CLIPVisionConfig(**self.vision_config)
         if self.text_config is None:
@@ -97,7 +115,14 @@ class GeoLlavaConfig(PreTrainedConfig):
         self.check()
 
     def check(self) -> None:
-        """Raises ValueError for a setting that no model can have."""
+        """Raises ValueError or TypeError for a setting that no model can have."""
+        self.check_parts()
+        for name, least in COUNTS.items():
+            check_count(name, getattr(self, name), least)
+        if self.encoder_chunk_size is not None:
+            check_count("encoder_chunk_size", self.encoder_chunk_size, 1)
+        check_channels("image_mean", self.image_mean)
+        check_channels("image_std", self.image_std)
         side = self.vision_config.image_size // self.vision_config.patch_size
         if isinstance(self.num_keep, bool) or not isinstance(self.num_keep, int):
             raise TypeError(f"num_keep must be an int, got {type(self.num_keep).__name__}")
@@ -107,6 +132,11 @@ class GeoLlavaConfig(PreTrainedConfig):
                 f"got {self.num_keep}"
             )
         depth = self.vision_config.num_hidden_layers
+        if not isinstance(self.vision_feature_layer, int):
+            raise TypeError(
+                "vision_feature_layer must be an int, "
+                f"got {type(self.vision_feature_layer).__name__}"
+            )
         if not -depth <= self.vision_feature_layer <= -1:
             raise ValueError(
                 f"vision_feature_layer must be between {-depth} and -1, "
@@ -117,14 +147,30 @@ class GeoLlavaConfig(PreTrainedConfig):
                 f"merge_assignment must be one of {', '.join(ASSIGNMENTS)}, "
                 f"got {self.merge_assignment!r}"
             )
+        if not isinstance(self.merge_temperature, (int, float)):
+            raise TypeError(
+                f"merge_temperature must be a number, got {type(self.merge_temperature).__name__}"
+            )
         if not 0 < self.merge_temperature < math.inf:
             raise ValueError(
                 f"merge_temperature must be above 0 and finite, got {self.merge_temperature}"
             )
-        if self.encoder_chunk_size is not None and self.encoder_chunk_size < 1:
-            raise ValueError(
-                f"encoder_chunk_size must be at least 1, got {self.encoder_chunk_size}"
-            )
+
+    def check_parts(self) -> None:
+        """The sizes of the tower and of the language model."""
+        for part in ("vision_config", "text_config"):
+            config = getattr(self, part)
+            for name in PART_COUNTS:
+                check_count(f"{part}.{name}", getattr(config, name), 1)
+            if config.hidden_act not in ACT2FN:
+                raise ValueError(
+                    f"{part}.hidden_act must be an activation of transformers, "
+                    f"got {config.hidden_act!r}"
+                )
+        for name in ("image_size", "patch_size"):
+            check_count(f"vision_config.{name}", getattr(self.vision_config, name), 1)
+        for name in ("vocab_size", "num_key_value_heads", "max_position_embeddings"):
+            check_count(f"text_config.{name}", getattr(self.text_config, name), 1)
 
     @property
     def grid_size(self) -> tuple[int, int]:
@@ -147,6 +193,24 @@ class GeoLlavaConfig(PreTrainedConfig):
         )
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """From our own saved form or the published one.
+
+        Raises:
+            ValueError: no such file, or one with a setting that no model can have; names it.
+        """
+        path = Path(pretrained_model_name_or_path) / "config.json"
+        if path.is_file():
+            kind = checkpoint.read_json(path).get("model_type")
+            if kind not in (None, "geollava", checkpoint.PUBLISHED_MODEL_TYPE):
+                raise ValueError(
+                    f"{path}: model_type must be geollava or {checkpoint.PUBLISHED_MODEL_TYPE}, "
+                    f"got {kind!r}"
+                )
+        with named(path, "the configuration cannot be used"):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
     def get_config_dict(
         cls, pretrained_model_name_or_path: Any, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -154,6 +218,19 @@ class GeoLlavaConfig(PreTrainedConfig):
         if config.get("model_type") == checkpoint.PUBLISHED_MODEL_TYPE:
             config = checkpoint.from_published_config(config, pretrained_model_name_or_path)
         return config, kwargs
+
+
+def check_count(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def check_channels(name: str, value: Any) -> None:
+    numbers = isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) for v in value)
+    if not numbers or len(value) != 3:
+        raise ValueError(f"{name} must be three numbers, got {value!r}")
 
 
 class PublishedConfig(GeoLlavaConfig):

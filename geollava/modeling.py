@@ -25,6 +25,7 @@ from geollava import checkpoint, sharding
 from geollava.configuration import GeoLlavaConfig
 from geollava.imagery import normalize_crops
 from geollava.projector import build_projector, pool_frames
+from geollava.readable import named
 from geollava.token_reduction import (
     AffinityHead,
     ReducedTokens,
@@ -382,7 +383,14 @@ class GeoLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         folder = checkpoint.resolve_folder(pretrained_model_name_or_path, **hub_options)
         if config is None:
             config = GeoLlavaConfig.from_pretrained(folder)
-        checkpoint.check_tensors(folder, *expected_tensors(cls, config))
+        if (adapter := folder / "adapter_config.json").is_file():
+            # transformers would load it too, from a pickle if need be.
+            raise ValueError(f"{adapter}: a checkpoint must hold whole weights, got an adapter too")
+        if (settings := folder / "generation_config.json").is_file():
+            checkpoint.read_json(settings)
+        with named(folder / "config.json", "no model can be made of it"):
+            expected = expected_tensors(cls, config)
+        checkpoint.check_tensors(folder, *expected)
         return super().from_pretrained(folder, *args, config=config, **kwargs)
 
     def save_published(self, folder: str | Path, *, max_shard_size: str = "5GB") -> None:

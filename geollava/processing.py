@@ -19,7 +19,8 @@ from transformers import (
 )
 
 from geollava import checkpoint, imagery
-from geollava.configuration import GeoLlavaConfig
+from geollava.configuration import GeoLlavaConfig, check_channels, check_count
+from geollava.readable import named, quiet_panics, reason_of
 
 # What a `GeoLlavaImageProcessor` is made of, and saved as.
 OPTIONS = (
@@ -32,6 +33,13 @@ OPTIONS = (
     "resize",
     "image_mean",
     "image_std",
+)
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
 )
 IMAGE_TOKEN = "<image>"
 VIDEO_TOKEN = "<video>"
@@ -118,13 +126,35 @@ class GeoLlavaImageProcessor(BaseImageProcessor):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         """From our own saved form, or from a published checkpoint's `config.json`."""
         folder = checkpoint.resolve_folder(pretrained_model_name_or_path, weights=False)
-        saved = saved_options(folder, "preprocessor_config.json")
+        path = folder / "preprocessor_config.json"
+        saved = saved_options(folder, path.name)
         if not saved:
-            saved = saved_options(folder, "processor_config.json").get("image_processor", {})
+            path = folder / "processor_config.json"
+            saved = saved_options(folder, path.name).get("image_processor", {})
         if not saved:
-            return cls.from_config(GeoLlavaConfig.from_pretrained(folder), **kwargs)
+            config = GeoLlavaConfig.from_pretrained(folder)
+            with named(folder / "config.json", "no image processor can be made of it"):
+                processor = cls.from_config(config, **kwargs)
+                processor.check()
+            return processor
+        if not isinstance(saved, dict):
+            raise ValueError(f"{path}: image_processor must be an object, got {saved!r}")
         saved = {name: value for name, value in saved.items() if name in OPTIONS}
-        return cls(**(saved | kwargs))
+        with named(path, "the image processor cannot be made of it"):
+            processor = cls(**(saved | kwargs))
+            processor.check()
+        return processor
+
+    def check(self) -> None:
+        """Raises ValueError or TypeError for an option that no image can be cut by."""
+        for name in ("crop_size", "max_crops", "max_aspect_ratio"):
+            check_count(name, getattr(self, name), 1)
+        if self.resize not in imagery.RESIZE_MODES:
+            modes = ", ".join(imagery.RESIZE_MODES)
+            raise ValueError(f"resize must be one of {modes}, got {self.resize!r}")
+        check_channels("image_mean", self.image_mean)
+        check_channels("image_std", self.image_std)
+        self.canvases()
 
     def canvases(self) -> list[list[int]]:
         """Allowed canvases as [width, height] in pixels."""
@@ -232,9 +262,14 @@ class GeoLlavaProcessor(ProcessorMixin):
         saved = saved_options(folder, "processor_config.json")
         if saved:
             template = folder / "chat_template.jinja"
-            options = {name: saved[name] for name in ("num_keep", "tokens_per_frame")}
+            options: dict[str, Any] = {}
+            with named(folder / "processor_config.json", "the processor cannot be made of it"):
+                for name in ("num_keep", "tokens_per_frame"):
+                    check_count(name, saved.get(name), 1)
+                    options[name] = saved[name]
             if template.is_file():
-                options["chat_template"] = template.read_text(encoding="utf-8")
+                with named(template, "the chat template cannot be read"):
+                    options["chat_template"] = template.read_text(encoding="utf-8")
             return cls(images, tokenizer, **(options | kwargs))
         config = GeoLlavaConfig.from_pretrained(folder)
         options = {"num_keep": config.num_keep, "tokens_per_frame": config.tokens_per_frame}
@@ -301,16 +336,31 @@ class GeoLlavaProcessor(ProcessorMixin):
         prompts = expand_marks(prompts, IMAGE_TOKEN, [self.num_keep * n for n in num_crops])
         prompts = expand_marks(prompts, VIDEO_TOKEN, video_lengths)
         kwargs.setdefault("padding", len(prompts) > 1)
-        tokens = self.tokenizer(prompts, return_tensors="pt", **kwargs)
+        try:
+            tokens = self.tokenizer(prompts, return_tensors="pt", **kwargs)
+        except (Exception, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as panic:  # of the tokenizers library
+            raise ValueError(
+                f"{self.tokenizer.name_or_path}: the tokenizer cannot take this text: "
+                f"{reason_of(panic)}"
+            ) from panic
         return {name: tokens[name] for name in ("input_ids", "attention_mask")}
 
     def build_prompt(self, question: str, *, num_images: int = 1) -> str:
-        """The published chat format with `num_images` marks before the question."""
+        """The published chat format with `num_images` marks before the question.
+
+        Raises:
+            ValueError: the chat template does not parse, or does what the sandbox refuses.
+        """
         marks = [{"type": "image"}] * num_images
         content = [*marks, {"type": "text", "text": question}]
-        return self.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
+        source = Path(self.tokenizer.name_or_path)
+        file = source / "chat_template.jinja"
+        with named(file if file.is_file() else source, "the chat template cannot be used"):
+            return self.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+            )
 
     @property
     def model_input_names(self) -> list[str]:
@@ -360,14 +410,28 @@ def saved_options(folder: Path, name: str) -> dict[str, Any]:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    names = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
+    names = TOKENIZER_FILES[:3]
     if not any((folder / name).is_file() for name in names):
         raise ValueError(f"{folder} must hold the tokenizer ({' or '.join(names)}), found none")
-    try:
+    found = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    for path in found:
+        content = checkpoint.read_json(path)
+        if path.name == "tokenizer_config.json":
+            check_tokenizer_config(path, content)
+    for path in folder.glob("*.jinja"):
+        with named(path, "the chat template cannot be read"):
+            path.read_text(encoding="utf-8")
+    with named(found[0] if found else folder, "the tokenizer cannot be loaded"), quiet_panics():
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{folder}: the tokenizer cannot be loaded: {reason}") from error
+
+
+def check_tokenizer_config(path: Path, content: dict[str, Any]) -> None:
+    """What transformers takes as it is, whatever its type."""
+    length, kind = content.get("model_max_length", 1), content.get("tokenizer_class", "")
+    if not isinstance(length, (int, float)):
+        raise ValueError(f"{path}: model_max_length must be a number, got {length!r}")
+    if not isinstance(kind, str):
+        raise ValueError(f"{path}: tokenizer_class must be a string, got {kind!r}")
 
 
 AutoProcessor.register(GeoLlavaConfig, GeoLlavaProcessor)

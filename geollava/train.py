@@ -6,8 +6,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,9 +17,10 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from geollava import data
-from geollava.checkpoint import resolve_folder
+from geollava.checkpoint import resolve_folder, write_published
 from geollava.configuration import GeoLlavaConfig
 from geollava.modeling import GeoLlavaForConditionalGeneration
+from geollava.outputs import folder_written_whole
 from geollava.processing import IMAGE_TOKEN, GeoLlavaProcessor
 from geollava.sharding import whole
 from geollava.train_config import TrainConfig
@@ -509,20 +508,10 @@ def merge_adapters(model: GeoLlavaForConditionalGeneration) -> None:
 
 def save_checkpoint(model: Any, processor: Any, target: Path, form: str) -> None:
     """Model and processor into a folder that appears whole or not at all."""
-    if target.exists() and any(target.iterdir()):
-        raise ValueError(f"{target} must be new or empty, it holds files")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
+    with folder_written_whole(target) as partial:
         if form == "published":
-            model.save_published(partial, max_shard_size="1TB")
+            write_published(model, partial, max_shard_size="1TB")
             processor.tokenizer.save_pretrained(partial)
         else:
             model.save_pretrained(partial, max_shard_size="1TB")
             processor.save_pretrained(partial)
-        partial.chmod(0o755)
-        if target.exists():
-            target.rmdir()
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

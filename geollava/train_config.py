@@ -14,8 +14,11 @@ except ModuleNotFoundError as error:
         "training needs the extra train: pip install 'tokenprune-vlm[train]'"
     ) from error
 
+from geollava.readable import reason_of, shortened
+
 Rate = Annotated[float, Field(gt=0, lt=math.inf)] | Literal["frozen"]
 Count = Annotated[int, Field(ge=1)]
+MAX_ALIASES = 8
 
 
 class Section(BaseModel):
@@ -166,7 +169,24 @@ class TrainConfig(Section):
 
 
 class StrictLoader(yaml.SafeLoader):
-    """Safe YAML in which a key that stands twice is an error, not the last one's say."""
+    """Safe YAML in which a key that stands twice is an error, not the last one's say.
+
+    Aliases are few: each can double what stands before it.
+    """
+
+    aliases = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            self.aliases += 1
+            if self.aliases > MAX_ALIASES:
+                raise yaml.composer.ComposerError(
+                    None,
+                    None,
+                    f"expected at most {MAX_ALIASES} aliases (*name), got more",
+                    self.peek_event().start_mark,
+                )
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -190,7 +210,7 @@ def read_config(path: Path) -> TrainConfig:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=StrictLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} must be a readable YAML file: {error}") from error
-    except (yaml.YAMLError, TypeError, RecursionError) as error:
+    except Exception as error:  # the constructors of YAML's own types raise what they like
         raise ValueError(f"{path}{yaml_problem(error)}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold keys and values, got {type(content).__name__}")
@@ -203,7 +223,7 @@ def read_config(path: Path) -> TrainConfig:
 
 def yaml_problem(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
-    what = getattr(error, "problem", None) or str(error).splitlines()[0]
+    what = reason_of(ValueError(getattr(error, "problem", None) or str(error)))
     place = f", line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
     return f"{place}: {what}"
 
@@ -223,7 +243,7 @@ def describe(error: Any) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if not place:
         return message
-    return f"{place}: {message[0].lower()}{message[1:]}, got {error['input']!r}"
+    return f"{place}: {message[0].lower()}{message[1:]}, got {shortened(repr(error['input']), 200)}"
 
 
 def resolve_paths(config: TrainConfig, folder: Path) -> TrainConfig:

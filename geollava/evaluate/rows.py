@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from geollava.evaluate.benchmark import Benchmark, Row
 from geollava.imagery import Scene, open_scene
+from geollava.readable import named
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 IMAGES = ("image", "Image", "bytes")  # the column with the image: the first that there is
@@ -83,9 +84,14 @@ class Data:
             # As Arrow, so that nothing is decoded before it is asked for.
             dataset = load_dataset(path, source, split).with_format("arrow")
             names = dataset.column_names
-            self._images = dataset.select_columns([name for name in names if name in IMAGES])
+            held = [name for name in names if name in IMAGES]
+            # Without columns a data set has no rows.
+            self._images = dataset.select_columns(held) if held else [{}] * len(dataset)
             texts = dataset.select_columns([name for name in names if name not in IMAGES])
-            texts = texts[:].to_pylist()
+            with named(source, "its rows must be readable"):
+                table = texts[:]
+                table.validate(full=True)  # what is damaged can crash those who read it
+                texts = table.to_pylist()
         columns = benchmark.columns
         renamed = [{columns.get(name, name): row[name] for name in row} for row in texts]
         self.in_data = len(renamed)

@@ -129,9 +129,110 @@ def test_finished_rows_are_not_computed_again(run, job, tmp_path, monkeypatch):
         ("0000.png", 1), ("0001.png", 1), ("0002.png", 3),
     ]  # fmt: skip
     assert len(rows_of(tmp_path / "a.parquet")) == 9
+    before = rows_of(tmp_path / "a.parquet")
     code, _, err = run(*command, "--max-new-tokens", 4)
     assert code == 2
+    assert rows_of(tmp_path / "a.parquet") == before
     assert "answers with other settings" in err
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Collects (scene's number, questions) of all tasks that are worked on."""
+    asked = []
+    original = batch.SceneAnswerer.__call__
+
+    def call(self, task):
+        asked.append((int(task.scene[-8:-4]), list(task.questions)))
+        return original(self, task)
+
+    monkeypatch.setattr(batch.SceneAnswerer, "__call__", call)
+    return asked
+
+
+def test_other_questions_leave_the_finished_rows(run, job, tmp_path, asked):
+    command = job(2)
+    assert run(*command)[0] == 0
+    before = rows_of(tmp_path / "a.parquet")
+    (tmp_path / "q.txt").write_text("A third?\n")
+    code, _, err = run(*command)
+    assert code == 0
+    assert "6 rows in" in err
+    after = rows_of(tmp_path / "a.parquet")
+    assert [row["question"] for row in after[:2]] == ["A third?"] * 2
+    assert after[2:] == before
+    (tmp_path / "scenes" / "0000.png").unlink()
+    assert run(*command)[0] == 0
+    assert len(rows_of(tmp_path / "a.parquet")) == 6
+    assert asked[2:] == [(0, ["A third?"]), (1, ["A third?"])]
+
+
+def test_what_changed_is_answered_anew(run, job, tmp_path, asked, checkpoint_copy):
+    command = job(2)
+    command[command.index("--model") + 1] = checkpoint_copy
+    assert run(*command)[0] == 0
+    before = rows_of(tmp_path / "a.parquet")
+    noise(140, 90, seed=5).save(tmp_path / "scenes" / "0001.png")
+    assert run(*command)[0] == 0
+    assert asked[2:] == [(1, QUESTIONS)]
+    after = rows_of(tmp_path / "a.parquet")
+    assert after[:2] == before[:2]
+    assert not {row["fingerprint"] for row in after[2:]} & {row["fingerprint"] for row in before}
+
+    (checkpoint_copy / "README.md").touch()
+    assert run(*command)[0] == 0
+    assert len(asked) == 3
+    os.utime(checkpoint_copy / "model.safetensors", (1, 1))
+    assert run(*command)[0] == 0
+    assert asked[3:] == [(0, QUESTIONS), (1, QUESTIONS)]
+    assert len(rows_of(tmp_path / "a.parquet")) == 4
+
+
+def test_rows_with_an_error_are_tried_again(run, job, tmp_path, asked, monkeypatch):
+    command = job(2)
+    with monkeypatch.context() as patch:
+        patch.setattr(batch, "open_scene", lambda path, **options: 1 / 0)
+        assert "4 of them with an error" in run(*command)[2]
+    code, _, err = run(*command)
+    assert (code, "0 of them with an error" in err) == (0, True)
+    assert len(asked) == 4
+    check_complete(tmp_path / "a.parquet", 2)
+
+
+def test_two_runs_into_one_output(run, job, tmp_path):
+    command = job(1)
+    assert run(*command)[0] == 0
+    arguments = [
+        sys.executable, "-c", "import sys, time; from pathlib import Path; "
+        "from geollava.finished import Finished\n"
+        "with Finished(Path(sys.argv[1]), '').locked(): print(flush=True); time.sleep(1000)",
+        tmp_path / "a.parquet",
+    ]  # fmt: skip
+    other = subprocess.Popen(arguments, stdout=subprocess.PIPE)
+    other.stdout.readline()
+    code, out, err = run(*command)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "a.parquet must have one run at a time, another one is writing it" in err
+    other.kill()
+    other.wait()
+    (tmp_path / ".a-0123abcd.parquet").write_text("left by a kill")
+    assert run(*command)[0] == 0
+    check_complete(tmp_path / "a.parquet", 1)
+
+
+def test_names_that_are_no_utf_8_and_of_two_lines(run, job, tmp_path):
+    command = job(0)
+    for name in (b"a\xe9.png", b"b\nc.png"):
+        path = os.path.join(os.fsencode(tmp_path / "scenes"), name)
+        with open(path, "wb") as file:
+            file.write(b"no picture")
+    for _ in range(2):
+        assert run(*command)[0] == 0
+        rows = rows_of(tmp_path / "a.parquet")
+        names = [row["scene"].rpartition("/")[2] for row in rows]
+        assert names == ["a\\udce9.png"] * 2 + ["b\nc.png"] * 2
+        assert "a\\udce9.png must be an image" in rows[0]["error"]
+        assert "b\\nc.png must be an image" in rows[2]["error"]
 
 
 def killed_and_resumed(command, target, count):

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from geollava import GeoLlavaConfig, GeoLlavaForConditionalGeneration, GeoLlavaProcessor
+from geollava.default_model import default_checkpoint
 
 
 def load(folder):
@@ -71,10 +72,28 @@ def test_tied_head_may_be_absent(checkpoint_copy):
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
+@pytest.mark.parametrize("form", ["published", "own"])
+def test_export_of_tied_embeddings(form, run, default_pair, tmp_path):
+    folder = tmp_path / "exported"
+    code, _, err = run("export", default_checkpoint(), folder, "--form", form)
+    assert code == 0, err
+    again = load(folder)
+    assert again.lm_head.weight is again.model.embed_tokens.weight
+    state, expected = again.state_dict(), default_pair[0].state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+
+
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "a.pt"])
 def test_pickles_are_refused_with_the_way_out(checkpoint_copy, name):
     (checkpoint_copy / "model.safetensors").rename(checkpoint_copy / name)
     with pytest.raises(ValueError, match=r"pickle.*not loaded.*safetensors.*weights_only=True"):
+        load(checkpoint_copy)
+
+
+def test_adapters_beside_the_weights_are_refused(checkpoint_copy):
+    (checkpoint_copy / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"adapter_config\.json: a checkpoint must hold whole"):
         load(checkpoint_copy)
 
 
@@ -94,6 +113,27 @@ def test_missing_weights_and_missing_shards(checkpoint_copy):
     (checkpoint_copy / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match=r"model-1\.safetensors, model-2\.safetensors"):
         load(checkpoint_copy)
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "message"),
+    [
+        ({"a": "/etc/model.safetensors"}, "in the checkpoint's folder, got /etc/model.safetensors"),
+        ({"a": "../model.safetensors"}, r"in the checkpoint's folder, got \.\./model"),
+        ({"a": "b/../../model.safetensors"}, "in the checkpoint's folder"),
+        ({"a": 1}, "must name a file for each tensor"),
+        (["model.safetensors"], "must name a file for each tensor"),
+        (None, "must name a file for each tensor"),
+    ],
+)
+def test_an_index_stays_in_its_folder(checkpoint_copy, weight_map, message):
+    weights = checkpoint_copy / "model.safetensors"
+    weights.rename(checkpoint_copy.parent / "model.safetensors")
+    index = checkpoint_copy / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(ValueError, match=message) as error:
+        load(checkpoint_copy)
+    assert str(index) in str(error.value)
 
 
 @pytest.mark.parametrize(
