@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from geollava.answer import answer
+from geollava.default_model import DEMONSTRATION
 from geollava.evaluate import own_model, scores, xlrs
 from geollava.evaluate.answerer import Answerer, Reply, Seen
 from geollava.evaluate.benchmark import get_benchmark
@@ -105,6 +106,7 @@ def test_command(run, questions, guessing_checkpoint, tmp_path):
     code, printed, err = run("evaluate", "xlrs", "--data", questions, "--out", out, *options)
     assert (code, printed) == (0, ""), err
     assert "40 of 40 rows answered" in err
+    assert DEMONSTRATION not in err
     rows, lines = json.loads(questions.read_text()), lines_of(out)
     results = json.loads((out / "results.json").read_text())
     expected = xlrs.score(rows, [line["reply"] for line in lines])
@@ -121,6 +123,13 @@ def test_command(run, questions, guessing_checkpoint, tmp_path):
     assert sorted(os.listdir(out)) == [
         "predictions.jsonl", "results.json", "results.md", "results.png", "settings.json",
     ]  # fmt: skip
+
+
+def test_the_demonstration_model_says_so_once(run, questions, tmp_path):
+    options = ("--max-new-tokens", 1, "--limit", 2, "--blind")
+    code, _, err = run("evaluate", "xlrs", "--data", questions, "--out", tmp_path, *options)
+    assert code == 0, err
+    assert err.count(DEMONSTRATION) == 1
 
 
 def test_replies_are_those_of_ask(questions, default_pair, guessing_checkpoint):
