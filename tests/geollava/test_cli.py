@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from geollava import cli
 from geollava.default_model import DEMONSTRATION, default_checkpoint
+from geollava.token_reduction import check_method
 
 from .conftest import noise
 from .test_imagery import bad_files
@@ -99,6 +100,15 @@ def test_methods_that_cannot_be(run, scene):
         assert (code, out) == (2, "")
         assert message in err
         assert err.count("\n") == 1
+
+
+def test_a_typo_lists_the_methods_that_can_be(run, scene):
+    _, _, err = run("ask", scene, "How many?", "--method", "divprun")
+    listed = err.removeprefix("error: method must be one of ").split(", got")[0].split(", ")
+    assert {"background_anchored", "divprune", "spatial_pool"} < set(listed)
+    assert not {"fastv", "pyramiddrop", "cdpruner", "sparsevlm"} & set(listed)
+    for name in listed:
+        check_method(name)  # raises where it is refused
 
 
 def test_published_checkpoint(run, scene, complete_checkpoint):
