@@ -216,13 +216,10 @@ def markdown(table: dict[str, Any]) -> str:
         "|---|---|---|---|---|",
     ]
     for row in table["conditions"]:
-        gap = "-"
-        if "difference" in row:
-            low, high = (100 * edge for edge in row["difference_interval"])
-            gap = f"{100 * row['difference']:+.1f} [{low:+.1f}, {high:+.1f}]"
         lines.append(
-            f"| {row['condition']} | {report.with_interval(row['micro'], row['interval'])} | {gap} "
-            f"| {row['dropped_tokens']:.1f} | {row['questions_that_lost_any']:.0%} |"
+            f"| {row['condition']} | {report.with_interval(row['micro'], row['interval'])} "
+            f"| {report.gap(row)} | {row['dropped_tokens']:.1f} "
+            f"| {row['questions_that_lost_any']:.0%} |"
         )
     lines += ["", "## Protocol", "| | |", "|---|---|"]
     lines += [
@@ -242,7 +239,7 @@ def plot(table: dict[str, Any], path: Path) -> None:
     axes = figure.subplots()
     for place, row in enumerate(table["conditions"]):
         value = 100 * row["micro"]
-        edges = [[value - 100 * row["interval"][0]], [100 * row["interval"][1] - value]]
+        edges = [[reach] for reach in report.whisker(row["micro"], row["interval"])]
         axes.bar(place, value, color=report.MEASURED, width=0.6, yerr=edges, capsize=3)
     axes.axhline(100 * table["chance"], color=report.CHANCE, ls=":", label="chance")
     names = [f"{row['condition']}\n-{row['dropped_tokens']:.1f}" for row in table["conditions"]]

@@ -445,6 +445,28 @@ def test_sweep(run, questions, guessing_checkpoint, tmp_path, monkeypatch):
     assert (tmp_path / "sweep.json").read_text() == before
 
 
+def test_one_image_gives_no_interval(run, questions, guessing_checkpoint, tmp_path):
+    rows = json.loads(questions.read_text())
+    first = [row for row in rows if row["image"] == rows[0]["image"]]
+    (questions.parent / "one.json").write_text(json.dumps(first))
+    command = [
+        "evaluate", "sweep", "xlrs", "--data", questions.parent / "one.json", "--model",
+        guessing_checkpoint, "--max-new-tokens", 1, "--budgets", "24", "--out", tmp_path,
+        "--methods", "background_anchored,random",
+    ]  # fmt: skip
+    code, _, err = run(*command)
+    assert code == 0, err
+    cells = json.loads((tmp_path / "sweep.json").read_text())["cells"]
+    assert all(row["interval"] is None for row in cells)
+    assert all(row.get("difference_interval") is None for row in cells)
+    page = (tmp_path / "sweep.md").read_text()
+    assert "One image gives no interval" in page
+    assert "[" not in page.split("## Protocol")[0]
+    assert Image.open(tmp_path / "sweep.png").width > 500
+    report = (tmp_path / "cells" / "random-24" / "results.md").read_text()
+    assert "[" not in report.split("## Protocol")[0]
+
+
 def test_smaller_image_has_as_many_tokens_unreduced(guessing_checkpoint):
     answerer = open_model(str(guessing_checkpoint), None, None, "cpu", "float32")
     image = as_scene(noise(1300, 1000))
