@@ -328,7 +328,9 @@ def export(
 
 @app.command()
 def scenes(
-    folder: Annotated[Path, typer.Argument(help="Where images, train.json and test.json go")],
+    folder: Annotated[
+        Path, typer.Argument(help="For images, train.json, test.json, boxes.json, grounding.json")
+    ],
     count: Annotated[int, typer.Option(min=1, help="How many scenes")] = 10,
     first_seed: Annotated[int, typer.Option(min=0, help="Seed of the first scene")] = 0,
     size: Annotated[int, typer.Option(help="Side of a scene in pixels")] = 8064,

@@ -42,6 +42,8 @@ def about_boxes(benchmark: Benchmark) -> Benchmark:
     """The benchmark, of its questions those that name a box."""
     return replace(
         benchmark,
+        how_to="questions must name a box [x1, y1, x2, y2] in image pixels, as those in boxes.json "
+        "of geollava scenes do",
         belongs=lambda row: benchmark.belongs(row) and bool(boxes_in(str(row.get("question")))),
     )
 
