@@ -9,16 +9,23 @@ from importlib.metadata import distributions
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-if find_spec("transformers") is None:
-    raise ImportError("geollava needs the extra hf: pip install 'tokenprune-vlm[hf]'")
+from geollava.registration import register_with_transformers
+
+# Looked for before `register_with_transformers` changes how transformers is found. Raised when a
+# name is needed: the command line must be able to say it in one line.
+_missing = [name for name in ("transformers", "typer", "rich") if find_spec(name) is None]
+MISSING_EXTRA = (
+    f"geollava needs the extra hf, {', '.join(_missing)} not found: "
+    "pip install 'tokenprune-vlm[hf]'"
+    if _missing
+    else None
+)
 # Said here too: where the other package's files have won, tokenprune itself says nothing.
 if any(True for _ in distributions(name="tokenprune")):
     raise ImportError(
         "PyPI's unrelated package tokenprune is installed beside tokenprune-vlm, and both are "
         "imported as tokenprune. Remove both, then install tokenprune-vlm"
     )
-
-from geollava.registration import register_with_transformers
 
 if TYPE_CHECKING:
     from geollava.configuration import GeoLlavaConfig
@@ -35,10 +42,13 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
+        if "transformers" in _missing:
+            raise ImportError(MISSING_EXTRA)
         for module in map(import_module, ("geollava.modeling", "geollava.processing")):
             if hasattr(module, name):
                 return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-register_with_transformers()
+if "transformers" not in _missing:
+    register_with_transformers()

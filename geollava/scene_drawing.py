@@ -236,6 +236,13 @@ def draw_thing(image: Image.Image, thing: Thing, scale: float) -> None:
     stamp(image, outline, thing.color)
 
 
+def box_of(thing: Thing, scale: float) -> tuple[int, int, int, int]:
+    """The smallest box of whole pixels, x1, y1, x2, y2, around a thing without trail and shadow."""
+    corners = turn(OUTLINES[thing.kind], thing.heading, scale, thing.x, thing.y)
+    (left, top), (right, bottom) = np.floor(corners.min(0)), np.ceil(corners.max(0))
+    return int(left), int(top), int(right), int(bottom)
+
+
 def draw_pad(image: Image.Image, pad: Thing, scale: float) -> None:
     circle = [(math.cos(k * math.pi / 16), math.sin(k * math.pi / 16)) for k in range(32)]
     bar = np.array([(-0.12, -1), (0.12, -1), (0.12, 1), (-0.12, 1)])

@@ -315,6 +315,36 @@ def question_rows(scene: Scene, image: str) -> list[dict[str, Any]]:
     return rows
 
 
+def box_rows(scene: Scene, image: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows about boxes in image pixels: (questions that name one, questions that ask for one).
+
+    The first have the columns of XLRS-Bench-lite and serve `geollava evaluate ablation`, the second
+    those of `geollava evaluate xlrs-grounding`.
+    """
+    from geollava.scene_drawing import box_of
+
+    rng = np.random.default_rng([scene.seed, scene.size, 3])
+    boxed = Scene(scene.seed, scene.size, scene.scale, scene.land_uses)
+    grounding = []
+    things = [thing for thing in scene.things if thing.kind not in LANDMARKS]
+    # The last two stand where questions look: the neighbor of the fire, and the purple vehicle.
+    for place, thing in enumerate(things[-2:]):
+        box = list(box_of(thing, scene.scale))
+        for category, what, right, words in (
+            ("classification", "What kind of object is", thing.kind, KINDS),
+            ("color", "What is the color of the object", color_name(thing), COLOR_NAMES),
+        ):
+            wrong = [word for word in words if word != right]
+            choices = [right, *(wrong[index] for index in rng.permutation(len(wrong))[:3])]
+            choices = [choices[index] for index in rng.permutation(4)]
+            boxed.ask(f"Object properties/Object {category}", f"{what} in {box}?", choices, right)
+        name = ("object beside the fire", "purple vehicle")[place]
+        question = f"Give the box [x1, y1, x2, y2] of the {name}, in pixels of the image."
+        row = {"index": scene.seed * 2 + place, "image": [image], "question": question}
+        grounding.append({"id": f"scene-{scene.seed}-box-{place}", **row, "answer": box})
+    return question_rows(boxed, image), grounding
+
+
 def training_row(
     scene: Scene, image: str, variant: int = 0, *, choices: bool = True
 ) -> dict[str, Any]:
@@ -454,6 +484,8 @@ def write_scenes(
 ) -> None:
     """Scenes as JPEG files, with their questions in `train.json` and `test.json`.
 
+    Of the scenes for testing, `boxes.json` asks what is in a box, and `grounding.json` for a box.
+
     Args:
         folder: made where it does not exist; scenes that are there already are not drawn again.
         ground: see `geollava.scene_drawing.draw`.
@@ -463,7 +495,7 @@ def write_scenes(
     from geollava.scene_drawing import draw
 
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    rows: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
+    rows: dict[str, list[dict[str, Any]]] = {"train": [], "test": [], "boxes": [], "grounding": []}
     for done, seed in enumerate(seeds, 1):
         scene = plan(seed, size, scale)
         path = folder / "images" / f"{seed:06d}-{size}-{scale:g}-{ground}.jpg"
@@ -475,13 +507,15 @@ def write_scenes(
         name = f"images/{path.name}"
         if is_test(seed):
             rows["test"] += question_rows(scene, name)
+            for part, more in zip(("boxes", "grounding"), box_rows(scene, name), strict=True):
+                rows[part] += more
         else:
             rows["train"] += [
                 training_row(scene, name, variant, choices=choices) for variant in range(variants)
             ]
         if progress is not None:
             progress(done)
-    for name, part in rows.items():
+    for name, content in rows.items():
         partial = folder / f".{name}.json"
-        partial.write_text(json.dumps(part, indent=1) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         partial.replace(folder / f"{name}.json")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,9 +16,11 @@ from tokenprune import (
     ReducedTokens,
     VisionTokens,
     get_method,
+    list_methods,
     method_class,
 )
 from tokenprune.hosts.encoder import AttentionReader
+from tokenprune.method import required_options
 
 __all__ = ["AffinityHead", "ReducedTokens", "check_method", "reading_attention", "reduce_tokens"]
 
@@ -34,19 +36,38 @@ class AffinityHead(nn.Module):
         self.pw = nn.Conv2d(width, 9, 1)
 
 
-def check_method(name: str) -> None:
-    """Raises ValueError unless there is such a method and crops carry what it needs."""
-    if issubclass(method_class(name), LayerMethod):
+def check_method(name: str, also: Sequence[str] = ()) -> None:
+    """Raises ValueError unless there is such a method and crops carry what it needs.
+
+    Args:
+        also: other names that the caller accepts, to be listed where there is no such method.
+    """
+    names = list_methods()
+    if name not in names:
+        accepted = [known for known in names if why_not(known) is None]
         raise ValueError(
-            f"the method {name} works in the language model's layers: crops are reduced before it, "
-            "one by one, and only kept tokens enter it"
+            f"method must be one of {', '.join(sorted([*accepted, *also]))}, got {name!r}"
         )
-    missing = [need for need in method_class(name).needs if need not in ("cls", "attention")]
+    reason = why_not(name)
+    if reason is not None:
+        raise ValueError(f"the method {name} {reason}")
+
+
+def why_not(name: str) -> str | None:
+    """Why crops cannot be reduced by this method, or None."""
+    method = method_class(name)
+    if issubclass(method, LayerMethod):
+        return (
+            "works in the language model's layers: crops are reduced before it, one by one, and "
+            "only kept tokens enter it"
+        )
+    missing = [need for need in method.needs if need not in ("cls", "attention")]
     if missing:
-        raise ValueError(
-            f"the method {name} needs {', '.join(missing)}: crops are reduced before the question "
-            "is read"
-        )
+        return f"needs {', '.join(missing)}: crops are reduced before the question is read"
+    weights = required_options(method)
+    if weights and name != OWN_METHOD:
+        return f"needs {', '.join(weights)}, which this model does not have"
+    return None
 
 
 @contextmanager

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,10 @@ from geollava.processing import IMAGE_TOKEN, GeoLlavaProcessor
 from geollava.sharding import whole
 from geollava.train_config import TrainConfig
 from geollava.train_data import Packs, Size, collate, count_crops, measure, pack
+from geollava.train_plan import plan_of
 
 RUN_FILE = "run.json"
+SECONDS_PER_LINE = 10.0  # at least, between two lines about packs
 TRAINED = "trained.safetensors"  # what a checkpoint of a run holds of the model: no frozen tensor
 PARTS = {
     "lora": re.compile(r"lora_"),
@@ -62,6 +66,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> Path:
     packs = load_packs(config, processor, model_config)
     if is_main_process():
         write_atomically(config.output / RUN_FILE, describe_run(config))
+        print(describe_plan(config, model_config, packs), flush=True)
 
     model = load_model(config, folder, model_config)
     if config.data.encode_once:
@@ -199,7 +204,15 @@ def load_packs(
     kept: list[Size] = [measured[index] for index in fitting]
     groups = pack(kept, config.data.pack_visual_tokens, limit, config.seed)
     groups = [[fitting[index] for index in group] for group in groups]
-    return Packs(rows, crops, groups, processor)
+    tokens = [sum(measured[index].tokens for index in group) for group in groups]
+    return Packs(rows, crops, groups, processor, tokens)
+
+
+def describe_plan(config: TrainConfig, model_config: GeoLlavaConfig, packs: Packs) -> str:
+    crops = [sum(sum(packs.crops[row]) for row in group) for group in packs.groups]
+    rows = sum(map(len, packs.groups))
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    return plan_of(config, model_config, rows, packs.tokens, crops, processes)
 
 
 def load_model(
@@ -295,7 +308,20 @@ class GeoLlavaTrainer(Trainer):
     def __init__(self, *args: Any, rates: dict[str, float | None], **kwargs: Any) -> None:
         self.rates = rates
         self.optimizer: torch.optim.Optimizer | None = None
+        self.packs_begun, self.said_at = 0, -math.inf
         super().__init__(*args, **kwargs)
+
+    def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's; says which pack begins, for one can take minutes and a step many."""
+        self.packs_begun += 1
+        if self.is_world_process_zero() and time.monotonic() - self.said_at >= SECONDS_PER_LINE:
+            self.said_at = time.monotonic()
+            print(
+                f"pack {self.packs_begun:,} of this run, step {self.state.global_step + 1:,} of "
+                f"{self.state.max_steps:,}: {inputs['input_ids'].numel():,} tokens",
+                flush=True,
+            )
+        return super().training_step(model, inputs, *args, **kwargs)
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()

@@ -106,7 +106,11 @@ def pack(
 
 
 class Packs(Dataset):
-    """Groups of rows as the model's inputs; images are read when their pack's turn comes."""
+    """Groups of rows as the model's inputs; images are read when their pack's turn comes.
+
+    Attributes:
+        tokens: of each group, visual and text.
+    """
 
     def __init__(
         self,
@@ -114,8 +118,10 @@ class Packs(Dataset):
         crops: Sequence[Sequence[int]],
         groups: Sequence[Sequence[int]],
         processor: GeoLlavaProcessor,
+        tokens: Sequence[int] = (),
     ) -> None:
         self.rows, self.crops, self.groups, self.processor = rows, crops, groups, processor
+        self.tokens = tokens
         self.encoded: dict[str, Tensor] = {}
 
     def encode(

@@ -60,6 +60,11 @@ class Chain(Method):
         self.query_agnostic = all(stage.query_agnostic for stage in stages)  # type: ignore[misc]
         self.merges = any(stage.merges for stage in stages)  # type: ignore[misc]
 
+    def __repr__(self) -> str:
+        parts = [*map(repr, self.stages), f"budgets={list(self.budgets)}"]
+        parts += [] if self.strict else ["strict=False"]
+        return f"Chain({', '.join(parts)})"
+
     def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
         num_tokens = left = tokens.features.shape[1]
         result = None

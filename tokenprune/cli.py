@@ -1,13 +1,13 @@
 """The command `tokenprune`: what methods there are, and the proof that they are exact.
 
-Exit codes: 0, 1 for a model that is not verified, 2 for wrong usage or input.
+Exit codes: 0; 1 for a model that is not verified; 2 for wrong usage or input; 130 when interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,19 @@ refuse_namesake()  # here too: where the other package's files have won, ours sa
 
 # ruff: noqa: E402
 from tokenprune.budget import Budget
-from tokenprune.method import Method, get_method, list_methods, method_class
+from tokenprune.method import (
+    Method,
+    get_method,
+    list_methods,
+    method_class,
+    required_options,
+)
 from tokenprune.ops.checks import check_int
 
-HEADINGS = ("method", "what it does", "needs", "query-agnostic", "merges", "paper")
+HEADINGS = (
+    "method", "what it does", "needs", "query-agnostic", "merges", "paper", "departs from it in",
+)  # fmt: skip
+APPROXIMATION = " (approximation)"  # beside the name of a method that is not quite its paper's
 
 
 def method_rows() -> list[tuple[str, ...]]:
@@ -36,27 +45,26 @@ def _row(name: str, method: type[Method]) -> tuple[str, ...]:
     summary = (method.__doc__ or "").strip().splitlines()[0].rstrip(".")
     spelled = {"cls": "class token", "layers": "the language model's layers"}
     needs = [spelled.get(field, field) for field in method.needs]
-    if any(
-        option.default is option.default_factory is dataclasses.MISSING
-        for option in dataclasses.fields(method)
-    ):
+    if required_options(method):
         needs.append("the model's weights")
     return (
-        name,
+        name + (APPROXIMATION if method.approximates else ""),
         summary[:1].lower() + summary[1:],
         ", ".join(needs) or "-",
         "yes" if method.query_agnostic else "no",
         "yes" if method.merges else "-",
         method.paper or "-",
+        method.approximates or "-",
     )
 
 
 def markdown_table() -> str:
     """The methods as the README shows them."""
     lines = [HEADINGS, ("---",) * len(HEADINGS)]
-    for name, *rest, paper in method_rows():
+    for shown, *rest, paper, departs in method_rows():
+        name = shown.removesuffix(APPROXIMATION)
         link = paper if paper == "-" else f"[{paper}](https://arxiv.org/abs/{paper})"
-        lines.append((f"`{name}`", *rest, link))
+        lines.append((f"`{name}`{shown[len(name) :]}", *rest, link, departs))
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
@@ -145,16 +153,25 @@ def main(arguments: list[str] | None = None) -> None:
     )
     proof.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
-    if options.command == "methods":
-        print(markdown_table() if options.markdown else text_table())
-        return
+    code = 0
     try:
-        code = verify(options)
+        if options.command == "methods":
+            print(markdown_table() if options.markdown else text_table())
+        else:
+            code = verify(options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever reads has read enough. Python would complain when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        code = 130
     except Exception as error:  # 1 would say that the model is not verified
         lines = str(error).strip().splitlines() or [type(error).__name__]
         print(f"error: {lines[0]}", file=sys.stderr)
         code = 2
-    sys.exit(code)
+    if code or options.command == "verify":
+        sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pkgutil
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 
 from tokenprune.ops.checks import check_finite, check_num_keep
-from tokenprune.plugins import load_plugin, plugin_names
+from tokenprune.plugins import load_plugin, plugin_names, working_plugins
 from tokenprune.tokens import ReducedTokens, VisionTokens
 
 
@@ -29,6 +29,8 @@ class Method(ABC):
             for the next question.
         merges: tokens are averaged, not only dropped.
         paper: arXiv number, where there is one.
+        approximates: in what the method departs from its paper's official code, in a few words;
+            None where it does not, or where there is no paper to depart from.
         strict: raise on tokens that are not finite. Costs one more read, and a synchronization on
             GPUs.
     """
@@ -37,6 +39,7 @@ class Method(ABC):
     query_agnostic: ClassVar[bool] = True
     merges: ClassVar[bool] = False
     paper: ClassVar[str | None] = None
+    approximates: ClassVar[str | None] = None
     strict: bool = True
 
     def reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
@@ -119,11 +122,17 @@ class LayerMethod(Method):
 
 
 def list_methods() -> list[str]:
-    """Names of the methods, ascending: the files of `tokenprune/methods/`, and plug-ins."""
+    """Names of the methods, ascending: the files of `tokenprune/methods/`, and plug-ins.
+
+    A plug-in that cannot be loaded is none; a warning names it once.
+    """
+    return sorted({*_own_names(), *working_plugins("tokenprune.methods", Method)})
+
+
+def _own_names() -> list[str]:
     import tokenprune.methods
 
-    own = [module.name for module in pkgutil.iter_modules(tokenprune.methods.__path__)]
-    return sorted({*own, *plugin_names("tokenprune.methods")})
+    return [module.name for module in pkgutil.iter_modules(tokenprune.methods.__path__)]
 
 
 def method_class(name: str) -> type[Method]:
@@ -131,8 +140,9 @@ def method_class(name: str) -> type[Method]:
 
     Raises:
         ValueError: no such method; the message lists what there is.
+        Exception: what importing another package's method raises.
     """
-    if name not in list_methods():
+    if name not in {*_own_names(), *plugin_names("tokenprune.methods")}:
         raise ValueError(f"method must be one of {', '.join(list_methods())}, got {name!r}")
     return load_plugin("tokenprune.methods", name, Method)
 
@@ -141,11 +151,24 @@ def get_method(name: str, **options: Any) -> Method:
     """The method of that name, built with its options.
 
     Raises:
-        ValueError: no such method, or no such option; the message lists what there is.
+        ValueError: no such method or option, the message lists what there is; or an option that
+            has no default is missing.
     """
     chosen = method_class(name)
     known = [field.name for field in fields(chosen)]
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ValueError(f"{name} takes the options {', '.join(known)}, got {', '.join(unknown)}")
+    missing = [option for option in required_options(chosen) if option not in options]
+    if missing:
+        raise ValueError(f"{name} needs the model's weights as options: {', '.join(missing)}")
     return chosen(**options)
+
+
+def required_options(method: type[Method]) -> list[str]:
+    """Options without a default: the model's weights."""
+    return [
+        option.name
+        for option in fields(method)
+        if option.default is option.default_factory is MISSING
+    ]

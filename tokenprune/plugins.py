@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import warnings
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -11,6 +12,28 @@ from typing import Any
 def plugin_names(group: str) -> list[str]:
     """Names that installed packages registered in an entry point group."""
     return [entry.name for entry in entry_points(group=group)]
+
+
+def working_plugins(group: str, kind: type[Any]) -> list[str]:
+    """As `plugin_names`, without those that cannot be loaded: a warning names each of them once."""
+    working = []
+    for name in plugin_names(group):
+        try:
+            load_plugin(group, name, kind)
+        except Exception as error:  # whatever another package does when it is imported
+            if (group, name) not in _warned:
+                _warned.add((group, name))
+                warnings.warn(
+                    f"{name!r}, plugged into {group} by another package, cannot be loaded and is "
+                    f"left out: {type(error).__name__}: {error}",
+                    stacklevel=3,
+                )
+        else:
+            working.append(name)
+    return working
+
+
+_warned: set[tuple[str, str]] = set()
 
 
 def load_plugin(group: str, name: str, kind: type[Any]) -> type[Any]:

@@ -42,6 +42,8 @@ def about_boxes(benchmark: Benchmark) -> Benchmark:
     """The benchmark, of its questions those that name a box."""
     return replace(
         benchmark,
+        how_to="questions must name a box [x1, y1, x2, y2] in image pixels, as those in boxes.json "
+        "of geollava scenes do",
         belongs=lambda row: benchmark.belongs(row) and bool(boxes_in(str(row.get("question")))),
     )
 
@@ -216,13 +218,10 @@ def markdown(table: dict[str, Any]) -> str:
         "|---|---|---|---|---|",
     ]
     for row in table["conditions"]:
-        gap = "-"
-        if "difference" in row:
-            low, high = (100 * edge for edge in row["difference_interval"])
-            gap = f"{100 * row['difference']:+.1f} [{low:+.1f}, {high:+.1f}]"
         lines.append(
-            f"| {row['condition']} | {report.with_interval(row['micro'], row['interval'])} | {gap} "
-            f"| {row['dropped_tokens']:.1f} | {row['questions_that_lost_any']:.0%} |"
+            f"| {row['condition']} | {report.with_interval(row['micro'], row['interval'])} "
+            f"| {report.gap(row)} | {row['dropped_tokens']:.1f} "
+            f"| {row['questions_that_lost_any']:.0%} |"
         )
     lines += ["", "## Protocol", "| | |", "|---|---|"]
     lines += [
@@ -242,7 +241,7 @@ def plot(table: dict[str, Any], path: Path) -> None:
     axes = figure.subplots()
     for place, row in enumerate(table["conditions"]):
         value = 100 * row["micro"]
-        edges = [[value - 100 * row["interval"][0]], [100 * row["interval"][1] - value]]
+        edges = [[reach] for reach in report.whisker(row["micro"], row["interval"])]
         axes.bar(place, value, color=report.MEASURED, width=0.6, yerr=edges, capsize=3)
     axes.axhline(100 * table["chance"], color=report.CHANCE, ls=":", label="chance")
     names = [f"{row['condition']}\n-{row['dropped_tokens']:.1f}" for row in table["conditions"]]

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from geollava.evaluate import report
 from geollava.evaluate.background import background_prototypes, similarity
-from geollava.evaluate.scores import LEVEL, RESAMPLES
+from geollava.evaluate.scores import RESAMPLES, interval
 from geollava.imagery import Scene, image_box, open_scene
 from geollava.outputs import written_whole
 from geollava.streaming import ahead, in_chunks
@@ -75,8 +75,8 @@ def measure(
         scenes: image files. threshold: cosine similarity from which on a window is background.
 
     Returns:
-        `share` and its 95 % bootstrap `interval` by scene, `largest`, `scenes` with each one's
-        `share`, and `curve`: the mean share at each of `thresholds`.
+        `share` and its 95 % bootstrap `interval` by scene (None for one), `largest`, `scenes` with
+        each one's `share`, and `curve`: the mean share at each of `thresholds`.
     """
     if not 0 < threshold < 1:
         raise ValueError(f"--threshold must be a cosine between 0 and 1, got {threshold}")
@@ -96,7 +96,7 @@ def measure(
         "threshold": threshold,
         "window_pixels": WINDOW,
         "share": float(shares.mean()),
-        "interval": [float(e) for e in np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])],
+        "interval": interval(draws, len(shares)),
         "largest": float(shares.max()),
         "scenes": rows,
         "thresholds": list(THRESHOLDS),

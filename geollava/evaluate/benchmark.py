@@ -36,6 +36,7 @@ class Benchmark:
         published: model -> published figure in percent. published_figure: what that figure is.
         columns: the data's own names of columns -> those that this project has for them all.
         belongs: whether a row of the data is one of this benchmark.
+        how_to: how rows of this benchmark are come by; said where the data holds none.
         more: (rows, replies, credit of each) -> other scores, from 0 to 1.
 
     `build_prompt`, `subtask_of` and `grade` raise ValueError for a row they cannot take.
@@ -54,17 +55,18 @@ class Benchmark:
     published_figure: str = ""
     columns: Mapping[str, str] = field(default_factory=dict)
     belongs: Callable[[Row], bool] = lambda row: True
+    how_to: str = ""
     more: Callable[[Sequence[Row], Sequence[str], Sequence[float]], dict[str, float]] | None = None
 
     def problem_of(self, row: Row) -> str | None:
-        """Why this row cannot be asked or graded, or None."""
+        """Why this row cannot be asked or graded, and how one is come by that can; or None."""
         try:
             self.build_prompt(row)
             self.subtask_of(row)
             self.grade(row, "")
             self.chance(row)
         except (ValueError, TypeError) as error:
-            return str(error)
+            return f"{error}; {self.how_to}" if self.how_to else str(error)
         return None
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from geollava.console import DTYPES, check_one_of, progress_bar, stderr
+from geollava.console import DTYPES, check_one_of, note, progress_bar, stderr
 from geollava.evaluate.benchmark import NAMES
 
 evaluate = typer.Typer(no_args_is_help=True, help="Scores of a model on benchmarks.")
@@ -104,12 +105,14 @@ def open_quietly(
 ) -> Any:
     from transformers.utils import logging as transformers_logging
 
-    from geollava.default_model import default_checkpoint
+    from geollava.default_model import DEMONSTRATION, default_checkpoint, is_default
     from geollava.evaluate.models import open_model
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     name = model if model is not None else str(default_checkpoint())
+    if is_default(name) and os.environ.get("RANK", "0") == "0":  # one process says it for all
+        note(DEMONSTRATION)
     return open_model(name, method, num_keep, device, dtype, attention)
 
 
@@ -120,9 +123,7 @@ def show(results: dict[str, Any], out: Path) -> None:
     key = headline(results)
     rows = results["rows"]
     if results["protocol"].get("untrained"):
-        stderr.print(
-            "[yellow]note:[/] this model's weights are untrained, its answers mean nothing"
-        )
+        note("this model's weights are untrained, its answers mean nothing")
     for bad in results["bad_rows"]:
         stderr.print(f"row {bad['row']} (index {bad['index']}): {bad['problem']}", markup=False)
     stderr.print(

@@ -19,6 +19,7 @@ SMALLER_IMAGE, BACKGROUND_PRUNED, RANDOM_PRUNED = (
     "background_pruned",
     "random_pruned",
 )
+NAMES = (SMALLER_IMAGE, BACKGROUND_PRUNED, RANDOM_PRUNED)
 
 
 def method_of(name: str, num_keep: int, num_tokens: int) -> tuple[str, int]:

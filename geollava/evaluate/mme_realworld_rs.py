@@ -88,4 +88,5 @@ BENCHMARK = Benchmark(
         "Category": "l2-category",
     },
     belongs=is_remote_sensing,
+    how_to="rows need the Subtask (or category) Remote Sensing, as in the JSON of MME-RealWorld",
 )

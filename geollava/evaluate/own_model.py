@@ -42,7 +42,7 @@ class GeoLlavaAnswerer(Answerer):
         config.check()
         whole = config.grid_size[0] * config.grid_size[1]
         used, config.num_keep = controls.method_of(method, num_keep, whole)
-        check_method(used)
+        check_method(used, also=controls.NAMES)
         self.method, self.num_keep = method, num_keep
         self.share = num_keep / whole
         config.reduction_method, self.processor.num_keep = used, config.num_keep

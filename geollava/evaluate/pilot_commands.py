@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from geollava.console import DTYPES, check_one_of, progress_bar, stderr
+from geollava.console import DTYPES, check_one_of, local_path, progress_bar, stderr
 from geollava.evaluate.benchmark import NAMES
 from geollava.evaluate.commands import (
     AttentionOption,
@@ -28,7 +28,14 @@ from geollava.evaluate.commands import (
 
 @evaluate.command()
 def background(
-    scenes: Annotated[Path, typer.Argument(help="Folder of images, or CSV or Parquet of paths")],
+    scenes: Annotated[
+        Path,
+        typer.Argument(
+            parser=local_path,
+            metavar="SCENES",
+            help="Folder of images, or CSV or Parquet of paths",
+        ),
+    ],
     out: OutOption,
     model: ModelOption = None,
     threshold: Annotated[float, typer.Option(help="Cosine from which on it is background")] = 0.9,

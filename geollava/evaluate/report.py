@@ -51,11 +51,30 @@ def title(results: dict[str, Any]) -> str:
 
 
 def few_images(count: int) -> str:
+    if count == 1:
+        return " One image gives no interval."
     return f" With {count} images an interval says little." if count < FEW else ""
 
 
 def percent(value: float) -> str:
     return f"{100 * value:.1f}"
+
+
+def whisker(value: float, interval: list[float] | None) -> tuple[float, float]:
+    """How far an interval reaches below and above a value, in percent; no way without one."""
+    low, high = interval or (value, value)
+    return 100 * (value - low), 100 * (high - value)
+
+
+def gap(row: dict[str, Any]) -> str:
+    """A row's difference to another in points, with its interval; "-" where it has none."""
+    if "difference" not in row:
+        return "-"
+    text = f"{100 * row['difference']:+.1f}"
+    if row["difference_interval"] is None:
+        return text
+    low, high = (100 * edge for edge in row["difference_interval"])
+    return f"{text} [{low:+.1f}, {high:+.1f}]"
 
 
 def with_interval(value: float, interval: list[float] | None) -> str:

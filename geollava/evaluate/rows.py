@@ -100,7 +100,7 @@ class Data:
         if not self.rows:
             raise ValueError(
                 f"{source} must hold at least one row of {benchmark.title}, it holds none "
-                f"among {self.in_data}"
+                f"among {self.in_data}" + (f": {benchmark.how_to}" if benchmark.how_to else "")
             )
 
     def cells(self, number: int) -> list[str | bytes]:

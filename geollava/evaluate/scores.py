@@ -42,7 +42,8 @@ def summarize(
     Returns:
         `micro`: over rows. `macro`: over subtasks; `macro_present`: over those with rows.
         `per_subtask`, `rows_per_subtask`, `chance`, `chance_per_subtask`: as they say.
-        `intervals`: (low, high) of `micro`, `macro`, `macro_present` and `per_subtask`.
+        `intervals`: (low, high) of `micro`, `macro`, `macro_present` and `per_subtask`; None of
+            what one scene alone tells.
     """
     table = Table(graded, subtasks)
     measured, guessed = table.means(table.once, "credit"), table.means(table.once, "chance")
@@ -56,11 +57,14 @@ def summarize(
         "chance": {name: float(guessed[name][0]) for name in SCORES},
         "chance_per_subtask": by_name(names, np.nan_to_num(guessed["each"][0])),
         "intervals": {
-            **{name: interval(drawn[name]) for name in SCORES},
-            "per_subtask": {n: interval(drawn["each"][:, i]) for i, n in enumerate(names)},
+            **{name: interval(drawn[name], table.scenes) for name in SCORES},
+            "per_subtask": {
+                name: interval(drawn["each"][:, i], int((table.rows[:, i] > 0).sum()))
+                for i, name in enumerate(names)
+            },
         },
         "bootstrap": {"level": LEVEL, "resamples": RESAMPLES, "seed": seed, "by": "scene"},
-        "scenes": len(table.once[0]),
+        "scenes": table.scenes,
     }
 
 
@@ -70,8 +74,10 @@ def difference(
     subtasks: Sequence[str] | None,
     name: str,
     seed: int = 0,
-) -> tuple[float, list[float]]:
+) -> tuple[float, list[float] | None]:
     """How much better a score is than another's over the same rows, and its interval.
+
+    None for the interval where there is one scene alone.
 
     Args:
         name: of the score, one of `SCORES`.
@@ -80,8 +86,7 @@ def difference(
     if not np.array_equal(ours.rows, theirs.rows):
         raise ValueError("scores can be compared over the same rows alone, these are of others")
     gap = ours.means(ours.once, "credit")[name] - theirs.means(theirs.once, "credit")[name]
-    spread = interval(ours.resampled(seed)[name] - theirs.resampled(seed)[name])
-    assert spread is not None
+    spread = interval(ours.resampled(seed)[name] - theirs.resampled(seed)[name], ours.scenes)
     return float(gap[0]), spread
 
 
@@ -90,6 +95,7 @@ class Table:
 
     Attributes:
         subtasks: T names.
+        scenes: S.
         once: [1, S], every scene standing once.
         rows, credit, chance: [S, T + 1]; the last column has no subtask.
     """
@@ -102,6 +108,7 @@ class Table:
         self.present = len(present)
         places = {name: i for i, name in enumerate(self.subtasks)}
         scenes = {scene: i for i, scene in enumerate(dict.fromkeys(row.scene for row in graded))}
+        self.scenes = len(scenes)
         self.once = np.ones((1, len(scenes)))
         self.rows, self.credit, self.chance = np.zeros((3, len(scenes), len(places) + 1))
         for row in graded:
@@ -139,8 +146,10 @@ class Table:
         return self.means(draws, "credit")
 
 
-def interval(values: np.ndarray) -> list[float] | None:
-    """(low, high) of what is known; None where nothing is."""
+def interval(values: np.ndarray, scenes: int) -> list[float] | None:
+    """(low, high) of what is known; None where nothing is, or one scene gives every draw."""
+    if scenes < 2:
+        return None
     values = values[~np.isnan(values)]
     edges = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
     return [float(edge) for edge in np.quantile(values, edges)] if len(values) else None

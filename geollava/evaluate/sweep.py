@@ -167,14 +167,10 @@ def markdown(table: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in table["cells"]:
-        gap = "-"
-        if "difference" in row:
-            low, high = (100 * edge for edge in row["difference_interval"])
-            gap = f"{100 * row['difference']:+.1f} [{low:+.1f}, {high:+.1f}]"
         tokens = "-" if row["tokens"] is None else f"{row['tokens']:,.0f}"
         lines.append(
             f"| {row['method'] or 'blind: no image'} | {row['num_keep'] or '-'} | {tokens} | "
-            f"{report.with_interval(row['score'], row['interval'])} | {gap} | "
+            f"{report.with_interval(row['score'], row['interval'])} | {report.gap(row)} | "
             f"{row['encode_seconds']:.2f} | {row['answer_seconds']:.2f} |"
         )
     subtasks = list(table["cells"][0]["per_subtask"])
@@ -208,12 +204,11 @@ def plot(table: dict[str, Any], path: Path) -> None:
         for number, method in enumerate(dict.fromkeys(row["method"] for row in seeing)):
             points = [row for row in seeing if row["method"] == method and place(row)]
             points.sort(key=place)
-            below = [100 * (row["score"] - row["interval"][0]) for row in points]
-            above = [100 * (row["interval"][1] - row["score"]) for row in points]
+            whiskers = [report.whisker(row["score"], row["interval"]) for row in points]
             axes.errorbar(
                 [place(row) for row in points],
                 [100 * row["score"] for row in points],
-                yerr=[below, above],
+                yerr=list(zip(*whiskers, strict=True)),
                 label=method,
                 color=f"C{number}",
                 marker="os^vDPX*<>"[number % 10],

@@ -67,5 +67,6 @@ BENCHMARK = Benchmark(
     chance=lambda row: 0.0,
     max_new_tokens=1024,
     columns={"question_id": "index", "caption": "answer"},
+    how_to="rows need a caption (or answer), the description that a reply is compared with",
     more=corpus_scores,
 )

@@ -71,5 +71,7 @@ BENCHMARK = Benchmark(
     chance=lambda row: 0.0,
     max_new_tokens=64,
     columns={"question_id": "index"},
+    how_to="rows need a question and the box [x1, y1, x2, y2] as answer, as in grounding.json of "
+    "geollava scenes",
     more=other_scores,
 )

@@ -13,6 +13,7 @@ import pytest
 
 from geollava import batch
 from geollava.answer import answer
+from geollava.default_model import DEMONSTRATION, default_checkpoint
 from geollava.imagery import read_image
 
 from .conftest import noise
@@ -56,6 +57,7 @@ def test_rows(run, job, tmp_path, pair):
     code, out, err = run(*job(3))
     assert (code, out) == (0, ""), err
     assert "6 rows in" in err
+    assert DEMONSTRATION not in err
     check_complete(tmp_path / "a.parquet", 3)
     for row in rows_of(tmp_path / "a.parquet"):
         image = read_image(row["scene"])
@@ -65,6 +67,12 @@ def test_rows(run, job, tmp_path, pair):
         assert row["crops"] == expected.crops
         assert row["tokens_after"] == expected.tokens_after < row["tokens_before"]
         assert row["seconds"] > 0
+
+
+def test_the_demonstration_model_says_so_once(run, job):
+    code, _, err = run(*job(2, "--model", default_checkpoint()))
+    assert code == 0, err
+    assert err.count(DEMONSTRATION) == 1
 
 
 def test_a_bad_scene_is_a_row_with_its_error(run, job, tmp_path):

@@ -8,6 +8,7 @@ import sys
 
 import datasets
 import pytest
+from PIL import Image
 
 from geollava.evaluate import lrs_vqa, mme_realworld_rs, xlrs_caption, xlrs_grounding
 from geollava.evaluate.benchmark import NAMES, get_benchmark
@@ -199,3 +200,23 @@ def test_scenes_asked_without_choices():
         assert benchmark.problem_of(row) is None
         assert "none of its choices is E" in benchmark.problem_of(row | {"answer": "E"})
         assert "is no task of the scenes" in benchmark.problem_of(row | {"category": "Cooking"})
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["ablation", "xlrs"], "as those in boxes.json of geollava scenes do"),
+        (["xlrs-grounding"], "as in grounding.json of geollava scenes"),
+        (["mme-realworld-rs"], "as in the JSON of MME-RealWorld"),
+        (["xlrs-caption"], "rows need a caption"),
+    ],
+)
+def test_rows_that_lack_what_is_needed_say_how_to_make_them(run, command, message, tmp_path):
+    Image.new("RGB", (90, 90)).save(tmp_path / "a.png")
+    row = {"index": 0, "image": ["a.png"], "question": "How many?", "category": "Counting"}
+    (tmp_path / "rows.json").write_text(json.dumps([row]))
+    options = ["--data", tmp_path / "rows.json", "--out", tmp_path / "out"]
+    code, out, err = run("evaluate", *command, *options)
+    lines = [line for line in err.splitlines() if not line.startswith("note: ")]
+    assert (code, out, len(lines)) == (2, "", 1), err
+    assert message in lines[0]

@@ -13,6 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from geollava import cli
+from geollava.default_model import DEMONSTRATION, default_checkpoint
+from geollava.token_reduction import check_method
 
 from .conftest import noise
 from .test_imagery import bad_files
@@ -39,7 +41,9 @@ def test_json(run, scene):
     assert report["peak_memory_mib"] > 0
     assert isinstance(report["answer"], str)
     assert report["untrained"] is False
-    assert err == ""
+    assert report["demonstration"] is True
+    assert err == f"note: {DEMONSTRATION}\n"
+    assert "--model initiacms/GeoLLaVA-8K" in err
 
 
 def test_untrained_weights_are_said_to_be(run, scene, default_pair, tmp_path):
@@ -54,6 +58,13 @@ def test_untrained_weights_are_said_to_be(run, scene, default_pair, tmp_path):
     )
     assert (code, json.loads(out)["untrained"]) == (0, True)
     assert "weights are untrained" in err
+
+
+def test_the_demonstration_model_by_its_path_is_still_one(run, scene):
+    arguments = ("ask", scene, "What?", "--json", "--max-new-tokens", 1)
+    _, out, err = run(*arguments, "--model", default_checkpoint())
+    assert json.loads(out)["demonstration"] is True
+    assert DEMONSTRATION in err
 
 
 def test_text(run, scene):
@@ -91,6 +102,15 @@ def test_methods_that_cannot_be(run, scene):
         assert err.count("\n") == 1
 
 
+def test_a_typo_lists_the_methods_that_can_be(run, scene):
+    _, _, err = run("ask", scene, "How many?", "--method", "divprun")
+    listed = err.removeprefix("error: method must be one of ").split(", got")[0].split(", ")
+    assert {"background_anchored", "divprune", "spatial_pool"} < set(listed)
+    assert not {"fastv", "pyramiddrop", "cdpruner", "sparsevlm"} & set(listed)
+    for name in listed:
+        check_method(name)  # raises where it is refused
+
+
 def test_published_checkpoint(run, scene, complete_checkpoint):
     arguments = ("ask", scene, "What?", "--model", complete_checkpoint, "--json")
     code, out, err = run(*arguments, "--max-new-tokens", 3)
@@ -98,6 +118,7 @@ def test_published_checkpoint(run, scene, complete_checkpoint):
     report = json.loads(out)
     assert report["model"] == str(complete_checkpoint)
     assert report["tokens_after"] == report["crops"] * 5
+    assert report["demonstration"] is False
     assert err == ""
 
 
@@ -199,6 +220,71 @@ def test_anything_else_is_exit_code_1_and_no_traceback(run, scene, monkeypatch):
     monkeypatch.setenv("GEOLLAVA_DEBUG", "1")
     with pytest.raises(RuntimeError):
         cli.main(["ask", str(scene), "What?"])
+
+
+def test_interrupted(run, scene, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("geollava.answer.answer", interrupted)
+    code, out, err = run("ask", scene, "What?")
+    assert (code, out, err.strip()) == (130, "", "error: interrupted")
+
+
+@pytest.mark.parametrize("command", [("ask",), ("batch",), ("evaluate", "background")])
+def test_a_url_is_shown_as_it_was_written(run, command, tmp_path):
+    url = "https://example.org/scene.tif"
+    rest = {"ask": ["What?"], "batch": ["--questions", "q.txt", "--out", "out.parquet"]}
+    options = rest.get(command[0], ["--out", tmp_path])
+    check_refusal(run(*command, url, *options), f"{url} is a URL")
+
+
+@pytest.mark.parametrize("arguments", [["ask"], ["fly"], ["ask", "a.jpg", "What?", "--nonsense"]])
+def test_messages_are_whole_in_narrow_terminals(run, arguments, monkeypatch):
+    wide = run(*arguments)
+    monkeypatch.setenv("COLUMNS", "5")
+    assert run(*arguments) == wide
+    assert "…" not in wide[2]
+    assert wide[2].count("\n") == 1
+
+
+def test_results_are_whole_in_narrow_terminals(run, scene, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "5")
+    code, _, err = run("ask", scene, "How many ships?", "--max-new-tokens", 1)
+    assert code == 0
+    assert DEMONSTRATION in err
+    assert "visual tokens  6,912 -> 288 (24 times fewer)\n" in err
+
+
+def test_help_without_the_extra_is_one_line():
+    script = (
+        "import sys\n"
+        "for name in ('transformers', 'typer', 'rich', 'PIL', 'numpy'):\n"
+        "    sys.modules[name] = None\n"
+        "from geollava.cli import main\n"
+        "main(['--help'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "error: geollava needs the extra hf, transformers, typer, rich not found: "
+        "pip install 'tokenprune-vlm[hf]'\n"
+    )
+
+
+def test_a_reader_that_has_read_enough(tmp_path):
+    data = tmp_path / "train.json"
+    data.write_text("[]")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "geollava.cli", "validate", str(data), "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdout.close()
+    assert "Broken" not in process.stderr.read()
+    assert process.wait() in (0, 2)
+    process.stderr.close()
 
 
 def test_as_a_process(scene):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,6 +34,14 @@ def test_small_enough_to_ship_and_with_a_card():
     assert sum(file.stat().st_size for file in files) <= 20 * 2**20
     assert "README.md" in {file.name for file in files}
     assert not [file for file in files if file.suffix in (".bin", ".pt", ".pth", ".pkl")]
+
+
+def test_its_score_is_said_for_both_scales():
+    readme = Path(__file__).parents[2] / "README.md"
+    for text in (readme.read_text(), (default_checkpoint() / "README.md").read_text()):
+        assert "[56.6, 62.1]" in text
+        assert "42.5 % [37.5, 48.1]" in text or "42.5 % of the time [37.5, 48.1]" in text
+        assert "--scale 1.3" in text
 
 
 def test_answers_about_scenes_it_has_not_seen(default_pair, seen):

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from geollava.answer import answer
+from geollava.default_model import DEMONSTRATION
 from geollava.evaluate import own_model, scores, xlrs
 from geollava.evaluate.answerer import Answerer, Reply, Seen
 from geollava.evaluate.benchmark import get_benchmark
@@ -105,6 +106,7 @@ def test_command(run, questions, guessing_checkpoint, tmp_path):
     code, printed, err = run("evaluate", "xlrs", "--data", questions, "--out", out, *options)
     assert (code, printed) == (0, ""), err
     assert "40 of 40 rows answered" in err
+    assert DEMONSTRATION not in err
     rows, lines = json.loads(questions.read_text()), lines_of(out)
     results = json.loads((out / "results.json").read_text())
     expected = xlrs.score(rows, [line["reply"] for line in lines])
@@ -121,6 +123,13 @@ def test_command(run, questions, guessing_checkpoint, tmp_path):
     assert sorted(os.listdir(out)) == [
         "predictions.jsonl", "results.json", "results.md", "results.png", "settings.json",
     ]  # fmt: skip
+
+
+def test_the_demonstration_model_says_so_once(run, questions, tmp_path):
+    options = ("--max-new-tokens", 1, "--limit", 2, "--blind")
+    code, _, err = run("evaluate", "xlrs", "--data", questions, "--out", tmp_path, *options)
+    assert code == 0, err
+    assert err.count(DEMONSTRATION) == 1
 
 
 def test_replies_are_those_of_ask(questions, default_pair, guessing_checkpoint):
@@ -434,6 +443,28 @@ def test_sweep(run, questions, guessing_checkpoint, tmp_path, monkeypatch):
     before = (tmp_path / "sweep.json").read_text()
     assert run(*command)[0] == 0
     assert (tmp_path / "sweep.json").read_text() == before
+
+
+def test_one_image_gives_no_interval(run, questions, guessing_checkpoint, tmp_path):
+    rows = json.loads(questions.read_text())
+    first = [row for row in rows if row["image"] == rows[0]["image"]]
+    (questions.parent / "one.json").write_text(json.dumps(first))
+    command = [
+        "evaluate", "sweep", "xlrs", "--data", questions.parent / "one.json", "--model",
+        guessing_checkpoint, "--max-new-tokens", 1, "--budgets", "24", "--out", tmp_path,
+        "--methods", "background_anchored,random",
+    ]  # fmt: skip
+    code, _, err = run(*command)
+    assert code == 0, err
+    cells = json.loads((tmp_path / "sweep.json").read_text())["cells"]
+    assert all(row["interval"] is None for row in cells)
+    assert all(row.get("difference_interval") is None for row in cells)
+    page = (tmp_path / "sweep.md").read_text()
+    assert "One image gives no interval" in page
+    assert "[" not in page.split("## Protocol")[0]
+    assert Image.open(tmp_path / "sweep.png").width > 500
+    report = (tmp_path / "cells" / "random-24" / "results.md").read_text()
+    assert "[" not in report.split("## Protocol")[0]
 
 
 def test_smaller_image_has_as_many_tokens_unreduced(guessing_checkpoint):

@@ -9,6 +9,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from geollava.data import boxes_in
+from geollava.default_model import default_checkpoint
+from geollava.evaluate import xlrs, xlrs_grounding
 from geollava.scene_drawing import draw
 from geollava.scenes import (
     CHOICES_FOLLOW,
@@ -18,6 +21,8 @@ from geollava.scenes import (
     LANDMARKS,
     PURPLE,
     REACH,
+    box_rows,
+    color_name,
     is_test,
     plan,
     training_row,
@@ -203,3 +208,51 @@ def test_refusals(run, tmp_path, options, message):
     code, out, err = run("scenes", tmp_path / "a", *options)
     assert (code, out) == (2, "")
     assert message in err
+
+
+def test_boxes_hold_what_they_are_said_to(scenes):
+    for scene in scenes[:40]:
+        asked, wanted = box_rows(scene, "image.jpg")
+        things = scene.things[-2:]
+        assert [len(asked), len(wanted)] == [4, 2]
+        for thing, row in zip(things, wanted, strict=True):
+            x1, y1, x2, y2 = row["answer"]
+            assert 0 <= x1 < thing.x < x2 <= scene.size
+            assert 0 <= y1 < thing.y < y2 <= scene.size
+            assert max(x2 - x1, y2 - y1) <= 21 * scene.scale + 2  # a ship, in whole pixels
+            assert xlrs_grounding.overlap(row, str(row["answer"])) == 1
+        for thing, row in zip([things[0], things[0], things[1], things[1]], asked, strict=True):
+            (box,) = boxes_in(row["question"])
+            assert box[0] < thing.x < box[2]
+            assert xlrs.BENCHMARK.problem_of(row) is None
+            choice = dict(option[1:].split(") ") for option in row["multi-choice options"])
+            assert choice[row["answer"]] in (thing.kind, color_name(thing))
+
+
+def test_boxes_serve_ablation_and_grounding(run, tmp_path):
+    data = tmp_path / "data"
+    assert run("scenes", data, "--count", 1, "--size", 1100)[0] == 0
+    rest = ("--model", default_checkpoint(), "--max-new-tokens", 1)
+    code, _, err = run(
+        "evaluate",
+        "ablation",
+        "xlrs",
+        "--data",
+        data / "boxes.json",
+        "--out",
+        tmp_path / "a",
+        *rest,
+    )
+    assert code == 0, err
+    assert json.loads((tmp_path / "a" / "ablation.json").read_text())["questions"] == 4
+    code, _, err = run(
+        "evaluate",
+        "xlrs-grounding",
+        "--data",
+        data / "grounding.json",
+        "--out",
+        tmp_path / "g",
+        *rest,
+    )
+    assert code == 0, err
+    assert "2 of 2 rows answered" in err

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import json
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -212,6 +216,37 @@ def test_killed_and_resumed_equals_uninterrupted(write, tmp_path, run):
     assert all(torch.equal(published[name], back[name]) for name in back)
     assert not any("lora" in name for name in published)
     GeoLlavaProcessor.from_pretrained(tmp_path / "back")
+
+
+def test_the_plan_is_said_before_and_each_pack_as_it_begins(write, run, monkeypatch):
+    monkeypatch.setattr("geollava.train.SECONDS_PER_LINE", 0)
+    settings = {"max_steps": None, "accumulate": 2, "epochs": 2}
+    code, _, err = run("train", write(**settings))
+    assert code == 0, err
+    plan = re.search(
+        r"data: 8 rows -> (\d+) packs .* -> (\d+) steps .* about ([\d,]+) tokens a step", err
+    )
+    packs, steps = int(plan[1]), int(plan[2])
+    assert 1 < packs < 8
+    assert steps == 2 * math.ceil(packs / 2)
+    assert int(plan[3].replace(",", "")) > 100
+    memory = re.search(r"memory: about ([\d.]+) GiB on each device, .*activations", err)
+    assert memory
+    assert err.index("memory: ") < err.index("pack 1 of this run, step 1 of ")
+    begun = re.findall(r"pack (\d+) of this run, step (\d+) of (\d+): [\d,]+ tokens", err)
+    assert [int(pack) for pack, _, _ in begun] == list(range(1, 2 * packs + 1))
+    assert begun[-1][1] == begun[-1][2] == str(steps)
+
+
+def test_the_counted_memory_is_that_of_the_readme():
+    """The full-size model, by the same count as `geollava train` gives its own run."""
+    folder = Path(__file__).parents[2]
+    spec = importlib.util.spec_from_file_location("memory", folder / "examples/train/memory.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    totals = [sum(module.count(form).values()) for form in module.FORMS.values()]
+    row = "| together | " + " | ".join(f"{total:.1f}" for total in totals) + " |"
+    assert row in (folder / "README.md").read_text()
 
 
 def test_resume_of_another_run_is_refused(write, run, tmp_path):

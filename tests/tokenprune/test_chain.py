@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -94,3 +97,21 @@ def test_declarations_are_those_of_any_stage():
 def test_bad_chains(stages, budgets, error, message):
     with pytest.raises(error, match=message):
         Chain(*stages, budgets=budgets)
+
+
+def test_shows_its_methods():
+    chain = Chain(get_method("fastervlm"), get_method("tome"), budgets=[0.5])
+    assert repr(chain) == (
+        "Chain(FasterVLM(strict=True), ToMe(strict=True, impl='auto'), budgets=[0.5])"
+    )
+    assert repr(Chain(get_method("fastervlm"), strict=False)).endswith("budgets=[], strict=False)")
+
+
+def test_the_snippet_of_the_readme_runs():
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (snippet,) = (
+        block for block in re.findall(r"```python\n(.*?)```", readme, re.S) if "Chain(" in block
+    )
+    names: dict = {}
+    exec(snippet, names)
+    assert names["chain"].reduce(example_tokens(), 4).features.shape == (3, 4, 16)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,3 +91,26 @@ def test_usage(run):
     code, _, err = run("verify", "model")
     assert code == 2
     assert "required: image, question" in err
+
+
+def test_a_reader_that_has_read_enough():
+    """`tokenprune methods | head -1`: the pipe is closed before anything is written."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tokenprune.cli", "methods"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait() == 0
+
+
+def test_interrupted(run, llava, picture, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "load", interrupted)
+    result = run("verify", llava, picture, "What is here?")
+    assert result == (130, "", "error: interrupted\n")

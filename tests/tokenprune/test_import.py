@@ -46,7 +46,7 @@ def test_geollava_without_transformers_names_the_extra():
         "import sys\n"
         "sys.modules['transformers'] = None\n"
         "try:\n"
-        "    import geollava\n"
+        "    from geollava import GeoLlavaConfig\n"
         "except ImportError as error:\n"
         "    assert 'tokenprune-vlm[hf]' in str(error), error\n"
         "else:\n"

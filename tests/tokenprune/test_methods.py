@@ -126,11 +126,35 @@ def test_a_method_from_another_package(tmp_path, monkeypatch):
         "[tokenprune.methods]\nfar_away = far_away:FarAway\nbroken = far_away:not_a_method\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    assert "far_away" in list_methods()
+    with pytest.warns(UserWarning, match="'broken', plugged into tokenprune.methods .* TypeError"):
+        assert "far_away" in list_methods()
     assert get_method("far_away").reduce(example_tokens(), 4).features.shape == (3, 4, 16)
     check_method(get_method("far_away"))
     with pytest.raises(TypeError, match="must name a subclass of Method, got far_away:not_a_meth"):
         get_method("broken")
+
+
+def test_a_method_that_cannot_be_imported_is_none(tmp_path, monkeypatch, recwarn):
+    info = tmp_path / "absent-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: absent\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[tokenprune.methods]\nnever_there = no_such_module:Absent\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "never_there" not in list_methods()
+    assert "never_there" not in list_methods()
+    assert "never_there" not in cli.text_table()
+    (warning,) = (w for w in recwarn if "never_there" in str(w.message))  # once
+    assert "No module named 'no_such_module'" in str(warning.message)
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        get_method("never_there")
+
+
+def test_weights_that_are_missing_are_named():
+    with pytest.raises(ValueError, match="background_anchored needs the model's weights") as error:
+        get_method("background_anchored", dw_weight=torch.zeros(16, 1, 3, 3))
+    assert str(error.value).endswith(": pw_weight, pw_bias, q_weight, q_bias, k_weight, k_bias")
 
 
 def test_random_depends_on_its_seed_alone():
@@ -204,7 +228,18 @@ def test_a_method_is_one_file(tmp_path, monkeypatch):
     )
     assert "first_tokens" in list_methods()
     check_method(build("first_tokens"))
-    assert ("first_tokens", "keeps the first tokens", "-", "yes", "-", "-") in cli.method_rows()
+    row = ("first_tokens", "keeps the first tokens", "-", "yes", "-", "-", "-")
+    assert row in cli.method_rows()
+
+
+def test_approximations_say_so_beside_their_names():
+    departing = {"cdpruner", "dart", "holov", "prumerge", "sparsevlm", "tome", "visionzip"}
+    departing |= {"vispruner"}
+    assert {name for name in list_methods() if method_class(name).approximates} == departing
+    for name in list_methods():
+        mark = " (approximation)" if name in departing else ""
+        assert f"\n| `{name}`{mark} | " in cli.markdown_table()
+        assert f"\n{name}{mark}  " in cli.text_table()
 
 
 def test_table_in_the_readme(capsys):
@@ -213,12 +248,9 @@ def test_table_in_the_readme(capsys):
     cli.main(["methods"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["method", *list_methods()]
-    assert next(line for line in lines if line.startswith("cdpruner")).split()[-4:] == [
-        "text",
-        "no",
-        "-",
-        "2506.10967",
-    ]
+    assert next(line for line in lines if line.startswith("tome")).split("  ")[-1] == (
+        "features for keys; after the tower, not inside its layers"
+    )
     cli.main(["methods", "--markdown"])
     assert capsys.readouterr().out.rstrip() == cli.markdown_table()
     with pytest.raises(SystemExit) as stopped:

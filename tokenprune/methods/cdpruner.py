@@ -28,6 +28,9 @@ class CDPruner(Method):
     needs: ClassVar[tuple[str, ...]] = ("text",)
     query_agnostic: ClassVar[bool] = False
     paper: ClassVar[str | None] = "2506.10967"
+    approximates: ClassVar[str | None] = (
+        "relevance and kernel from features and text as given, not in CLIP's joint space"
+    )
     impl: str = "auto"
 
     def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:

@@ -28,6 +28,9 @@ class DART(Method):
     """
 
     paper: ClassVar[str | None] = "2502.11494"
+    approximates: ClassVar[str | None] = (
+        "pivots by features before the language model, not by a layer's keys and text"
+    )
     num_pivots: int = 8
 
     def __post_init__(self) -> None:

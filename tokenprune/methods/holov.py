@@ -32,6 +32,9 @@ class HoloV(Method):
 
     needs: ClassVar[tuple[str, ...]] = ("attention",)
     paper: ClassVar[str | None] = "2510.02912"
+    approximates: ClassVar[str | None] = (
+        "square windows, softmax shares and another score inside a window"
+    )
     num_windows: int = 16
     temperature: float = 1.0
 

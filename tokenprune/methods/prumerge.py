@@ -24,6 +24,9 @@ class PruMerge(Method):
     needs: ClassVar[tuple[str, ...]] = ("attention",)
     merges: ClassVar[bool] = True
     paper: ClassVar[str | None] = "2403.15388"
+    approximates: ClassVar[str | None] = (
+        "features for keys; clusters do not overlap; no extra token; a budget for outliers"
+    )
 
     def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
         assert tokens.attention is not None  # it is in `needs`

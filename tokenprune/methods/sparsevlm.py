@@ -27,6 +27,9 @@ class SparseVLM(Method):
     needs: ClassVar[tuple[str, ...]] = ("text",)
     query_agnostic: ClassVar[bool] = False
     paper: ClassVar[str | None] = "2410.04417"
+    approximates: ClassVar[str | None] = (
+        "text embeddings for the language model's attention; nothing is recycled"
+    )
 
     def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
         assert tokens.text is not None  # it is in `needs`

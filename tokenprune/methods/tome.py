@@ -20,6 +20,7 @@ class ToMe(Method):
 
     merges: ClassVar[bool] = True
     paper: ClassVar[str | None] = "2210.09461"
+    approximates: ClassVar[str | None] = "features for keys; after the tower, not inside its layers"
     impl: str = "auto"
 
     def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:

@@ -28,6 +28,9 @@ class VisionZip(Method):
     needs: ClassVar[tuple[str, ...]] = ("attention",)
     merges: ClassVar[bool] = True
     paper: ClassVar[str | None] = "2412.04467"
+    approximates: ClassVar[str | None] = (
+        "features for keys; the class token is left out; merged after the projector"
+    )
     contextual_ratio: float = 10 / 64
 
     def __post_init__(self) -> None:
