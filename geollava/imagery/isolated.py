@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import builtins
 import json
 import mmap
 import os
@@ -37,6 +36,12 @@ from geollava.imagery.worker import main
 main(int(sys.argv[1]))
 """
 ROOT = Path(__file__).resolve().parents[2]
+
+# Those that the readers raise. The process may be in a bad file's hands: nothing else is believed.
+ERRORS = {
+    kind.__name__: kind
+    for kind in (ValueError, TypeError, NotImplementedError, ImportError, ModuleNotFoundError)
+}
 
 _idle: list[Worker] = []
 
@@ -88,7 +93,7 @@ class Worker:
             raise ValueError(f"{path} cannot be read: its decoder {self.end(seconds)}")
         answer = json.loads(reply)
         if "error" in answer:
-            raise getattr(builtins, answer["error"])(answer["message"])
+            raise ERRORS.get(answer["error"], ValueError)(answer["message"])
         return answer
 
     def rows(
