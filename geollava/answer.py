@@ -20,7 +20,7 @@ from geollava.modeling import GeoLlavaForConditionalGeneration
 from geollava.processing import GeoLlavaProcessor
 from geollava.readable import storable
 from geollava.streaming import ahead, crops_within, in_chunks
-from geollava.token_reduction import ReducedTokens
+from geollava.token_reduction import ReducedTokens, check_method
 
 Item = TypeVar("Item")
 
@@ -137,6 +137,7 @@ def load(
         config.num_keep = num_keep
         config.check()
     if method is not None:
+        check_method(method)
         config.reduction_method = method
     network = GeoLlavaForConditionalGeneration.from_pretrained(
         checkpoint, config=config, dtype=getattr(torch, dtype)

@@ -27,9 +27,10 @@ def refused(run):
     def refused(*arguments):
         code, out, err = run(*arguments)
         assert (code, out) == (2, ""), err
-        assert err.startswith("error: ")
-        assert err.count("\n") == 1, err
-        return err
+        lines = [line for line in err.splitlines() if not line.startswith("note: ")]
+        assert len(lines) == 1, err
+        assert lines[0].startswith("error: ")
+        return lines[0]
 
     return refused
 
