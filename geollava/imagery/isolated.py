@@ -51,6 +51,7 @@ class Worker:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._ending = "was stopped"
         self._memory: mmap.mmap | None = None
         self._pixels = shared_file()
         environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
@@ -101,7 +102,7 @@ class Worker:
     ) -> np.ndarray:
         """[*shape] uint8, rows that the process decodes, until its next request."""
         if self._pixels < 0:
-            raise ValueError(f"{path} cannot be read: its decoder was stopped")
+            raise ValueError(f"{path} cannot be read: its decoder {self._ending}")
         count = shape[0] * shape[1] * shape[2]
         if self._memory is None or len(self._memory) < count:
             os.ftruncate(self._pixels, count)
@@ -117,7 +118,7 @@ class Worker:
         """Ends the process. Returns how it had ended before."""
         with self._lock:
             if self._pixels < 0:
-                return "was stopped"
+                return self._ending
             self._answers.close()
             with suppress(OSError):
                 self._requests.close()
@@ -128,9 +129,12 @@ class Worker:
                 code = self._process.wait()
             os.close(self._pixels)
             self._pixels, self._memory = -1, None
-        if code == -signal.SIGALRM:
-            return f"did not finish in {seconds} seconds"
-        return f"crashed ({signal.Signals(-code).name})" if code < 0 else f"ended with code {code}"
+            self._ending = f"ended with code {code}"
+            if code == -signal.SIGALRM:
+                self._ending = f"did not finish in {seconds} seconds"
+            elif code < 0:
+                self._ending = f"crashed ({signal.Signals(-code).name})"
+            return self._ending
 
 
 class IsolatedScene(Scene):
