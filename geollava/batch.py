@@ -11,8 +11,9 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,18 @@ import torch
 
 from geollava.answer import ask_for, encode_scene, generate, load
 from geollava.checkpoint import resolve_folder
-from geollava.finished import COLUMNS, Finished, Row, fingerprint, model_files
+from geollava.finished import COLUMNS, Finished, Row, fingerprint, is_output, model_files
 from geollava.imagery import open_scene
 from geollava.malloc import keep_freed_memory
 from geollava.outputs import check_output
 from geollava.readable import named, one_line, storable
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".jp2", ".j2k", ".vrt")
+# What lies beside scenes and is expected to be none: side files of rasters, texts, tables.
+COMPANIONS = (
+    *(".xml", ".ovr", ".msk", ".tfw", ".jgw", ".pgw", ".j2w", ".wld", ".prj"),
+    *(".json", ".geojson", ".txt", ".csv", ".md", ".yaml", ".yml", ".html"),
+)
 ENGINES = ("local", "ray")
 SECONDS_PER_PART = 2.0  # of work that a kill can cost
 
@@ -125,8 +131,10 @@ def run_batch(
     """Answers every question about every scene, and writes the rows in that order.
 
     Args:
-        scenes: a folder, or a CSV or Parquet file with a column `image` or `scene` of paths, which
-            count from where the file lies.
+        scenes: a CSV or Parquet file with a column `image` or `scene` of paths, which count from
+            where the file lies; or a folder, with those below it. There a file is a scene by its
+            suffix (`SUFFIXES`); companions of scenes (`COMPANIONS`), hidden files and outputs of
+            `geollava batch` are left out, and every other file is a row with an error.
         questions: a text file with a question on each line.
         out: the Parquet file to write. Its rows, and those of part files beside it, stay. One is
             answered anew where it has an error, or where the file of its scene, or a file of the
@@ -146,8 +154,9 @@ def run_batch(
     if engine not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {engine}")
     check_output(out, "the output", (".parquet",))
-    paths, asked = read_scenes(scenes), read_questions(questions)
     finished = Finished(out, settings.of_answers())
+    found = find_scenes(scenes, (out, questions))
+    paths, asked = list(found), read_questions(questions)
     with finished.locked():
         model = model_files(resolve_folder(settings.model))
         prints = {path: fingerprint([Path(path), *model]) for path in paths}
@@ -165,12 +174,17 @@ def run_batch(
         done = len(paths) - len(tasks)
         if progress is not None:
             progress(done, len(paths))
+        refused = [task for task in tasks if found[task.scene] is not None]
+        opened = [task for task in tasks if found[task.scene] is None]
         results: Iterable[list[Row]] = ()
-        if tasks:
-            results = on_ray(tasks, settings, workers) if engine == "ray" else here(tasks, settings)
+        if opened and engine == "ray":
+            results = on_ray(opened, settings, workers)
+        elif opened:
+            results = here(opened, settings)
+        errors = ([row_of(t.scene, q, found[t.scene]) for q in t.questions] for t in refused)
         known = {storable(path): value for path, value in prints.items()}
         with PartWriter(finished) as write:
-            for rows in results:
+            for rows in chain(errors, results):
                 for row in rows:
                     row |= {"model": settings.model, "fingerprint": known[row["scene"]]}
                 write(rows)
@@ -262,25 +276,62 @@ class PartWriter:
 
 
 def read_scenes(source: Path) -> list[str]:
-    """Paths of all scenes, each once, in order."""
+    """Paths of all scenes that a folder holds or a table names, each once, in order."""
+    return [path for path, problem in find_scenes(source).items() if problem is None]
+
+
+def find_scenes(source: Path, own: Collection[Path] = ()) -> dict[str, ValueError | None]:
+    """Paths in order -> None for a scene, or why another file of a folder is none.
+
+    Args:
+        source: see `run_batch`.
+        own: the run's own files, which are left out.
+    """
+    found: dict[str, ValueError | None]
     if source.is_dir():
-        found = [
-            path
+        root, ours = source.resolve(), {path.resolve() for path in own}
+        found = {
+            str(path): problem_of(path)
             for path in sorted(source.rglob("*"))
-            if path.is_file() and path.suffix.lower() in SUFFIXES
-        ]
-        names = [str(path) for path in found]
+            if root / path.relative_to(source) not in ours and not is_left_out(path, source)
+        }
     elif not source.is_file():
         raise ValueError(
             f"scenes must be a folder, a CSV or a Parquet file, {source} does not exist"
         )
     else:
-        names = [
-            name if "://" in name else str(source.parent / name) for name in scene_column(source)
-        ]
-    if not names:
+        found = {
+            name if "://" in name else str(source.parent / name): None
+            for name in scene_column(source)
+        }
+    if not found:
         raise ValueError(f"{source} must name at least one scene, it names none")
-    return list(dict.fromkeys(names))
+    return found
+
+
+def is_left_out(path: Path, folder: Path) -> bool:
+    """Whether a path below the folder is neither a scene nor something that should be one."""
+    if os.path.isdir(path):  # its files come by themselves, unless nobody looks into it
+        return not path.is_symlink() and os.access(path, os.R_OK | os.X_OK)
+    suffix, parts = path.suffix.lower(), path.relative_to(folder).parts
+    return suffix not in SUFFIXES and (
+        suffix in COMPANIONS
+        or any(part.startswith(".") or part.endswith(".parts") for part in parts)
+        or is_output(path)
+    )
+
+
+def problem_of(path: Path) -> ValueError | None:
+    """Why a path of a folder is no scene; None where it may be one."""
+    if os.path.isdir(path):
+        what = "is a link, which is not followed" if path.is_symlink() else "cannot be read"
+        return ValueError(f"{path} holds scenes that are not asked about: the folder {what}")
+    if path.suffix.lower() in SUFFIXES:
+        return None
+    return ValueError(
+        f"{path} must be an image that geollava reads ({', '.join(SUFFIXES)}), its name says it "
+        "is not"
+    )
 
 
 def scene_column(source: Path) -> list[str]:

@@ -166,7 +166,8 @@ def batch(
         typer.Argument(
             parser=local_path,
             metavar="SCENES",
-            help="Folder, or CSV or Parquet file with a column image of paths",
+            help="Folder (images by their suffix; other files become errors, side files, texts "
+            "and tables are left out), or CSV or Parquet file with a column image of paths",
         ),
     ],
     questions: Annotated[Path, typer.Option(help="Text file, a question on each line")],

@@ -87,6 +87,43 @@ def test_a_bad_scene_is_a_row_with_its_error(run, job, tmp_path):
     check_complete(tmp_path / "a.parquet", 3)
 
 
+def test_what_in_a_folder_is_a_scene(run, job, tmp_path):
+    """...what is left out, and what is neither."""
+    command = job(1)
+    folder = tmp_path / "scenes"
+    for name in ("0000.png.aux.xml", "0000.ovr", "0000.pgw", "about.TXT", ".DS_Store", "x.geojson"):
+        (folder / name).write_text("no picture")
+    for name in (".git", "a.parquet.parts"):
+        (folder / name).mkdir()
+        (folder / name / "0.parquet").write_text("no table")
+    for name in ("cut.parquet", "list.npy", "scene", "x.gif"):
+        (folder / name).write_text("no picture")
+    (folder / "gone.tif").symlink_to("nothing")
+    (folder / "more").symlink_to(tmp_path)
+    (folder / "own.lst").write_text("What?")
+    command[3], command[5] = folder / "own.lst", folder / "b.parquet"
+    earlier = [*command[:5], folder / "earlier.parquet", *command[6:], "--num-keep", 2]
+    for arguments in (earlier, command):
+        code, _, err = run(*arguments)
+        assert code == 0, err
+    rows = {row["scene"].rpartition("/")[2]: row["error"] for row in rows_of(folder / "b.parquet")}
+    names = ["0000.png", "cut.parquet", "gone.tif", "list.npy", "more", "scene", "x.gif"]
+    assert list(rows) == names
+    assert [name for name in rows if rows[name] is None] == ["0000.png"]
+    assert "gone.tif does not exist" in rows["gone.tif"]
+    assert "more holds scenes that are not asked about: the folder is a link" in rows["more"]
+    for name in ("cut.parquet", "list.npy", "scene", "x.gif"):
+        assert f"{name} must be an image that geollava reads (.jpg, .jpeg, " in rows[name]
+
+
+def test_a_folder_without_any_scene(run, job, tmp_path):
+    command = job(0)
+    (tmp_path / "scenes" / "x.gif").write_text("no picture")
+    code, _, err = run(*command)
+    assert code == 0, err
+    assert [row["error"] is None for row in rows_of(tmp_path / "a.parquet")] == [False, False]
+
+
 def test_a_question_that_does_not_fit_is_a_row_with_its_error(run, job, tmp_path):
     command = job(1)
     (tmp_path / "q.txt").write_text("Short?\n" + "long " * 20_000)

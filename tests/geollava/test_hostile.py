@@ -52,25 +52,54 @@ def test_hostile_files_are_errors_of_one_line(name, hostile, impatient):
     assert "\n" not in str(error.value)
 
 
-def test_a_batch_goes_on_after_hostile_files(
-    hostile, complete_checkpoint, tmp_path, impatient, run
-):
+@pytest.fixture
+def hostile_batch(hostile, complete_checkpoint, tmp_path, run):
+    """Runs a batch over four hostile files and three good ones -> {name: row}."""
     parquet = pytest.importorskip("pyarrow.parquet")
     scenes = tmp_path / "scenes"
     scenes.mkdir()
-    for name in FILES:
+    for name in (*FILES, "damaged_rows.parquet"):
         shutil.copy(hostile / name, scenes)
     for name in ("a.png", "j.png", "z.png"):
         noise(60, 40).save(scenes / name)
     (tmp_path / "questions.txt").write_text("What?\n")
-    out = tmp_path / "out.parquet"
-    options = ["--model", complete_checkpoint, "--max-new-tokens", "2"]
-    run("batch", scenes, "--questions", tmp_path / "questions.txt", "--out", out, *options)
-    rows = parquet.read_table(out).to_pylist()
-    errors = {Path(row["scene"]).name: row["error"] for row in rows}
-    assert len(rows) == 6
-    assert [name for name, error in errors.items() if error is None] == ["a.png", "j.png", "z.png"]
-    assert all(name in errors[name] for name in FILES)
+
+    def hostile_batch(*options):
+        command = ["batch", scenes, "--questions", tmp_path / "questions.txt", "--max-new-tokens"]
+        out = scenes / "out.parquet"
+        code, _, err = run(*command, 2, "--out", out, "--model", complete_checkpoint, *options)
+        assert code == 0, err
+        assert "7 rows in" in err
+        assert "4 of them with an error" in err
+        rows = parquet.read_table(out).to_pylist()
+        return {Path(row["scene"]).name: row for row in rows}
+
+    return hostile_batch
+
+
+def check_hostile(rows):
+    good = ["a.png", "j.png", "z.png"]
+    assert sorted(rows) == sorted([*FILES, "damaged_rows.parquet", *good])
+    assert [name for name, row in rows.items() if row["error"] is None] == good
+    assert all(isinstance(rows[name]["answer"], str) for name in good)
+    for name in set(rows) - set(good):
+        assert name in rows[name]["error"]
+        assert "\n" not in rows[name]["error"]
+    assert "that geollava reads (.jpg, " in rows["damaged_rows.parquet"]["error"]
+    assert "cannot be read: " in rows["damaged_geokeys.tif"]["error"]
+    assert "cannot be read: " in rows["segfault_samples_per_pixel.tif"]["error"]
+    assert "decoder did not finish in" in rows["hang_ihdr_length_0.jp2"]["error"]
+
+
+def test_a_batch_goes_on_after_hostile_files(hostile_batch, impatient):
+    check_hostile(hostile_batch())
+    check_hostile(hostile_batch())  # its own output among them now
+
+
+@pytest.mark.slow
+def test_a_batch_on_ray_goes_on_after_hostile_files(hostile_batch):
+    pytest.importorskip("ray")
+    check_hostile(hostile_batch("--engine", "ray"))
 
 
 def tiff_with(tag: int, kind: int, value: int, folder: Path) -> Path:
