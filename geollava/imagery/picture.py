@@ -120,10 +120,11 @@ class Picture(Scene):
 
 def check_file(path: str | os.PathLike[str]) -> Path:
     """Raises ValueError unless the path is a file of this machine with something to read in it."""
+    given = str(path)  # a Path would take one slash of a URL away
+    scheme, colon, _ = given.partition(":/")
+    if given.startswith("/vsi") or (colon and scheme.replace("+", "").isalnum()):
+        raise ValueError(f"{given} must be a file on this machine, network paths are not read")
     path = Path(path)
-    scheme, colon, _ = str(path).partition(":/")
-    if str(path).startswith("/vsi") or (colon and scheme.replace("+", "").isalnum()):
-        raise ValueError(f"{path} must be a file on this machine, network paths are not read")
     try:
         size = path.stat().st_size if path.is_file() else None
         exists = size is not None or path.exists()

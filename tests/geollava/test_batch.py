@@ -153,7 +153,9 @@ def test_lists_of_scenes(kind, job, run, tmp_path):
         "0000.png",
         "a.tif",
     ]
-    assert all("network paths are not read" in row["error"] for row in rows[4:])
+    assert [row["error"] for row in rows[4:]] == [
+        "https://host/a.tif must be a file on this machine, network paths are not read"
+    ] * 2
 
 
 def test_finished_rows_are_not_computed_again(run, job, tmp_path, monkeypatch):
