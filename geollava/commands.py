@@ -14,6 +14,7 @@ import typer
 from geollava.console import DTYPES, check_one_of, local_path, note, progress_bar, stderr
 from geollava.evaluate.pilot_commands import evaluate
 from geollava.malloc import return_freed_memory
+from geollava.readable import one_line
 
 app = typer.Typer(
     add_completion=False,
@@ -371,7 +372,8 @@ def scenes(
 def show_problems(report: Any) -> None:
     problems = report.problems
     if problems:
-        rows = [(p.file, str(p.row), p.id, p.kind, p.message) for p in problems]
+        cells = [(p.file, str(p.row), p.id, p.kind, p.message) for p in problems]
+        rows = [[one_line(cell) for cell in row] for row in cells]  # as names may hold line breaks
         for line in in_columns([("file", "row", "id", "kind", "problem"), *rows]):
             print(line)
     counts = [f"{count} {kind}" for kind, count in report.counts().items() if count]

@@ -19,6 +19,7 @@ from typing import Any
 
 from geollava import imagery
 from geollava.processing import IMAGE_TOKEN
+from geollava.readable import one_line
 
 ROLES = {"human": "user", "gpt": "assistant"}
 KINDS = ("form", "image", "marks", "box", "duplicate id", "answer")
@@ -52,7 +53,7 @@ class Problem:
 
     def __str__(self) -> str:
         name = f" (id {self.id})" if self.id else ""
-        return f"{self.file}: row {self.row}{name}: {self.message}"
+        return one_line(f"{self.file}: row {self.row}{name}: {self.message}")
 
 
 @dataclass
