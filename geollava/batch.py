@@ -22,7 +22,7 @@ import torch
 from geollava.answer import ask_for, encode_scene, generate, load
 from geollava.checkpoint import resolve_folder
 from geollava.finished import COLUMNS, Finished, Row, fingerprint, is_output, model_files
-from geollava.imagery import open_scene
+from geollava.imagery import files_of, open_scene
 from geollava.malloc import keep_freed_memory
 from geollava.outputs import check_output
 from geollava.readable import named, one_line, storable
@@ -137,8 +137,9 @@ def run_batch(
             `geollava batch` are left out, and every other file is a row with an error.
         questions: a text file with a question on each line.
         out: the Parquet file to write. Its rows, and those of part files beside it, stay. One is
-            answered anew where it has an error, or where the file of its scene, or a file of the
-            model, is another in size or time than when it was answered.
+            answered anew where it has an error, or where a file of its scene (a VRT's sources, and
+            overviews and masks beside a raster, too) or of the model is another in size or time
+            than when it was answered.
         engine: "local", in this process, or "ray", on Ray Data.
         workers: of the engine "ray": models at a time. None is one per GPU, or one.
         progress: called with (scenes done, scenes in all).
@@ -159,7 +160,7 @@ def run_batch(
     paths, asked = list(found), read_questions(questions)
     with finished.locked():
         model = model_files(resolve_folder(settings.model))
-        prints = {path: fingerprint([Path(path), *model]) for path in paths}
+        prints = {path: fingerprint([*files_of(Path(path)), *model]) for path in paths}
         held = finished.rows()
 
         def is_finished(path: str, question: str) -> bool:

@@ -20,6 +20,7 @@ from geollava.imagery.canvas import (
 )
 from geollava.imagery.crops import all_crops, crop_rows, cut_crops, normalize_crops, resized
 from geollava.imagery.files import as_scene, open_scene, read_image, to_rgb
+from geollava.imagery.raster import files_of
 from geollava.imagery.scene import RESIZE_MODES, Georeference, Scene
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "as_scene",
     "crop_rows",
     "cut_crops",
+    "files_of",
     "fitted_size",
     "image_box",
     "normalize_crops",

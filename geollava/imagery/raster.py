@@ -40,6 +40,7 @@ DRIVERS = {
     b"\xff\x4f\xff\x51": "JP2OpenJPEG",
     b"<VRTDataset": "VRT",
 }
+SIDE_SUFFIXES = (".ovr", ".msk", ".OVR", ".MSK")  # of external overviews and masks
 GDAL_OPTIONS: dict[str, Any] = {
     "GDAL_CACHEMAX": 64 * 1024 * 1024,  # bytes, of the process
     "GDAL_NUM_THREADS": min(16, os.cpu_count() or 1),
@@ -237,10 +238,25 @@ def check_vrt_source(path: Path, source: Path) -> None:
 
 def check_side_files(path: Path) -> None:
     """External overviews and masks must be TIFF: GDAL would open whatever lies there."""
-    for suffix in (".ovr", ".msk", ".OVR", ".MSK"):
-        side = path.with_name(path.name + suffix)
-        if side.is_file() and driver_of(side) != "GTiff":
+    for side in side_files(path):
+        if driver_of(side) != "GTiff":
             raise ValueError(f"{side} must be a TIFF to stand beside {path.name}")
+
+
+def side_files(path: Path) -> list[Path]:
+    sides = [path.with_name(path.name + suffix) for suffix in SIDE_SUFFIXES]
+    return [side for side in sides if side.is_file()]
+
+
+def files_of(path: Path) -> list[Path]:
+    """All files that the pixels of a scene come from; the file alone where it is damaged."""
+    try:
+        driver = driver_of(path) if path.is_file() else None
+        sources = safe_vrt(path)[1] if driver == "VRT" else []
+        rasters = [path, *sources] if driver else []
+        return [path, *sources, *(side for raster in rasters for side in side_files(raster))]
+    except (ValueError, OSError, RecursionError):
+        return [path]
 
 
 def check_dataset(path: Path, dataset: Any, max_pixels: int) -> None:

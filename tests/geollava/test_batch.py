@@ -16,7 +16,7 @@ from geollava.answer import answer
 from geollava.default_model import DEMONSTRATION, default_checkpoint
 from geollava.imagery import read_image
 
-from .conftest import noise
+from .conftest import noise, vrt
 
 parquet = pytest.importorskip("pyarrow.parquet")
 QUESTIONS = ["How many ships?", "Land or sea?"]
@@ -233,6 +233,27 @@ def test_what_changed_is_answered_anew(run, job, tmp_path, asked, checkpoint_cop
     assert run(*command)[0] == 0
     assert asked[3:] == [(0, QUESTIONS), (1, QUESTIONS)]
     assert len(rows_of(tmp_path / "a.parquet")) == 4
+
+
+def test_a_vrt_is_answered_anew_when_a_source_changed(run, job, tmp_path, asked):
+    pytest.importorskip("rasterio")
+    command, folder = job(0), tmp_path / "scenes"
+    noise(64, 48).save(folder / "tile.tiff")
+    noise(64, 48).save(folder / "0001.tif")
+    (folder / "0000.vrt").write_text(vrt("tile.tiff"))
+    list_file = tmp_path / "list.csv"
+    list_file.write_text("image\nscenes/0000.vrt\nscenes/0001.tif\n")
+    command[1] = list_file
+    for _ in range(2):
+        assert "0 of them with an error" in run(*command)[2]
+    assert [number for number, _ in asked] == [0, 1]
+    noise(64, 48, seed=1).save(folder / "tile.tiff")
+    os.utime(folder / "tile.tiff", (1, 1))
+    assert run(*command)[0] == 0
+    assert [number for number, _ in asked[2:]] == [0]
+    noise(32, 24).save(folder / "0001.tif.ovr", format="tiff")
+    assert run(*command)[0] == 0
+    assert [number for number, _ in asked[3:]] == [1]
 
 
 def test_rows_with_an_error_are_tried_again(run, job, tmp_path, asked, monkeypatch):

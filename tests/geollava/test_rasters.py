@@ -13,7 +13,7 @@ from PIL import Image
 from geollava import imagery
 from geollava.imagery.reader import open_here
 
-from .conftest import noise
+from .conftest import noise, vrt
 
 rasterio = pytest.importorskip("rasterio")
 from rasterio.transform import Affine  # noqa: E402
@@ -330,14 +330,6 @@ def test_60_000_pixels_a_side_are_read_in_little_memory(tmp_path):
     assert extra_mib < 600
 
 
-def vrt(source, *, band='<VRTRasterBand dataType="Byte" band="1">', extra="", filename=None):
-    filename = filename or f'<SourceFilename relativeToVRT="1">{source}</SourceFilename>'
-    return (
-        f'<VRTDataset rasterXSize="64" rasterYSize="48">{extra}{band}<SimpleSource>{filename}'
-        "<SourceBand>1</SourceBand></SimpleSource></VRTRasterBand></VRTDataset>"
-    )
-
-
 def test_vrt_of_two_files(tmp_path):
     left, right = rgb(64, 48, seed=1), rgb(64, 48, seed=2)
     (tmp_path / "tiles").mkdir()
@@ -433,6 +425,15 @@ def test_the_harmless_form_of_those_vrts_is_read(tmp_path):
     (tmp_path / "scene.vrt").write_text(vrt("inside.tif"))
     with imagery.open_scene(tmp_path / "scene.vrt") as scene:
         assert np.array_equal(rows(scene)[..., 0], rgb(64, 48)[0])
+
+
+@pytest.mark.parametrize("kind", ["deep", "damaged", "gone"])
+def test_a_vrt_that_is_not_read_has_no_other_files(kind, tmp_path):
+    path = tmp_path / "scene.vrt"
+    if kind != "gone":
+        deep = "<SRS>" * 100_000 + "</SRS>" * 100_000
+        path.write_text(f"<VRTDataset>{deep}</VRTDataset>" if kind == "deep" else "<VRTDataset")
+    assert imagery.files_of(path) == [path]
 
 
 def test_overviews_named_in_the_file_are_not_followed(tmp_path):
