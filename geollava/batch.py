@@ -47,6 +47,7 @@ class Settings:
     max_new_tokens: int = 128
     bands: tuple[int, ...] | None = None
     resize: str = "pillow"
+    exif: str = "stored"
     max_pixels: int | None = None
     memory_budget: int | None = None
     device: str = "auto"
@@ -54,7 +55,9 @@ class Settings:
 
     def of_answers(self) -> str:
         """Those that change an answer, as JSON. The model is known for each row instead."""
-        elsewhere = ("model", "memory_budget", "device", "max_pixels")
+        elsewhere = ["model", "memory_budget", "device", "max_pixels"]
+        if self.exif == "stored":  # outputs of earlier versions say nothing of it, and are such
+            elsewhere.append("exif")
         return json.dumps({k: v for k, v in asdict(self).items() if k not in elsewhere})
 
 
@@ -80,7 +83,10 @@ class SceneAnswerer:
         settings, start = self.settings, time.perf_counter()
         try:
             with open_scene(
-                task.scene, bands=settings.bands, max_pixels=settings.max_pixels
+                task.scene,
+                bands=settings.bands,
+                max_pixels=settings.max_pixels,
+                exif=settings.exif,
             ) as scene:
                 tokens = encode_scene(
                     self.model, self.processor, scene, memory_budget=settings.memory_budget

@@ -69,6 +69,10 @@ def ask(
         str,
         typer.Option(help="pillow: pixels as published; fast: from reduced forms where there are"),
     ] = "pillow",
+    exif: Annotated[
+        str,
+        typer.Option(help="stored: pixels as published; applied: turned as EXIF or TIFF says"),
+    ] = "stored",
     memory_budget: Annotated[
         str | None, typer.Option(help="What encoding may take beside the weights, such as 8GiB")
     ] = None,
@@ -105,11 +109,13 @@ def ask(
         check_output(tokens_geojson, "the GeoJSON file", geojson.SUFFIXES)
     budget = parse_memory(memory_budget) if memory_budget is not None else None
     check_one_of("--resize", resize, imagery.RESIZE_MODES)
+    check_one_of("--exif", exif, imagery.EXIF_MODES)
     with stopwatch.stage("read"):
         scene = imagery.open_scene(
             image,
             bands=parse_bands(bands),
             max_pixels=max_megapixels and max_megapixels * 1_000_000,
+            exif=exif,
         )
     with stopwatch.stage("load"):
         folder = model if model is not None else str(default_checkpoint())
@@ -202,6 +208,10 @@ def batch(
         str,
         typer.Option(help="pillow: pixels as published; fast: from reduced forms where there are"),
     ] = "pillow",
+    exif: Annotated[
+        str,
+        typer.Option(help="stored: pixels as published; applied: turned as EXIF or TIFF says"),
+    ] = "stored",
     memory_budget: Annotated[
         str | None, typer.Option(help="What encoding may take beside the weights, such as 8GiB")
     ] = None,
@@ -222,6 +232,7 @@ def batch(
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     check_one_of("--resize", resize, imagery.RESIZE_MODES)
+    check_one_of("--exif", exif, imagery.EXIF_MODES)
     chosen = parse_bands(bands)
     settings = Settings(
         model=model if model is not None else str(default_checkpoint()),
@@ -230,6 +241,7 @@ def batch(
         max_new_tokens=max_new_tokens,
         bands=tuple(chosen) if chosen is not None else None,
         resize=resize,
+        exif=exif,
         memory_budget=parse_memory(memory_budget) if memory_budget is not None else None,
         device=device,
         dtype=dtype,

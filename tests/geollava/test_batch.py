@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+from PIL import Image
 
 from geollava import batch
 from geollava.answer import answer
@@ -233,6 +234,24 @@ def test_what_changed_is_answered_anew(run, job, tmp_path, asked, checkpoint_cop
     assert run(*command)[0] == 0
     assert asked[3:] == [(0, QUESTIONS), (1, QUESTIONS)]
     assert len(rows_of(tmp_path / "a.parquet")) == 4
+
+
+def test_exif(run, job, tmp_path, pair):
+    command, exif = job(0), Image.Exif()
+    exif[274] = 6
+    image = noise(120, 80)
+    image.save(tmp_path / "scenes" / "0000.png", exif=exif)
+    turned = image.transpose(Image.Transpose.ROTATE_270)
+    for options, shown in (((), image), (("--exif", "applied"), turned)):
+        command[5] = tmp_path / f"{len(options)}.parquet"
+        code, _, err = run(*command, *options)
+        assert code == 0, err
+        assert [row["answer"] for row in rows_of(command[5])] == [
+            answer(*pair, shown, question, max_new_tokens=3).text for question in QUESTIONS
+        ]
+    assert '"exif"' not in batch.Settings("x").of_answers()  # outputs of earlier versions fit
+    code, _, err = run(*command)
+    assert (code, "answers with other settings" in err) == (2, True)
 
 
 def test_a_vrt_is_answered_anew_when_a_source_changed(run, job, tmp_path, asked):

@@ -136,6 +136,22 @@ def test_overlay(run, scene, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["overlay.png", "scene.jpg"]
 
 
+def test_exif(run, tmp_path):
+    exif, path = Image.Exif(), tmp_path / "scene.jpg"
+    exif[274] = 6
+    noise(900, 600).save(path, exif=exif)
+    arguments = ("ask", path, "What?", "--json", "--max-new-tokens", 1, "--tokens-geojson")
+    for options, size in (((), [900, 600]), (("--exif", "applied"), [600, 900])):
+        code, out, err = run(*arguments, tmp_path / "tokens.json", *options)
+        assert code == 0, err
+        assert json.loads(out)["image_size"] == size
+        features = json.loads((tmp_path / "tokens.json").read_text())["features"]
+        boxes = np.array([feature["properties"]["pixel_box"] for feature in features])
+        right, bottom = boxes.max(0)[2:]
+        assert (right > 600, bottom > 600) == (size[0] == 900, size[1] == 900)
+    check_refusal(run("ask", path, "What?", "--exif", "turned"), "--exif must be one of stored, ap")
+
+
 def check_refusal(result, message):
     code, out, err = result
     assert code == 2, err

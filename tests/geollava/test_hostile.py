@@ -190,8 +190,8 @@ before = peak(resource.RUSAGE_SELF)
 sizes = data.ImageSizes(decode=True)
 from pathlib import Path
 sizes.add([Path(name) for name in sys.argv[2:]], None)
-if sys.argv[1] == "read":
-    with imagery.open_scene(sys.argv[2]) as scene:
+if sys.argv[1] in imagery.EXIF_MODES:
+    with imagery.open_scene(sys.argv[2], exif=sys.argv[1]) as scene:
         imagery.resized(scene, (280, 280), "pillow")
 end_workers()
 print(peak(resource.RUSAGE_SELF) - before, peak(resource.RUSAGE_CHILDREN))
@@ -206,11 +206,24 @@ def peak_bytes(what, *paths):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts peaks as Linux does")
-def test_one_and_a_half_times_the_decoded_image_is_the_most(tmp_path):
+@pytest.mark.parametrize("exif", ["stored", "applied"])
+def test_one_and_a_half_times_the_decoded_image_is_the_most(exif, tmp_path):
+    sideways = Image.Exif()
+    sideways[274] = 6
     Image.new("RGBA", (64, 64)).save(tmp_path / "small.png")
-    Image.new("RGBA", (8000, 8000)).save(tmp_path / "large.png")
-    _, without = peak_bytes("read", tmp_path / "small.png")
-    here, there = peak_bytes("read", tmp_path / "large.png")
+    Image.new("RGBA", (8000, 8000)).save(tmp_path / "large.png", exif=sideways)
+    _, without = peak_bytes(exif, tmp_path / "small.png")
+    here, there = peak_bytes(exif, tmp_path / "large.png")
+    assert here + there - without < 1.5 * 4 * 8000 * 8000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts peaks as Linux does")
+def test_a_turned_tiff_takes_no_more(tmp_path):
+    pytest.importorskip("rasterio")
+    for name, side in (("small.tif", 64), ("large.tif", 8000)):
+        Image.new("RGB", (side, side)).save(tmp_path / name, tiffinfo={274: 6})
+    _, without = peak_bytes("applied", tmp_path / "small.tif")
+    here, there = peak_bytes("applied", tmp_path / "large.tif")
     assert here + there - without < 1.5 * 4 * 8000 * 8000
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from geollava import imagery
 from geollava.imagery.reader import open_here
@@ -216,6 +218,100 @@ def test_pixels_come_as_they_are_stored_whatever_exif_says(suffix, tmp_path):
         assert scene.size == (90, 60)
         if suffix != "jpg":
             assert np.array_equal(rows(scene), np.asarray(image))
+
+
+@pytest.mark.parametrize("orientation", [*range(10), 300])
+@pytest.mark.parametrize(
+    "kind", ["jpg", "png", "webp", "tif", "gray.png", "deep.png", "palette.png"]
+)
+def test_pixels_are_turned_as_exif_says(kind, orientation, tmp_path):
+    image, exif = noise(90, 60), Image.Exif()
+    image = {"gray.png": image.convert("L"), "palette.png": image.quantize(16)}.get(kind, image)
+    if kind == "deep.png":
+        image = Image.fromarray(np.random.default_rng(0).integers(0, 9999, (60, 90), np.uint16))
+    exif[274] = orientation
+    path = tmp_path / f"image.{kind}"
+    image.save(path, exif=exif, **({"lossless": True} if kind == "webp" else {}))
+    with imagery.open_scene(path) as stored, imagery.open_scene(path, exif="applied") as scene:
+        assert stored.size == (90, 60)
+        upright = Image.fromarray(rows(stored))
+        upright.getexif()[274] = orientation
+        expected = np.asarray(ImageOps.exif_transpose(upright))
+        assert scene.size == (expected.shape[1], expected.shape[0])
+        for step in (7, 90):
+            parts = [
+                scene.read_rows(top, min(top + step, scene.size[1]), 1)
+                for top in range(0, scene.size[1], step)
+            ]
+            assert np.array_equal(np.concatenate(parts), expected)
+        if kind == "jpg":
+            assert rows(scene, 4).shape == (-(-scene.size[1] // 4), -(-scene.size[0] // 4), 3)
+        with Image.open(path) as pillow:
+            assert scene.size == ImageOps.exif_transpose(pillow).size
+
+
+@pytest.mark.parametrize("order", ["little", "big"])
+@pytest.mark.parametrize("big", ["YES", "NO"])
+def test_rasters_are_turned_as_their_tag_says(order, big, tmp_path):
+    samples = np.random.default_rng(0).integers(0, 9999, (4, 60, 90)).astype(np.uint16)
+    options = {"crs": None, "transform": None, "BIGTIFF": big, "ENDIANNESS": order.upper()}
+    path = write(tmp_path / "scene.tif", samples, **options)
+    with imagery.open_scene(path, bands=(4, 3, 2)) as scene:
+        stored = rows(scene)
+    set_orientation(path, 6)
+    with imagery.open_scene(path, bands=(4, 3, 2), exif="applied") as scene:
+        assert scene.size == (60, 90)
+        assert np.array_equal(rows(scene), np.rot90(stored, -1))
+    with imagery.open_scene(path, bands=(4, 3, 2)) as scene:
+        assert np.array_equal(rows(scene), stored)
+
+
+def set_orientation(path, value):
+    """Writes the directory of a TIFF's tags anew behind its pixels, with one tag more."""
+    content = bytearray(path.read_bytes())
+    order, big = "<" if content[:2] == b"II" else ">", 43 in content[2:4]
+    offset, number = (order + "Q", order + "Q") if big else (order + "I", order + "H")
+    header, length = (8, 20) if big else (4, 12)
+    (place,) = struct.unpack_from(offset, content, header)
+    (count,) = struct.unpack_from(number, content, place)
+    first = place + struct.calcsize(number)
+    tags = [bytes(content[first + n * length :][:length]) for n in range(count)]
+    room = 8 if big else 4
+    tags.append(
+        struct.pack(order + "HH", 274, 3)
+        + struct.pack(offset, 1)
+        + struct.pack(order + "H", value).ljust(room, b"\0")
+    )
+    tags.sort(key=lambda tag: struct.unpack(order + "H", tag[:2]))
+    struct.pack_into(offset, content, header, len(content))
+    path.write_bytes(content + struct.pack(number, count + 1) + b"".join(tags) + bytes(room))
+
+
+def test_a_place_on_the_earth_is_not_turned(tmp_path):
+    path = write(tmp_path / "scene.tif", rgb(64, 48))
+    set_orientation(path, 3)
+    with pytest.raises(NotImplementedError, match=r"must have orientation 1 .* got 3: read it as"):
+        imagery.open_scene(path, exif="applied")
+    with imagery.open_scene(path) as scene:
+        assert scene.georeference is not None
+    with pytest.raises(ValueError, match="exif must be one of stored, applied, got turned"):
+        imagery.open_scene(path, exif="turned")
+
+
+def test_exif_behind_the_pixels_of_a_png(tmp_path):
+    image, exif = noise(90, 60), Image.Exif()
+    exif[274] = 8
+    image.save(tmp_path / "image.png")
+    content, data = (tmp_path / "image.png").read_bytes(), exif.tobytes(8)[6:]
+    chunk = b"eXIf" + data
+    late = struct.pack(">I", len(data)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    (tmp_path / "image.png").write_bytes(content[:-12] + late + content[-12:])
+    with imagery.open_scene(tmp_path / "image.png", exif="applied") as scene:
+        assert np.array_equal(rows(scene), np.rot90(np.asarray(image)))
+    damaged = content[:-12] + late.replace(data[:2], b"??") + content[-12:]
+    (tmp_path / "image.png").write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"image\.png has damaged EXIF data: "):
+        imagery.open_scene(tmp_path / "image.png", exif="applied")
 
 
 def test_colors_are_found_by_name(tmp_path):
