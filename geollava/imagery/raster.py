@@ -61,9 +61,9 @@ def driver_of(path: Path) -> str | None:
 class Raster(Scene):
     """A raster whose rows are read when they are asked for, from overviews where they are reduced.
 
-    Samples of 8 bits are taken as they are; deeper ones are stretched between percentiles of the
-    whole scene. A pixel that is no data in all bands becomes 0; an alpha band is dropped, as the
-    published pipeline does.
+    Samples of 8 bits are taken as they are, those of fewer bits are spread over 8, deeper ones are
+    stretched between percentiles of the whole scene. A pixel that is no data in all bands becomes
+    0; an alpha band is dropped, as the published pipeline does.
 
     Args:
         path: the file.
@@ -109,6 +109,7 @@ class Raster(Scene):
         self._palette = palette(dataset, self._bands)
         self._others = no_data_bands(dataset, self._bands)
         self._inverted = self._palette is None and is_inverted(dataset)
+        self._few_bits = spread_bits(dataset, self._bands) if self._palette is None else None
         self._deep, self._percentiles = dtype != np.uint8, percentiles
         self._stretch: Stretch | None = None
         self.as_published = (
@@ -123,6 +124,8 @@ class Raster(Scene):
         if self._palette is not None:
             return self._palette[samples[0]] * valid[..., None]
         pixels = self._stretch_of_all()(samples) if self._deep else samples
+        if self._few_bits is not None and not self._deep:
+            pixels = np.stack([to[band] for to, band in zip(self._few_bits, pixels, strict=True)])
         if self._inverted:
             pixels = 255 - pixels
         if self._others is not None:
@@ -302,6 +305,18 @@ def palette(dataset: Any, bands: list[int]) -> np.ndarray | None:
         if entry < 256:
             colors[entry] = color[:3]
     return colors
+
+
+def spread_bits(dataset: Any, bands: list[int]) -> np.ndarray | None:
+    """[bands, 256] uint8, what samples of fewer than 8 bits become; None where all have 8.
+
+    GDAL gives them as they are, so that the most of 4 bits, 15, would be nearly black.
+    """
+    tags = [dataset.tags(band, ns="IMAGE_STRUCTURE") for band in bands]
+    most = np.array([[2 ** min(8, int(tag.get("NBITS", 8))) - 1] for tag in tags])
+    if (most == 255).all():
+        return None
+    return np.round(np.minimum(np.arange(256), most) * (255 / most)).astype(np.uint8)
 
 
 def no_data_bands(dataset: Any, bands: list[int]) -> list[int] | None:

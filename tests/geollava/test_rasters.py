@@ -116,6 +116,26 @@ def test_other_depths_are_stretched(dtype, tmp_path):
     assert np.abs(pixels[..., 0] - expected).max() <= 1
 
 
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("kind", ["tif", "jp2", "white.tif"])
+def test_samples_of_few_bits_are_spread_over_8(bits, kind, tmp_path):
+    most = 2**bits - 1
+    samples = np.random.default_rng(0).integers(0, most + 1, (3, 64, 96)).astype(np.uint8)
+    options = {"QUALITY": 100, "REVERSIBLE": "YES", "driver": "JP2OpenJPEG"}
+    if kind == "white.tif":
+        samples, options = samples[:1], {"photometric": "MINISWHITE"}
+    elif kind == "tif":
+        options = {"photometric": "RGB"}
+    path = write(tmp_path / f"scene.{kind}", samples, NBITS=bits, **options)
+    with imagery.open_scene(path) as scene:
+        pixels = rows(scene)
+    expected = np.round(np.moveaxis(samples, 0, -1) * (255 / most)).astype(np.uint8)
+    assert np.array_equal(pixels, 255 - expected.repeat(3, 2) if len(samples) == 1 else expected)
+    if bits == 4 and len(samples) == 1:
+        with Image.open(path) as image:
+            assert np.array_equal(pixels[..., 0], np.asarray(image))
+
+
 @pytest.mark.parametrize("value", [0, 700, 65_535])
 def test_a_scene_of_one_value_is_even(value, tmp_path):
     samples = np.full((3, 64, 64), value, dtype=np.uint16)
