@@ -23,9 +23,16 @@ REQUEST = (
 
 
 def rouge_l(row: Mapping[str, Any], reply: str) -> float:
-    reference = str(get_field(row, "answer"))
-    score = rouge_scorer().score(reference, reply)
+    score = rouge_scorer().score(reference_of(row), reply)
     return float(score["rougeL"].fmeasure)
+
+
+def reference_of(row: Mapping[str, Any]) -> str:
+    answer, choices = get_field(row, "answer"), "multi-choice options"
+    if isinstance(answer, str) and row.get(choices) is None:
+        return answer
+    got = f"{answer!r} beside {choices!r}" if isinstance(answer, str) else repr(answer)
+    raise ValueError(f"row {row.get('index', '?')}: 'answer' must be a description, got {got}")
 
 
 @cache
@@ -67,6 +74,7 @@ BENCHMARK = Benchmark(
     chance=lambda row: 0.0,
     max_new_tokens=1024,
     columns={"question_id": "index", "caption": "answer"},
-    how_to="rows need a caption (or answer), the description that a reply is compared with",
+    how_to="rows need a caption (or answer), the description that a reply is compared with; "
+    "geollava scenes writes none",
     more=corpus_scores,
 )
