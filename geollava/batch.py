@@ -21,6 +21,7 @@ import torch
 
 from geollava.answer import ask_for, encode_scene, generate, load
 from geollava.checkpoint import resolve_folder
+from geollava.extras import install
 from geollava.finished import COLUMNS, Finished, Row, fingerprint, is_output, model_files
 from geollava.imagery import files_of, open_scene
 from geollava.malloc import keep_freed_memory
@@ -213,9 +214,7 @@ def on_ray(tasks: list[Task], settings: Settings, workers: int | None) -> Iterat
     try:
         import ray
     except ModuleNotFoundError as error:
-        raise ImportError(
-            "the engine ray needs Ray Data: pip install 'tokenprune-vlm[ray]'"
-        ) from error
+        raise ImportError(f"the engine ray needs Ray Data: {install('ray')}") from error
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # progress is ours to show
     started = not ray.is_initialized()
@@ -387,6 +386,4 @@ def require_arrow() -> None:
     try:
         import pyarrow  # noqa: F401
     except ModuleNotFoundError as error:
-        raise ImportError(
-            "geollava batch needs pyarrow: pip install 'tokenprune-vlm[batch]'"
-        ) from error
+        raise ImportError(f"geollava batch needs pyarrow: {install('batch')}") from error

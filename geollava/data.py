@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from geollava import imagery
+from geollava.extras import install
 from geollava.processing import IMAGE_TOKEN
 from geollava.readable import one_line
 
@@ -361,7 +362,7 @@ def import_datasets() -> Any:
         import datasets
     except ModuleNotFoundError as error:
         raise ImportError(
-            "reading training data needs the extra train: pip install 'tokenprune-vlm[train]'"
+            f"reading training data needs the extra train: {install('train')}"
         ) from error
     datasets.disable_progress_bars()
     return datasets

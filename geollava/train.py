@@ -21,6 +21,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from geollava import data
 from geollava.checkpoint import resolve_folder, write_published
 from geollava.configuration import GeoLlavaConfig
+from geollava.extras import install
 from geollava.modeling import GeoLlavaForConditionalGeneration
 from geollava.outputs import folder_written_whole
 from geollava.processing import IMAGE_TOKEN, GeoLlavaProcessor
@@ -93,11 +94,11 @@ def check_machine(config: TrainConfig) -> None:
             raise ValueError(f"sharding: must be none, fsdp2 or a file, got {config.sharding}")
         require("deepspeed", "sharding", "pip install deepspeed")
     if config.lora is not None:
-        require("peft", "lora", "pip install 'tokenprune-vlm[train]'")
+        require("peft", "lora", install("train"))
         if config.lora.quantize == "4bit":
             if not torch.cuda.is_available():
                 raise ValueError("lora.quantize: 4bit needs a CUDA device, found none")
-            require("bitsandbytes", "lora.quantize", "pip install 'tokenprune-vlm[qlora]'")
+            require("bitsandbytes", "lora.quantize", install("qlora"))
     if config.liger:
         if not torch.cuda.is_available():
             raise ValueError("liger: its kernels need a CUDA device, found none")

@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any
 
 from geollava.evaluate.benchmark import Benchmark, Row, get_field
+from geollava.extras import install
 
 REQUEST = (
     "Describe this remote sensing image in detail: first the area as a whole, then each of its "
@@ -40,9 +41,7 @@ def rouge_scorer() -> Any:
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ModuleNotFoundError as error:
-        raise ImportError(
-            "captions are scored by rouge-score: pip install 'tokenprune-vlm[evaluate]'"
-        ) from error
+        raise ImportError(f"captions are scored by rouge-score: {install('evaluate')}") from error
     return RougeScorer(["rougeL"], use_stemmer=True)
 
 
@@ -52,9 +51,7 @@ def corpus_scores(
     try:
         from sacrebleu.metrics import BLEU, CHRF
     except ModuleNotFoundError as error:
-        raise ImportError(
-            "captions are scored by sacrebleu: pip install 'tokenprune-vlm[evaluate]'"
-        ) from error
+        raise ImportError(f"captions are scored by sacrebleu: {install('evaluate')}") from error
     references = [[str(row["answer"]) for row in rows]]
     scores = {
         f"BLEU-{order}": BLEU(max_ngram_order=order).corpus_score(list(replies), references).score

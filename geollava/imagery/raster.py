@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from geollava.extras import install
 from geollava.imagery.scene import (
     CHECK_PIXELS,
     PUBLISHED_MAX_PIXELS,
@@ -210,9 +211,7 @@ def open_dataset(path: Path, driver: str, max_pixels: int) -> Any:
     try:
         import rasterio
     except ModuleNotFoundError as error:
-        raise ImportError(
-            f"{path} needs rasterio to be read: pip install 'tokenprune-vlm[geo]'"
-        ) from error
+        raise ImportError(f"{path} needs rasterio to be read: {install('geo')}") from error
 
     name = str(path.resolve())
     if driver == "VRT":

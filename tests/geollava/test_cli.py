@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -284,8 +285,19 @@ def test_help_without_the_extra_is_one_line():
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         "error: geollava needs the extra hf, transformers, typer, rich not found: "
-        "pip install 'tokenprune-vlm[hf]'\n"
+        "pip install 'tokenprune-vlm[hf]' (in a checkout: pip install '.[hf]')\n"
     )
+
+
+def test_messages_say_how_to_install_what_is_not_released():
+    found = {"pip install 'tokenprune-vlm[": [], "(in a checkout: pip install '.[": []}
+    for package in ("geollava", "tokenprune"):
+        for path in sorted((Path(__file__).parents[2] / package).rglob("*.py")):
+            for command, places in found.items():
+                places += [path.name] * path.read_text().count(command)
+    released, checked_out = found.values()
+    # geollava has one place for it; tokenprune does without geollava.
+    assert released == checked_out == ["extras.py", "cli.py", "launch.py"]
 
 
 def test_a_reader_that_has_read_enough(tmp_path):
