@@ -55,7 +55,11 @@ def open_scene(
 
 
 def read_image(path: str | os.PathLike[str], *, max_pixels: int | None = None) -> Image.Image:
-    """As `open_scene`, but decoded whole, to an RGB image."""
+    """As `open_scene`, but decoded whole, to an RGB image.
+
+    While it is made the decoder's process holds the picture too: twice its memory, 4 bytes per
+    pixel each time, where a scene's rows take it once.
+    """
     with open_scene(path, max_pixels=max_pixels) as scene:
         return scene.read_whole()
 

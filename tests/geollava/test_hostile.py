@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import struct
 import subprocess
@@ -225,6 +226,29 @@ def test_a_turned_tiff_takes_no_more(tmp_path):
     _, without = peak_bytes("applied", tmp_path / "small.tif")
     here, there = peak_bytes("applied", tmp_path / "large.tif")
     assert here + there - without < 1.5 * 4 * 8000 * 8000
+
+
+FAULTS = """
+import resource, sys
+from geollava import imagery
+from geollava.imagery.isolated import end_workers
+with imagery.open_scene(sys.argv[1]) as scene:
+    imagery.resized(scene, (280, 280), "pillow")
+end_workers()
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts page faults as Linux does")
+def test_rows_take_memory_that_was_theirs_before(tmp_path):
+    """...else the page faults of a decoder take longer than the copies it makes."""
+    faults = []
+    for side in (64, 8000):
+        Image.new("RGBA", (side, side)).save(tmp_path / "image.png")
+        command = [sys.executable, "-c", FAULTS, str(tmp_path / "image.png")]
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+        faults.append(int(result.stdout))
+    assert faults[1] - faults[0] < 1.5 * 4 * 8000 * 8000 / resource.getpagesize()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts peaks as Linux does")
