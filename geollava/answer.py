@@ -283,7 +283,8 @@ def check_pair(model: Any, processor: Any) -> None:
     for name in ("image_token_id", "video_token_id"):
         expected, got = getattr(model.config, name), getattr(processor, name)
         if expected != got:
-            raise ValueError(f"the tokenizer must have {name} = {expected}, got {got}")
+            source = processor.tokenizer.name_or_path or "the processor"
+            raise ValueError(f"{source}: the tokenizer must have {name} = {expected}, got {got}")
 
 
 def peak_memory_mib() -> int:

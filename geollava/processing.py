@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from geollava import checkpoint, imagery
-from geollava.configuration import GeoLlavaConfig, check_channels, check_count
+from geollava.configuration import MOST, GeoLlavaConfig, check_channels, check_count
 from geollava.readable import named, quiet_panics, reason_of
 
 # What a `GeoLlavaImageProcessor` is made of, and saved as.
@@ -148,7 +148,7 @@ class GeoLlavaImageProcessor(BaseImageProcessor):
     def check(self) -> None:
         """Raises ValueError or TypeError for an option that no image can be cut by."""
         for name in ("crop_size", "max_crops", "max_aspect_ratio"):
-            check_count(name, getattr(self, name), 1)
+            check_count(name, getattr(self, name), 1, MOST.get(name))
         if self.resize not in imagery.RESIZE_MODES:
             modes = ", ".join(imagery.RESIZE_MODES)
             raise ValueError(f"resize must be one of {modes}, got {self.resize!r}")

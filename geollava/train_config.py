@@ -14,7 +14,7 @@ except ModuleNotFoundError as error:
         "training needs the extra train: pip install 'tokenprune-vlm[train]'"
     ) from error
 
-from geollava.readable import reason_of, shortened
+from geollava.readable import named, reason_of, shortened
 
 Rate = Annotated[float, Field(gt=0, lt=math.inf)] | Literal["frozen"]
 Count = Annotated[int, Field(ge=1)]
@@ -218,7 +218,8 @@ def read_config(path: Path) -> TrainConfig:
         config = TrainConfig.model_validate(content)
     except ValidationError as error:
         raise ValueError(f"{path}: {'; '.join(describe(one) for one in error.errors())}") from error
-    return resolve_paths(config, path.parent)
+    with named(path, "a path in it cannot be used"):
+        return resolve_paths(config, path.parent)
 
 
 def yaml_problem(error: Exception) -> str:

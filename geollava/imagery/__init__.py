@@ -12,6 +12,7 @@ crops.py     resized rows -> crops
 """
 
 from geollava.imagery.canvas import (
+    MAX_CROPS,
     allowed_canvases,
     fitted_size,
     image_box,
@@ -23,6 +24,7 @@ from geollava.imagery.files import as_scene, open_scene, read_image, to_rgb
 from geollava.imagery.scene import RESIZE_MODES, Georeference, Scene
 
 __all__ = [
+    "MAX_CROPS",
     "RESIZE_MODES",
     "Georeference",
     "Scene",
