@@ -337,14 +337,15 @@ class GeoLlavaProcessor(ProcessorMixin):
         prompts = expand_marks(prompts, VIDEO_TOKEN, video_lengths)
         kwargs.setdefault("padding", len(prompts) > 1)
         try:
-            tokens = self.tokenizer(prompts, return_tensors="pt", **kwargs)
-        except (Exception, KeyboardInterrupt, SystemExit):
+            with quiet_panics():
+                tokens = self.tokenizer(prompts, return_tensors="pt", **kwargs)
+        except (ValueError, TypeError, KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as panic:  # of the tokenizers library
+        except BaseException as error:  # of the tokenizers library: a panic, or no kind at all
             raise ValueError(
                 f"{self.tokenizer.name_or_path}: the tokenizer cannot take this text: "
-                f"{reason_of(panic)}"
-            ) from panic
+                f"{reason_of(error)}"
+            ) from error
         return {name: tokens[name] for name in ("input_ids", "attention_mask")}
 
     def build_prompt(self, question: str, *, num_images: int = 1) -> str:

@@ -64,7 +64,7 @@ class LoraSection(Section):
         quantize: "4bit" keeps the frozen language model in NF4 (QLoRA); needs a GPU.
     """
 
-    rank: Count = 16
+    rank: Annotated[int, Field(ge=1, le=4096)] = 16
     alpha: Count = 32
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     learning_rate: Annotated[float, Field(gt=0, lt=math.inf)] = 1e-4
@@ -130,7 +130,7 @@ class TrainConfig(Section):
     liger: bool | None = None
     sharding: Literal["none", "fsdp2"] | Path = "none"
     seed: Annotated[int, Field(ge=0)] = 0
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: Annotated[int, Field(ge=0, le=256)] = 0
     log_every: Count = 1
     save_every: Count = 100
     keep_checkpoints: Count = 2

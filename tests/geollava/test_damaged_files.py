@@ -137,6 +137,24 @@ def test_marks_that_the_tokenizer_numbers_otherwise(ask_own):
     assert "own: the tokenizer must have image_token_id = 3, got" in line
 
 
+def test_a_tokenizer_with_more_words_than_the_model(refused, tmp_path):
+    """The one that ends an answer is unknown to it, and is added at its end."""
+    noise(60, 60).save(tmp_path / "a.png")
+    folder = shutil.copytree(default_checkpoint(), tmp_path / "own")
+    path = folder / "tokenizer.json"
+    path.write_text(path.read_text().replace("<|im_end|>", "<|other|>"))
+    line = refused("ask", tmp_path / "a.png", "What?", "--model", folder)
+    assert f"{folder}: the tokenizer must number words below the model's " in line
+    row = {"index": 0, "question": "What?", "multi-choice options": ["(A) x", "(B) y"]}
+    row |= {"answer": "A", "category": "Counting/Overall counting", "image": "a.png"}
+    (tmp_path / "rows.json").write_text(json.dumps([row]))
+    line = refused(
+        "evaluate", "xlrs", "--data", tmp_path / "rows.json", "--out", tmp_path / "results",
+        "--model", folder,
+    )  # fmt: skip
+    assert "the tokenizer must number words below the model's " in line
+
+
 @pytest.mark.parametrize("content", [b"{", b"[1]", b'{"a": "\xe9"}'])
 @pytest.mark.parametrize(
     "name", ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
@@ -285,6 +303,10 @@ def test_benchmark_rows_that_json_or_utf_8_cannot_write(refused, run, tmp_path, 
         (
             'model: a/b\noutput: "\\ud800"\ndata: {files: [a.json]}',
             "a path in it cannot be used",
+        ),
+        (
+            "model: a/b\noutput: run\ndata: {files: [a.json]}\nlora: {rank: 1000000000}",
+            "lora.rank: input should be less than or equal to 4096",
         ),
         ("model: !!timestamp x", "timestamp"),
         ("model: !!int x", "invalid literal"),
