@@ -143,7 +143,7 @@ def load(
         checkpoint, config=config, dtype=getattr(torch, dtype)
     )
     processor = GeoLlavaProcessor.from_pretrained(checkpoint, num_keep=config.num_keep)
-    processor.build_prompt("?")  # a template that fails does so before any image is read
+    processor.check_template()  # before any image is read
     return network.to(target).eval(), processor
 
 

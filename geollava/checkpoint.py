@@ -108,6 +108,8 @@ GENERATION_SETTINGS: dict[Any, tuple[tuple[str, ...], str]] = {
 }
 MAX_BEAMS = 64
 CONFIG_FILES = ("config.json", "processor_config.json", "preprocessor_config.json")
+# As JSON escapes it. Whole pairs have such a half too, and are text.
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # What reading from a hub raises when it, or the file, is not there.
 HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError)
@@ -161,11 +163,15 @@ def find_file(source: str | Path, name: str) -> Path | None:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise FileError(f"{path} must be a readable JSON file: {error}") from error
     if not isinstance(content, dict):
         raise FileError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    if SURROGATE.search(text):
+        with named(path, "its text must be such that UTF-8 can write it"):
+            json.dumps(content, ensure_ascii=False).encode()
     return content
 
 

@@ -146,6 +146,10 @@ class GeoLlavaConfig(PreTrainedConfig):
                 f"vision_feature_layer must be between {-depth} and -1, "
                 f"got {self.vision_feature_layer}"
             )
+        if not isinstance(self.vision_tower_name, str):
+            raise TypeError(
+                f"vision_tower_name must be a string, got {type(self.vision_tower_name).__name__}"
+            )
         if self.merge_cycles not in CYCLES:
             raise ValueError(
                 f"merge_cycles must be one of {', '.join(CYCLES)}, got {self.merge_cycles!r}"

@@ -363,6 +363,16 @@ class GeoLlavaProcessor(ProcessorMixin):
                 [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
             )
 
+    def check_template(self) -> None:
+        """Raises ValueError for a chat template that does not mark an image once."""
+        prompt = self.build_prompt("?")
+        images, videos = prompt.count(IMAGE_TOKEN), prompt.count(VIDEO_TOKEN)
+        if (images, videos) != (1, 0):
+            raise ValueError(
+                f"{self.tokenizer.name_or_path}: the chat template must write one {IMAGE_TOKEN} "
+                f"for an image, got {images} of it and {videos} {VIDEO_TOKEN}"
+            )
+
     @property
     def model_input_names(self) -> list[str]:
         return [

@@ -87,6 +87,7 @@ def test_config_of_wrong_types(ask, checkpoint_copy, changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"vision_tower_name": ["x"]}, "vision_tower_name must be a string, got list"),
         ({"merge_cycles": 0}, "merge_cycles must be one of official, merge, got 0"),
         ({"merge_max_iters": 10**9}, "merge_max_iters must be at most 1000, got 1000000000"),
         ({"max_crops": 10**9}, "max_crops must be at most 10000, got 1000000000"),
@@ -164,6 +165,13 @@ def test_no_json_object(ask, checkpoint_copy, name, content):
     assert f"{checkpoint_copy / name} must " in ask()
 
 
+def test_json_text_that_utf_8_cannot_write(ask, checkpoint_copy):
+    path = checkpoint_copy / "tokenizer_config.json"
+    edit(path, note="\U0001f600")  # a whole pair
+    edit(path, note="\ud83d")
+    assert f"{path}: its text must be such that UTF-8 can write it" in ask()
+
+
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
@@ -199,6 +207,15 @@ def test_chat_templates(refused, tmp_path, template):
     path.write_bytes(template if isinstance(template, bytes) else template.encode())
     line = refused("ask", tmp_path / "a.png", "What?", "--model", folder)
     assert line.startswith(f"error: {path}: the chat template cannot be ")
+
+
+def test_a_chat_template_that_marks_no_image(refused, tmp_path):
+    noise(60, 60).save(tmp_path / "a.png")
+    folder = shutil.copytree(default_checkpoint(), tmp_path / "own")
+    path = folder / "chat_template.jinja"
+    path.write_text(path.read_text().replace("<image>", "<video>"))
+    line = refused("ask", tmp_path / "a.png", "What?", "--model", folder)
+    assert f"{folder}: the chat template must write one <image> for an image, got 0" in line
 
 
 @pytest.fixture
