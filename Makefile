@@ -29,7 +29,7 @@ test-matrix: $(VENV)/.installed-dev  ## the core on every tested release of tran
 	$(BIN)/python tools/versions.py transformers --newer
 	$(BIN)/python tools/versions.py triton --newer
 
-fuzz: $(VENV)/.installed-dev  ## mutated files for the public readers, for SECONDS
+fuzz: $(VENV)/.installed-dev  ## mutated files for the readers and the commands, for SECONDS
 	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),90)
 
 test-lmms: $(VENV)/.installed-dev  ## the plug-in inside lmms-eval itself

@@ -18,7 +18,7 @@ from geollava.configuration import GeoLlavaConfig
 from geollava.imagery import Scene, as_scene
 from geollava.modeling import GeoLlavaForConditionalGeneration
 from geollava.processing import GeoLlavaProcessor
-from geollava.readable import storable
+from geollava.readable import named, quiet_panics, storable
 from geollava.streaming import ahead, crops_within, in_chunks
 from geollava.token_reduction import ReducedTokens, check_method
 
@@ -143,7 +143,7 @@ def load(
         checkpoint, config=config, dtype=getattr(torch, dtype)
     )
     processor = GeoLlavaProcessor.from_pretrained(checkpoint, num_keep=config.num_keep)
-    processor.build_prompt("?")  # a template that fails does so before any image is read
+    processor.check_template()  # before any image is read
     return network.to(target).eval(), processor
 
 
@@ -245,6 +245,7 @@ def ask_for(
         raise ValueError(f"the question must be text that UTF-8 can write, got {question!a}")
     check_pair(model, processor)
     inputs = processor.tokenize([processor.build_prompt(question)], [crops])
+    check_words(model, processor, inputs["input_ids"])
     limit = model.config.text_config.max_position_embeddings
     length = inputs["input_ids"].shape[1]
     if length + max_new_tokens > limit:
@@ -275,7 +276,9 @@ def generate(
         eos_token_id=processor.tokenizer.eos_token_id,
         pad_token_id=processor.tokenizer.pad_token_id,
     )
-    return str(processor.tokenizer.decode(generated[0], skip_special_tokens=True)).strip()
+    source = processor.tokenizer.name_or_path
+    with named(source, "the tokenizer cannot write the answer"), quiet_panics():
+        return str(processor.tokenizer.decode(generated[0], skip_special_tokens=True)).strip()
 
 
 def check_pair(model: Any, processor: Any) -> None:
@@ -283,7 +286,21 @@ def check_pair(model: Any, processor: Any) -> None:
     for name in ("image_token_id", "video_token_id"):
         expected, got = getattr(model.config, name), getattr(processor, name)
         if expected != got:
-            raise ValueError(f"the tokenizer must have {name} = {expected}, got {got}")
+            source = processor.tokenizer.name_or_path or "the processor"
+            raise ValueError(f"{source}: the tokenizer must have {name} = {expected}, got {got}")
+
+
+def check_words(model: Any, processor: Any, input_ids: Tensor) -> None:
+    """Every id must be one of the model's words or a mark of images."""
+    config = model.config
+    marks = (input_ids == config.image_token_id) | (input_ids == config.video_token_id)
+    largest = int(input_ids.masked_fill(marks, 0).max())
+    if largest >= config.text_config.vocab_size:
+        source = processor.tokenizer.name_or_path or "the processor"
+        raise ValueError(
+            f"{source}: the tokenizer must number words below the model's "
+            f"{config.text_config.vocab_size}, got {largest}"
+        )
 
 
 def peak_memory_mib() -> int:

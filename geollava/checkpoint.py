@@ -62,7 +62,54 @@ TEXT_KEYS = (
     "use_sliding_window",
     "vocab_size",
 )
+# What transformers takes from a generation_config.json as it is, whatever its type.
+GENERATION_SETTINGS: dict[Any, tuple[tuple[str, ...], str]] = {
+    bool: (
+        (
+            "do_sample",
+            "use_cache",
+            "output_attentions",
+            "output_hidden_states",
+            "output_scores",
+            "output_logits",
+            "return_dict_in_generate",
+            "renormalize_logits",
+            "remove_invalid_values",
+        ),
+        "true or false",
+    ),
+    int: (
+        (
+            "max_length",
+            "max_new_tokens",
+            "min_length",
+            "min_new_tokens",
+            "num_beams",
+            "num_beam_groups",
+            "num_return_sequences",
+            "no_repeat_ngram_size",
+            "top_k",
+        ),
+        "a whole number",
+    ),
+    (int, float): (
+        (
+            "temperature",
+            "top_p",
+            "min_p",
+            "typical_p",
+            "repetition_penalty",
+            "length_penalty",
+            "guidance_scale",
+            "max_time",
+        ),
+        "a number",
+    ),
+}
+MAX_BEAMS = 64
 CONFIG_FILES = ("config.json", "processor_config.json", "preprocessor_config.json")
+# As JSON escapes it. Whole pairs have such a half too, and are text.
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # What reading from a hub raises when it, or the file, is not there.
 HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError)
@@ -116,12 +163,40 @@ def find_file(source: str | Path, name: str) -> Path | None:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise FileError(f"{path} must be a readable JSON file: {error}") from error
     if not isinstance(content, dict):
         raise FileError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    if SURROGATE.search(text):
+        with named(path, "its text must be such that UTF-8 can write it"):
+            json.dumps(content, ensure_ascii=False).encode()
     return content
+
+
+def check_generation(path: Path) -> None:
+    """A `generation_config.json` that transformers can generate with.
+
+    Raises:
+        ValueError: a setting of another type or beyond its range; names the file.
+    """
+    from transformers import GenerationConfig  # late: transformers imports this package
+
+    content = read_json(path)
+    for kind, (names, what) in GENERATION_SETTINGS.items():
+        for name in names:
+            value = content.get(name)
+            good = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+            if value is not None and not good:
+                raise FileError(f"{path}: {name} must be {what}, got {value!r}")
+    for name in ("num_beams", "num_return_sequences", "num_beam_groups"):
+        if not 1 <= (content.get(name) or 1) <= MAX_BEAMS:
+            raise FileError(
+                f"{path}: {name} must be between 1 and {MAX_BEAMS}, got {content[name]}"
+            )
+    with named(path, "the model cannot generate with it"):
+        GenerationConfig.from_dict(content).validate()
 
 
 def weight_files(folder: Path) -> list[Path]:

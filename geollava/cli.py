@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from geollava import MISSING_EXTRA
 from geollava.malloc import keep_freed_memory
-from geollava.readable import one_line
+from geollava.readable import one_line, storable
 
 INTERRUPTED = 130  # what shells say of a process that SIGINT ended
 
@@ -70,7 +70,7 @@ def first_line(error: BaseException, arguments: list[str]) -> str:
 
 def fail(message: str, code: int) -> NoReturn:
     """Plain, so that no terminal is too narrow for it."""
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {storable(message)}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -330,9 +330,13 @@ def export(
     check_one_of("--form", form, ("own", "published"))
     check_one_of("--dtype", dtype, DTYPES[1:])
 
+    from transformers.utils import logging as transformers_logging
+
     from geollava.answer import load
     from geollava.train import RUN_FILE, export_run, save_checkpoint
 
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     if (source / RUN_FILE).is_file():
         export_run(source, target, form, dtype)
     else:

@@ -10,7 +10,7 @@ from transformers import AutoConfig, CLIPVisionConfig, PreTrainedConfig, Qwen2Co
 from transformers.activations import ACT2FN
 
 from geollava import checkpoint
-from geollava.imagery import allowed_canvases, parse_canvases
+from geollava.imagery import MAX_CROPS, allowed_canvases, parse_canvases
 from geollava.readable import named
 
 QWEN2_7B: dict[str, Any] = {
@@ -24,6 +24,7 @@ QWEN2_7B: dict[str, Any] = {
     "rms_norm_eps": 1e-6,
     "rope_theta": 1_000_000.0,
 }
+CYCLES = ("official", "merge")
 ASSIGNMENTS = ("hard", "straight_through", "soft")
 DEFAULT_TOWER = "openai/clip-vit-large-patch14-336"
 # Settings and parts that must be whole numbers, from the least that they may be.
@@ -37,6 +38,8 @@ COUNTS = {
     "video_token_id": 0,
 }
 PART_COUNTS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+# The most that those may be which take time or memory before weights are compared with them.
+MOST = {"num_hidden_layers": 512, "merge_max_iters": 1000, "max_crops": MAX_CROPS}
 
 
 class GeoLlavaConfig(PreTrainedConfig):
@@ -105,6 +108,7 @@ class GeoLlavaConfig(PreTrainedConfig):
             if not isinstance(getattr(self, part), (dict, PreTrainedConfig, type(None))):
                 got = type(getattr(self, part)).__name__
                 raise TypeError(f"{part} must be a dict or a configuration, got {got}")
+            check_part(part, getattr(self, part))
         if isinstance(self.vision_config, dict):
             self.vision_config = CLIPVisionConfig(**self.vision_config)
         if self.text_config is None:
@@ -118,7 +122,7 @@ class GeoLlavaConfig(PreTrainedConfig):
         """Raises ValueError or TypeError for a setting that no model can have."""
         self.check_parts()
         for name, least in COUNTS.items():
-            check_count(name, getattr(self, name), least)
+            check_count(name, getattr(self, name), least, MOST.get(name))
         if self.encoder_chunk_size is not None:
             check_count("encoder_chunk_size", self.encoder_chunk_size, 1)
         check_channels("image_mean", self.image_mean)
@@ -142,6 +146,14 @@ class GeoLlavaConfig(PreTrainedConfig):
                 f"vision_feature_layer must be between {-depth} and -1, "
                 f"got {self.vision_feature_layer}"
             )
+        if not isinstance(self.vision_tower_name, str):
+            raise TypeError(
+                f"vision_tower_name must be a string, got {type(self.vision_tower_name).__name__}"
+            )
+        if self.merge_cycles not in CYCLES:
+            raise ValueError(
+                f"merge_cycles must be one of {', '.join(CYCLES)}, got {self.merge_cycles!r}"
+            )
         if self.merge_assignment not in ASSIGNMENTS:
             raise ValueError(
                 f"merge_assignment must be one of {', '.join(ASSIGNMENTS)}, "
@@ -161,7 +173,7 @@ class GeoLlavaConfig(PreTrainedConfig):
         for part in ("vision_config", "text_config"):
             config = getattr(self, part)
             for name in PART_COUNTS:
-                check_count(f"{part}.{name}", getattr(config, name), 1)
+                check_count(f"{part}.{name}", getattr(config, name), 1, MOST.get(name))
             if config.hidden_act not in ACT2FN:
                 raise ValueError(
                     f"{part}.hidden_act must be an activation of transformers, "
@@ -220,17 +232,33 @@ class GeoLlavaConfig(PreTrainedConfig):
         return config, kwargs
 
 
-def check_count(name: str, value: Any, least: int) -> None:
+def check_part(part: str, config: Any) -> None:
+    """What transformers takes as it is from a part that is still a dict: it lists the layers."""
+    if isinstance(config, dict):
+        depth, kind = config.get("num_hidden_layers", 1), config.get("model_type", "")
+        check_count(f"{part}.num_hidden_layers", depth, 1, MOST["num_hidden_layers"])
+        if not isinstance(kind, str):
+            raise TypeError(f"{part}.model_type must be a string, got {type(kind).__name__}")
+
+
+def check_count(name: str, value: Any, least: int, most: int | None = None) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
+    if most is not None and value > most:
+        raise ValueError(f"{name} must be at most {most}, got {value}")
 
 
 def check_channels(name: str, value: Any) -> None:
-    numbers = isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) for v in value)
+    """Three finite numbers; what is divided by is above 0."""
+    numbers = isinstance(value, (list, tuple)) and all(
+        isinstance(v, (int, float)) and math.isfinite(v) for v in value
+    )
     if not numbers or len(value) != 3:
-        raise ValueError(f"{name} must be three numbers, got {value!r}")
+        raise ValueError(f"{name} must be three finite numbers, got {value!r}")
+    if name == "image_std" and min(value) <= 0:
+        raise ValueError(f"{name} must be above 0, got {value!r}")
 
 
 class PublishedConfig(GeoLlavaConfig):

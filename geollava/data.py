@@ -20,7 +20,7 @@ from typing import Any
 from geollava import imagery
 from geollava.extras import install
 from geollava.processing import IMAGE_TOKEN
-from geollava.readable import one_line
+from geollava.readable import one_line, shortened, storable
 
 ROLES = {"human": "user", "gpt": "assistant"}
 KINDS = ("form", "image", "marks", "box", "duplicate id", "answer")
@@ -117,6 +117,9 @@ def form_problem(row: Any) -> str | None:
             return f"{place}.value must say something, it is empty"
     if len(turns) % 2:
         return "conversations must end with an answer of gpt, got a question"
+    for text in (str(row["id"]), *images, *(turn["value"] for turn in turns)):
+        if text != storable(text):
+            return f"a row must be text that UTF-8 can write, got {shortened(ascii(text), 100)}"
     return None
 
 
@@ -279,7 +282,7 @@ def check_files(
         total += len(rows)
         for index, row in enumerate(rows):
             if (message := form_problem(row)) is not None:
-                name = str(row.get("id", "")) if isinstance(row, dict) else ""
+                name = one_line(str(row.get("id", ""))) if isinstance(row, dict) else ""
                 problems.append(Problem(str(file), index, name, "form", message))
             else:
                 good.append((file, index, normalize(row)))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from geollava.outputs import written_whole
+from geollava.readable import named
 
 Row = dict[str, Any]
 Key = tuple[str, str]
@@ -139,7 +140,6 @@ class Finished:
             table = parquet.read_table(path)
             settings = (table.schema.metadata or {}).get(METADATA_KEY, b"").decode()
             table.validate(full=True)
-            rows: list[Row] = table.to_pylist()
         except (pyarrow.ArrowException, OSError, ValueError) as error:
             raise ValueError(f"{path} must be an output of geollava batch") from error
         if settings != self.settings:
@@ -151,18 +151,24 @@ class Finished:
             raise ValueError(
                 f"{path} must be an output of geollava batch, it lacks {', '.join(missing)}"
             )
+        with named(path, "it must be an output of geollava batch"):
+            rows: list[Row] = table.select(list(COLUMNS)).cast(self.schema()).to_pylist()
         return rows
+
+    def schema(self) -> Any:
+        import pyarrow
+
+        return pyarrow.schema(
+            [(name, pyarrow.type_for_alias(kind)) for name, kind in COLUMNS.items()],
+            metadata={METADATA_KEY: self.settings},
+        )
 
     def write(self, rows: list[Row], path: Path) -> None:
         import pyarrow
         from pyarrow import parquet
 
-        schema = pyarrow.schema(
-            [(name, pyarrow.type_for_alias(kind)) for name, kind in COLUMNS.items()],
-            metadata={METADATA_KEY: self.settings},
-        )
         with written_whole(path) as partial:
-            parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), partial)
+            parquet.write_table(pyarrow.Table.from_pylist(rows, schema=self.schema()), partial)
 
     def finish(self, order: list[Key]) -> list[Row]:
         """Writes the output: the rows of `order`, then all others. The part files go after it."""

@@ -387,7 +387,7 @@ class GeoLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             # transformers would load it too, from a pickle if need be.
             raise ValueError(f"{adapter}: a checkpoint must hold whole weights, got an adapter too")
         if (settings := folder / "generation_config.json").is_file():
-            checkpoint.read_json(settings)
+            checkpoint.check_generation(settings)
         with named(folder / "config.json", "no model can be made of it"):
             expected = expected_tensors(cls, config)
         checkpoint.check_tensors(folder, *expected)

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from geollava import checkpoint, imagery
-from geollava.configuration import GeoLlavaConfig, check_channels, check_count
+from geollava.configuration import MOST, GeoLlavaConfig, check_channels, check_count
 from geollava.readable import named, quiet_panics, reason_of
 from geollava.templates import bounded_templates
 
@@ -149,7 +149,7 @@ class GeoLlavaImageProcessor(BaseImageProcessor):
     def check(self) -> None:
         """Raises ValueError or TypeError for an option that no image can be cut by."""
         for name in ("crop_size", "max_crops", "max_aspect_ratio"):
-            check_count(name, getattr(self, name), 1)
+            check_count(name, getattr(self, name), 1, MOST.get(name))
         if self.resize not in imagery.RESIZE_MODES:
             modes = ", ".join(imagery.RESIZE_MODES)
             raise ValueError(f"resize must be one of {modes}, got {self.resize!r}")
@@ -338,14 +338,15 @@ class GeoLlavaProcessor(ProcessorMixin):
         prompts = expand_marks(prompts, VIDEO_TOKEN, video_lengths)
         kwargs.setdefault("padding", len(prompts) > 1)
         try:
-            tokens = self.tokenizer(prompts, return_tensors="pt", **kwargs)
-        except (Exception, KeyboardInterrupt, SystemExit):
+            with quiet_panics():
+                tokens = self.tokenizer(prompts, return_tensors="pt", **kwargs)
+        except (ValueError, TypeError, KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as panic:  # of the tokenizers library
+        except BaseException as error:  # of the tokenizers library: a panic, or no kind at all
             raise ValueError(
                 f"{self.tokenizer.name_or_path}: the tokenizer cannot take this text: "
-                f"{reason_of(panic)}"
-            ) from panic
+                f"{reason_of(error)}"
+            ) from error
         return {name: tokens[name] for name in ("input_ids", "attention_mask")}
 
     def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
@@ -366,6 +367,16 @@ class GeoLlavaProcessor(ProcessorMixin):
         with named(file if file.is_file() else source, "the chat template cannot be used"):
             return self.apply_chat_template(
                 [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+            )
+
+    def check_template(self) -> None:
+        """Raises ValueError for a chat template that does not mark an image once."""
+        prompt = self.build_prompt("?")
+        images, videos = prompt.count(IMAGE_TOKEN), prompt.count(VIDEO_TOKEN)
+        if (images, videos) != (1, 0):
+            raise ValueError(
+                f"{self.tokenizer.name_or_path}: the chat template must write one {IMAGE_TOKEN} "
+                f"for an image, got {images} of it and {videos} {VIDEO_TOKEN}"
             )
 
     @property

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from geollava.extras import install
-from geollava.readable import reason_of, shortened
+from geollava.readable import named, reason_of, shortened
 
 try:
     import yaml
@@ -63,7 +63,7 @@ class LoraSection(Section):
         quantize: "4bit" keeps the frozen language model in NF4 (QLoRA); needs a GPU.
     """
 
-    rank: Count = 16
+    rank: Annotated[int, Field(ge=1, le=4096)] = 16
     alpha: Count = 32
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     learning_rate: Annotated[float, Field(gt=0, lt=math.inf)] = 1e-4
@@ -129,7 +129,7 @@ class TrainConfig(Section):
     liger: bool | None = None
     sharding: Literal["none", "fsdp2"] | Path = "none"
     seed: Annotated[int, Field(ge=0)] = 0
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: Annotated[int, Field(ge=0, le=256)] = 0
     log_every: Count = 1
     save_every: Count = 100
     keep_checkpoints: Count = 2
@@ -217,7 +217,8 @@ def read_config(path: Path) -> TrainConfig:
         config = TrainConfig.model_validate(content)
     except ValidationError as error:
         raise ValueError(f"{path}: {'; '.join(describe(one) for one in error.errors())}") from error
-    return resolve_paths(config, path.parent)
+    with named(path, "a path in it cannot be used"):
+        return resolve_paths(config, path.parent)
 
 
 def yaml_problem(error: Exception) -> str:

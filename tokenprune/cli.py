@@ -108,8 +108,11 @@ def load(name: str, image: Path, question: str, dtype: str) -> tuple[Any, Any]:
         ) from error
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    with Image.open(image) as file:
-        picture = file.convert("RGB")
+    try:
+        with Image.open(image) as file:
+            picture = file.convert("RGB")
+    except Exception as error:  # Pillow raises what it likes on damaged files
+        raise ValueError(f"{image} must be an image: {error}") from error
     safely: dict[str, Any] = {"trust_remote_code": False}
     processor = transformers.AutoProcessor.from_pretrained(name, **safely)
     model = transformers.AutoModelForImageTextToText.from_pretrained(

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from geollava import overlay
-from geollava.answer import SceneTokens, check_pair, encode_scene
+from geollava.answer import SceneTokens, check_pair, check_words, encode_scene
 from geollava.configuration import GeoLlavaConfig
 from geollava.evaluate import controls
 from geollava.evaluate.answerer import Answerer, Reply, Seen
@@ -92,6 +92,7 @@ class GeoLlavaAnswerer(Answerer):
                 f"{sum(lengths)} visual tokens make a prompt of {len(ids)}; it and "
                 f"{max_new_tokens} new ones must fit the model's {limit} positions: keep fewer"
             )
+        check_words(self.model, self.processor, ids)
         return ids
 
     @torch.inference_mode()

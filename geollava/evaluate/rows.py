@@ -222,6 +222,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{path} must be a readable JSON file: {error}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{path} must hold a list of rows, each an object")
+    with named(path, "its text must be such that UTF-8 can write it"):
+        json.dumps(rows, ensure_ascii=False).encode()
     return rows
 
 

@@ -285,7 +285,10 @@ class appending:  # noqa: N801
         return self.write
 
     def write(self, lines: list[Line]) -> None:
-        self.file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        # An index or an answer may be of a type of Arrow's that JSON has not.
+        self.file.writelines(
+            json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines
+        )
         self.file.flush()
         os.fsync(self.file.fileno())
 

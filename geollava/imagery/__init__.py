@@ -12,6 +12,7 @@ crops.py     resized rows -> crops
 """
 
 from geollava.imagery.canvas import (
+    MAX_CROPS,
     allowed_canvases,
     fitted_size,
     image_box,
@@ -26,6 +27,7 @@ from geollava.imagery.scene import RESIZE_MODES, Georeference, Scene
 
 __all__ = [
     "EXIF_MODES",
+    "MAX_CROPS",
     "RESIZE_MODES",
     "Georeference",
     "Scene",

@@ -6,15 +6,27 @@ import math
 import re
 from collections.abc import Sequence
 
+MAX_CROPS = 10_000  # of a canvas: more than any model reads, and few enough to be listed
+
 
 def allowed_canvases(crop_size: int, max_crops: int, max_aspect_ratio: int) -> list[list[int]]:
-    """[width, height] in pixels of each canvas of 2 to `max_crops` crops, in published order."""
-    return [
+    """[width, height] in pixels of each canvas of 2 to `max_crops` crops, in published order.
+
+    Raises:
+        ValueError: there is none.
+    """
+    canvases = [
         [crop_size * cols, crop_size * rows]
         for cols in range(1, max_crops + 1)
         for rows in range(1, max_crops // cols + 1)
         if cols * rows > 1 and max(cols, rows) <= max_aspect_ratio * min(cols, rows)
     ]
+    if not canvases:
+        raise ValueError(
+            "max_crops and max_aspect_ratio must allow a canvas of at least two crops, "
+            f"got {max_crops} and {max_aspect_ratio}"
+        )
+    return canvases
 
 
 def parse_canvases(pinpoints: str | Sequence[Sequence[int]], crop_size: int) -> list[list[int]]:
@@ -23,6 +35,7 @@ def parse_canvases(pinpoints: str | Sequence[Sequence[int]], crop_size: int) -> 
         counts = [(int(a), int(b)) for a, b in re.findall(r"(\d+)\s*[x,]\s*(\d+)", pinpoints)]
         if "..." in pinpoints and len(counts) == 2:
             (first_cols, first_rows), (last_cols, last_rows) = counts
+            check_crops(last_cols, last_rows)
             return [
                 [crop_size * cols, crop_size * rows]
                 for cols in range(first_cols, last_cols + 1)
@@ -36,7 +49,17 @@ def parse_canvases(pinpoints: str | Sequence[Sequence[int]], crop_size: int) -> 
             f"image_grid_pinpoints must be sizes in multiples of {crop_size} px, "
             f"got {bad[0] if bad else 'none'}"
         )
+    for width, height in canvases:
+        check_crops(width // crop_size, height // crop_size)
     return canvases
+
+
+def check_crops(cols: int, rows: int) -> None:
+    if cols * rows > MAX_CROPS:
+        raise ValueError(
+            f"image_grid_pinpoints must name canvases of at most {MAX_CROPS:,} crops, "
+            f"got {cols} x {rows}"
+        )
 
 
 def select_canvas(width: int, height: int, canvases: Sequence[Sequence[int]]) -> tuple[int, int]:

@@ -154,7 +154,10 @@ class IsolatedScene(Scene):
         self._worker: Worker | None = take_worker()
         self._finalizer = weakref.finalize(self, self._worker.end)
         try:
-            opened = self._worker.ask(path, "open", name=str(path), **options)
+            # A decoder that waited may have been started in another folder.
+            folder = "/" if path.is_absolute() else os.getcwd()
+            request = {"name": str(path), "folder": folder} | options
+            opened = self._worker.ask(path, "open", **request)
         except Exception:
             self._give_back()
             raise

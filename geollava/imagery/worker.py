@@ -88,7 +88,9 @@ class Server:
             message = f"{self.path} cannot be read: {reason_of(error)}"
             return {"error": "ValueError", "message": message}
 
-    def open(self, name: str, **options: Any) -> dict[str, Any]:
+    def open(self, name: str, folder: str, **options: Any) -> dict[str, Any]:
+        """Opens a file; a relative name starts at the folder."""
+        os.chdir(folder)
         self.path, self.checking = name, None
         self.scene = scene = open_here(Path(name), **options)
         place = scene.georeference

@@ -1,14 +1,15 @@
-"""Mutated files for the public readers: `python -m tests.fuzz --seconds 90`, or for hours.
+"""Mutated files for readers and commands: `python -m tests.fuzz --seconds 90`, or for hours.
 
-Nothing may crash, hang for 20 seconds, take more memory than is stated, or end in a traceback. What
-does is kept in a folder and ends the run with exit code 1; `--replay FILE --target NAME` reads it
-again.
+Nothing may crash, hang for 20 seconds, take more memory than is stated, end in a traceback, or with
+an exit code other than 0 and 2. What does is kept in a folder and ends the run with exit code 1;
+`--replay FOLDER --target NAME` reads it again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import select
 import shutil
@@ -20,56 +21,36 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from tests.fuzz.mutations import mutate
 from tests.fuzz.targets import TARGETS
 
 TIME_LIMIT = 20.0  # seconds for one input
-MEMORY_LIMIT = 2048  # MiB of a worker, libraries included; files here have at most 4 megapixels
-NUMBERS = [b"\x00", b"\xff", b"\x7f\xff\xff\xff", b"\xff\xff\xff\xff", b"\x00\x00\x00\x00"]
-WORDS = [b"null", b"[]", b"{}", b"-1", b"1e999", b'"x"', b"\n", b"%", b"&a [*a]", b"../", b"NaN"]
-
-
-def mutate(data: bytes, draw: random.Random) -> bytes:
-    """One to four changes: bits, numbers, words, pieces cut, doubled or moved."""
-    out = bytearray(data)
-    for _ in range(draw.randint(1, 4)):
-        if not out:
-            return bytes(out)
-        # Headers decide most: half of the changes are at the beginning.
-        at = draw.randrange(min(len(out), 512) if draw.random() < 0.5 else len(out))
-        kind = draw.randrange(6)
-        size = draw.choice([1, 2, 4, 16, 200])
-        if kind == 0:
-            out[at] ^= 1 << draw.randrange(8)
-        elif kind == 1:
-            number = draw.choice(NUMBERS)
-            out[at : at + len(number)] = number
-        elif kind == 2:
-            out[at:at] = draw.choice(WORDS)
-        elif kind == 3:
-            del out[at : at + size]
-        elif kind == 4:
-            out[at:at] = out[at : at + size]
-        else:
-            del out[draw.choice([at, len(out) // 2, len(out) - 1]) :]
-    return bytes(out)
+# MiB of a worker or its decoder, libraries included; files here have at most 4 megapixels.
+MEMORY_LIMIT = 2048
 
 
 class Worker:
     """A process that reads; a new one where the last died."""
 
-    def __init__(self) -> None:
+    def __init__(self, cache: Path) -> None:
+        self.environment = os.environ | {"HF_DATASETS_CACHE": str(cache)}
         self.process: subprocess.Popen[str] | None = None
 
-    def read(self, target: str, path: Path) -> dict[str, Any]:
+    def read(self, target: str, folder: Path, path: Path) -> dict[str, Any]:
         if self.process is None:
             command = [sys.executable, "-m", "tests.fuzz.worker"]
             self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                bufsize=1,
+                env=self.environment,
             )
         process = self.process
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(json.dumps([target, str(path)]) + "\n")
+        process.stdin.write(json.dumps([target, str(folder), str(path)]) + "\n")
         start, limit = time.monotonic(), TIME_LIMIT + 60 * (not getattr(self, "warm", False))
         while time.monotonic() - start < limit:
             if select.select([process.stdout], [], [], 0.5)[0]:
@@ -93,35 +74,50 @@ class Worker:
         self.process, self.warm = None, False
 
 
-def fuzz(names: list[str], seconds: float, inputs: int, seed: int, findings: Path) -> Counter[str]:
-    draw, worker, counts = random.Random(seed), Worker(), Counter[str]()
-    end = time.monotonic() + seconds
+def fuzz(
+    names: list[str], seconds: float, inputs: int, seed: int, findings: Path
+) -> tuple[Counter[str], Counter[str]]:
+    """(how inputs ended, how many each target had)."""
+    draw, counts, per_target = random.Random(seed), Counter[str](), Counter[str]()
     with tempfile.TemporaryDirectory() as scratch:
-        seeds = {}
-        for name in names:
-            folder = Path(scratch) / "seeds" / name
-            folder.mkdir(parents=True)
-            seeds[name] = TARGETS[name].seeds(folder)
+        worker = Worker(Path(scratch) / "cache")
+        seeds = {name: seeded(name, Path(scratch) / name) for name in names}
+        weights = [TARGETS[name].weight for name in names]
+        end = time.monotonic() + seconds
         while time.monotonic() < end and counts.total() < inputs:
-            name = draw.choice(names)
-            source = draw.choice(seeds[name])
-            place = Path(scratch) / "now" / name
-            if not place.exists():
-                shutil.copytree(source.parent, place)
-            path = place / source.name
-            path.write_bytes(mutate(source.read_bytes(), draw))
-            result = worker.read(name, path)
+            [name] = draw.choices(names, weights)
+            folder, (path, good) = Path(scratch) / name, draw.choice(seeds[name])
+            path.write_bytes(mutate(path.name, good, draw))
+            result = worker.read(name, folder, path)
             counts[result["kind"]] += 1
+            per_target[name] += 1
             if result["kind"] not in ("read", "refused"):
-                findings.mkdir(parents=True, exist_ok=True)
-                kept = findings / f"{name}-{result['kind']}-{counts.total()}{path.suffix}"
+                place = findings / f"{name}-{result['kind']}-{counts.total()}"
+                kept = place / path.relative_to(folder)
+                kept.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, kept)
-                kept.with_name(kept.name + ".txt").write_text(result["text"])
+                place.with_name(place.name + ".txt").write_text(result["text"])
                 last = result["text"].strip().splitlines()[-1]
                 print(f"{name}: {result['kind']}: {last}  ({kept})", flush=True)
-            shutil.copy(source, path)
+            path.write_bytes(good)
         worker.stop()
-    return counts
+    return counts, per_target
+
+
+def seeded(name: str, folder: Path) -> list[tuple[Path, bytes]]:
+    folder.mkdir()
+    return [(path, path.read_bytes()) for path in TARGETS[name].seeds(folder)]
+
+
+def replay(name: str, kept: Path) -> None:
+    """Reads a finding again, among the seeds that it lay among."""
+    [file] = [path.relative_to(kept) for path in kept.rglob("*") if path.is_file()]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / name
+        seeded(name, folder)
+        shutil.copy(kept / file, folder / file)
+        os.chdir(folder)
+        TARGETS[name].read(folder / file)
 
 
 def main() -> None:
@@ -131,14 +127,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--target", action="append", choices=TARGETS)
     parser.add_argument("--findings", type=Path, default=Path("fuzz-findings"))
-    parser.add_argument("--replay", type=Path, help="read this file once, as the target does")
+    parser.add_argument("--replay", type=Path, help="a folder of findings: read its file once")
     options = parser.parse_args()
     names = options.target or list(TARGETS)
     if options.replay is not None:
-        TARGETS[names[0]].read(options.replay)
+        replay(names[0], options.replay.resolve())
         return
-    counts = fuzz(names, options.seconds, options.inputs, options.seed, options.findings)
-    print(f"{counts.total()} inputs: " + ", ".join(f"{n} {kind}" for kind, n in counts.items()))
+    counts, per_target = fuzz(
+        names, options.seconds, options.inputs, options.seed, options.findings
+    )
+    print("inputs of " + ", ".join(f"{name} {per_target[name]:,}" for name in names))
+    ends = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
+    print(f"{counts.total():,} inputs: {ends}")
     sys.exit(0 if set(counts) <= {"read", "refused"} else 1)
 
 

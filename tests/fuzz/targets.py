@@ -1,7 +1,8 @@
-"""What is fuzzed: a name, files to begin with, and the public reader that takes them.
+"""What is fuzzed: a name, files to begin with, and the reader or command that takes them.
 
-A target is called with one mutated file (or a seed, for those that make tensors) and may return, or
-raise one of `REFUSALS` with a readable line. Everything else is a finding.
+A target is called with one mutated file (or a seed, for those that make tensors) in a folder of
+good ones, which is the working directory. It may return, or raise one of `REFUSALS` with a readable
+line. Everything else is a finding.
 """
 
 from __future__ import annotations
@@ -16,17 +17,38 @@ from typing import Any
 
 import numpy as np
 
+from tests.fuzz import commands
+
 REFUSALS = (ValueError, TypeError, NotImplementedError, OSError)
 MAX_PIXELS = 4_000_000
 
 
 @dataclass(frozen=True)
 class Target:
-    """`seeds(folder)` writes good files and returns them; `read(path)` is what must hold out."""
+    """`seeds(folder)` writes good files and returns them; `read(path)` is what must hold out.
+
+    Attributes:
+        weight: how often it is drawn, against others; quick ones are drawn more often.
+    """
 
     seeds: Callable[[Path], list[Path]]
     read: Callable[[Path], Any]
+    weight: int = 1
 
+
+MOSAIC = """<VRTDataset rasterXSize="64" rasterYSize="64">
+  <SRS>EPSG:32633</SRS>
+  <GeoTransform>500000, 1, 0, 5000000, 0, -1</GeoTransform>
+  <VRTRasterBand dataType="Byte" band="1">
+    <SimpleSource>
+      <SourceFilename relativeToVRT="1">strips.tif</SourceFilename>
+      <SourceBand>1</SourceBand>
+      <SrcRect xOff="0" yOff="0" xSize="64" ySize="64"/>
+      <DstRect xOff="0" yOff="0" xSize="64" ySize="64"/>
+    </SimpleSource>
+  </VRTRasterBand>
+</VRTDataset>
+"""
 
 # -- seeds ----------------------------------------------------------------------------------------
 
@@ -71,7 +93,8 @@ def rasters(folder: Path) -> list[Path]:
         with rasterio.open(path, "w", **profile) as file:
             file.write(values)
         made.append(path)
-    return made
+    (folder / "mosaic.vrt").write_text(MOSAIC)
+    return [*made, folder / "mosaic.vrt"]
 
 
 def rows(folder: Path) -> list[Path]:
@@ -132,19 +155,8 @@ def numbers(folder: Path) -> list[Path]:
 def read_scene(path: Path) -> None:
     from geollava.imagery import open_scene, resized
 
-    scene = open_scene(path, max_pixels=MAX_PIXELS)
-    resized(scene, (32, 32))
-
-
-def validate_rows(path: Path) -> None:
-    """The command itself: it exits 0 or 2, or with 1 where rows have problems."""
-    from geollava import cli
-
-    try:
-        cli.main(["validate", str(path)])
-    except SystemExit as end:
-        if end.code not in (0, 1, 2, None):
-            raise RuntimeError(f"exit {end.code}") from end
+    with open_scene(path, max_pixels=MAX_PIXELS) as scene:
+        resized(scene, (32, 32))
 
 
 def read_table(path: Path) -> None:
@@ -208,14 +220,26 @@ def reduce_tensors(path: Path) -> None:
     )
 
 
+def both(*seeds: Callable[[Path], list[Path]]) -> Callable[[Path], list[Path]]:
+    return lambda folder: [path for some in seeds for path in some(folder)]
+
+
 TARGETS = {
-    "picture": Target(pictures, read_scene),
-    "raster": Target(rasters, read_scene),
-    "rows": Target(rows, validate_rows),
-    "table": Target(tables, read_table),
-    "recipe": Target(recipes, read_recipe),
-    "config": Target(configs, read_model_config),
-    "tokenizer": Target(tokenizers, read_tokenizer),
-    "weights": Target(weights, read_weights),
-    "tensors": Target(numbers, reduce_tensors),
+    "picture": Target(pictures, read_scene, 2),
+    "raster": Target(rasters, read_scene, 2),
+    "rows": Target(rows, commands.validate, 3),
+    "table": Target(tables, read_table, 3),
+    "recipe": Target(recipes, read_recipe, 14),
+    "config": Target(configs, read_model_config, 16),
+    "tokenizer": Target(tokenizers, read_tokenizer, 14),
+    "weights": Target(weights, read_weights, 14),
+    "tensors": Target(numbers, reduce_tensors, 14),
+    "ask": Target(commands.beside_a_model(both(pictures, rasters)), commands.ask),
+    "ask-own": Target(commands.own_checkpoint, commands.ask_a_checkpoint, 2),
+    "ask-published": Target(commands.published_checkpoint, commands.ask_a_checkpoint, 2),
+    "export": Target(commands.own_checkpoint, commands.export, 2),
+    "batch": Target(commands.beside_a_model(commands.lists_of_scenes), commands.batch),
+    "evaluate": Target(commands.beside_a_model(commands.benchmark_rows), commands.evaluate),
+    "train": Target(commands.beside_a_model(commands.training), commands.train),
+    "verify": Target(commands.llava, commands.verify),
 }

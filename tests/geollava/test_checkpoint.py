@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.utils import logging as transformers_logging
 
 from geollava import GeoLlavaConfig, GeoLlavaForConditionalGeneration, GeoLlavaProcessor
 from geollava.default_model import default_checkpoint
@@ -82,6 +83,11 @@ def test_export_of_tied_embeddings(form, run, default_pair, tmp_path):
     state, expected = again.state_dict(), default_pair[0].state_dict()
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[name], expected[name]) for name in expected)
+
+
+def test_export_prints_no_progress(run, complete_checkpoint, tmp_path):
+    transformers_logging.enable_progress_bar()
+    assert run("export", complete_checkpoint, tmp_path / "own", "--form", "own") == (0, "", "")
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "a.pt"])

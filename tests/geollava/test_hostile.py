@@ -139,6 +139,15 @@ def test_a_decoder_that_dies_between_two_rows(tmp_path):
         assert scene.read_rows(0, 40, 1).shape == (40, 60, 3)
 
 
+def test_a_relative_name_in_another_folder(tmp_path, monkeypatch):
+    """...than the one that the decoder was started in."""
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        noise(60, 40).save(f"{name}.png")
+        assert imagery.read_image(f"{name}.png").size == (60, 40)
+
+
 def test_too_much_memory(tmp_path):
     """A decoder that asks for twice its limit."""
     Image.new("L", (64, 64)).save(tmp_path / "image.png")

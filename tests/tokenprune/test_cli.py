@@ -47,6 +47,14 @@ def test_verified(run, llava, picture):
     assert out.endswith("verified\n")
 
 
+def test_no_image(run, llava, tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"no image")
+    code, out, err = run("verify", llava, path, "What is here?")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {path} must be an image: ")
+
+
 def test_as_json(run, llava, picture):
     options = ("--method", "fastervlm", "--new-tokens", 2, "--json")
     code, out, _ = run("verify", llava, picture, "What is here?", *options)
