@@ -19,7 +19,7 @@ from tokenprune import (
     list_methods,
     method_class,
 )
-from tokenprune.hosts.encoder import AttentionReader
+from tokenprune.hosts.attention import AttentionReader
 from tokenprune.method import required_options
 
 __all__ = ["AffinityHead", "ReducedTokens", "check_method", "reading_attention", "reduce_tokens"]

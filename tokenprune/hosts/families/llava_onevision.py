@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from tokenprune.adapters.llava_next import LlavaNext
 from tokenprune.hosts.compat import require_attributes, require_parameters
+from tokenprune.hosts.families.llava_next import LlavaNext
 
 
 class LlavaOnevision(LlavaNext):
@@ -27,8 +27,10 @@ class LlavaOnevision(LlavaNext):
         require_parameters(self.model.get_image_features, "batch_num_images")
         require_attributes(self.config, "vision_aspect_ratio")
 
-    def sizes(self, arguments: Mapping[str, Any], num_images: int) -> Sequence[Any]:
-        sizes = super().sizes(arguments, num_images)
+    def sizes(
+        self, arguments: Mapping[str, Any], features: Any, input_ids: Tensor | None
+    ) -> Sequence[Any]:
+        sizes = super().sizes(arguments, features, input_ids)
         counts = arguments.get("batch_num_images")
         return sizes if counts is None else self.sizes_in_prompts(sizes, counts)
 

@@ -8,13 +8,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tokenprune.adapter import Adapter, ImageLayout, TokenGrid
+from tokenprune.hosts.adapter import Adapter
 from tokenprune.hosts.compat import (
     imported,
     require,
     require_attributes,
     require_parameters,
 )
+from tokenprune.hosts.layout import ImageLayout, TokenGrid
 
 CROP_COUNT = "transformers.models.llava_next.modeling_llava_next", "image_size_to_num_patches"
 
@@ -48,7 +49,9 @@ class LlavaNext(Adapter):
             f"got {', '.join(signature.parameters)}",
         )
 
-    def sizes(self, arguments: Mapping[str, Any], num_images: int) -> Sequence[Any]:
+    def sizes(
+        self, arguments: Mapping[str, Any], features: Any, input_ids: Tensor | None
+    ) -> Sequence[Any]:
         return [tuple(map(int, size)) for size in arguments["image_sizes"]]
 
     def layout(self, size: Any) -> ImageLayout:

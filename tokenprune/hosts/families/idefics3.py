@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from tokenprune.adapter import Adapter, ImageLayout
+from tokenprune.hosts.adapter import Adapter
 from tokenprune.hosts.compat import require_attributes
+from tokenprune.hosts.layout import ImageLayout
 
 
 class Idefics3(Adapter):

@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from tokenprune.adapter import Adapter, ImageLayout, TokenGrid
+from tokenprune.hosts.adapter import Adapter
 from tokenprune.hosts.compat import require_attributes
+from tokenprune.hosts.layout import ImageLayout, TokenGrid
 
 
 class Llava(Adapter):
@@ -21,9 +22,13 @@ class Llava(Adapter):
         require_attributes(self.model, "vision_tower")
         require_attributes(self.config, "vision_feature_layer", "vision_feature_select_strategy")
 
-    def sizes(self, arguments: Mapping[str, Any], num_images: int) -> Sequence[Any]:
+    def sizes(
+        self, arguments: Mapping[str, Any], features: Any, input_ids: Tensor | None
+    ) -> Sequence[Any]:
         sizes = arguments.get("image_sizes")
-        return [None] * num_images if sizes is None else [tuple(map(int, size)) for size in sizes]
+        if sizes is None:
+            return super().sizes(arguments, features, input_ids)
+        return [tuple(map(int, size)) for size in sizes]
 
     def layout(self, size: Any) -> ImageLayout:
         """`size`: (height, width) in pixels for a Pixtral tower, else not looked at."""

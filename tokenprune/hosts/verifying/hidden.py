@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenprune.hosts.reduction import ReducedImages
+from tokenprune.hosts.images import ReducedImages
 
 
 def hide(mask: Any, hidden: Tensor, like: Tensor, *, in_layer: bool) -> Any:

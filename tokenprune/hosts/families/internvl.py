@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from tokenprune.adapter import Adapter, ImageLayout
+from tokenprune.hosts.adapter import Adapter
 from tokenprune.hosts.compat import require_attributes
+from tokenprune.hosts.layout import ImageLayout
 
 
 class InternVL(Adapter):

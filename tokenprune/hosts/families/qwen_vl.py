@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tokenprune.adapter import Adapter, ImageLayout, tower_layers
+from tokenprune.hosts.adapter import Adapter, tower_layers
 from tokenprune.hosts.compat import imported, require_attributes, require_parameters
+from tokenprune.hosts.layout import ImageLayout
 
 WINDOW_INDEX = "transformers.vision_utils", "get_vision_window_index"
 
@@ -18,7 +19,7 @@ class QwenVL(Adapter):
     """Attention is read per patch and averaged over the patches that make a token."""
 
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
-    restored: ClassVar[tuple[str, ...]] = ("rope_deltas",)
+    conversation_state: ClassVar[tuple[str, ...]] = ("rope_deltas",)
     positions_need_grid: ClassVar[bool] = True
 
     def check(self) -> None:
@@ -41,7 +42,9 @@ class QwenVL(Adapter):
     def merge_size(self) -> int:
         return self.config.vision_config.spatial_merge_size
 
-    def sizes(self, arguments: Mapping[str, Any], num_images: int) -> Sequence[Any]:
+    def sizes(
+        self, arguments: Mapping[str, Any], features: Any, input_ids: Tensor | None
+    ) -> Sequence[Any]:
         return [tuple(map(int, grid)) for grid in arguments["image_grid_thw"]]
 
     def layout(self, size: Any) -> ImageLayout:
