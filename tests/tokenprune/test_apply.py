@@ -12,6 +12,7 @@ import peft
 import pytest
 import torch
 import transformers
+from packaging.version import Version
 from torch import nn
 
 import tokenprune
@@ -20,6 +21,8 @@ from tokenprune.hosts.adapter import find_adapter
 
 from .hosts import CACHE, HOSTS, IMAGE, NEEDS_CACHE, PAD, TEXT, Host, cache_in
 
+# From 5.18 on images are encoded before the prompt is taken to pieces.
+CHUNKS_ENCODED_IMAGES = Version(transformers.__version__) >= Version("5.18")
 GREEDY: dict[str, Any] = {
     "max_new_tokens": 5,
     "do_sample": False,
@@ -710,6 +713,9 @@ def test_what_cannot_be_is_refused(llava):
             model(inputs_embeds=torch.zeros(1, 4, 32))
         with pytest.raises(NotImplementedError, match="static cache"):
             generated(llava, inputs, cache_implementation="static")
+        if CHUNKS_ENCODED_IMAGES:
+            with pytest.raises(NotImplementedError, match=r"in pieces .* \(prefill_chunk_size\)"):
+                generated(llava, inputs, prefill_chunk_size=16)
         with pytest.raises(NotImplementedError, match=r"must be \[B, L\] .* shape \[1, 1, 2, 2\]"):
             model(**{**inputs, "attention_mask": torch.ones(1, 1, 2, 2)})
         with pytest.raises(NotImplementedError, match="logits_to_keep as a tensor"):

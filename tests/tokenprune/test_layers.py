@@ -605,3 +605,60 @@ def test_beside_another_method(llava):
         assert torch.equal(logits_of(llava, inputs), first)
         assert outer.report().tokens_after == [8, 8]
     assert traces(llava.model) == before
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "gemma3"])
+def test_compact_positions_close_gaps_from_each_cut_on(name, method):
+    """The whole model, its layers from a cut on given the rotary embeddings of closed gaps."""
+    host = build(name)
+    inputs = host.inputs(ONE)
+    length, new = inputs["input_ids"].shape[1], 4
+    with tokenprune.apply(host.model, method, num_keep=5, positions="compact") as handle:
+        short = logits_of(host, inputs)
+        kept = handle.kept_positions[0]
+        by_layer = handle.outcome().by_layer
+        run = generated(host, inputs, max_new_tokens=new + 1)
+    hidden = {
+        number: nn.functional.pad(~keep, (0, new))
+        for number, keep in enumerate(by_layer)
+        if keep is not None
+    }
+    longer = {**inputs, "input_ids": run.sequences[:, :-1]}
+    longer["attention_mask"] = torch.ones(1, length + new, dtype=torch.long)
+    for kind in ("token_type_ids", "mm_token_type_ids"):
+        if kind in inputs:
+            longer[kind] = nn.functional.pad(inputs[kind], (0, new))
+    positions = host.positions(inputs)
+    following = positions.max() + 1 + torch.arange(new)
+    longer["position_ids"] = torch.cat(
+        [positions, following.expand(*positions.shape[:-1], -1)], dim=-1
+    )
+    model = host.model.model.language_model
+    hooks = [
+        layers_of(host)[number].register_forward_pre_hook(
+            closed_gaps(model, number, ~columns[0], longer["position_ids"]), with_kwargs=True
+        )
+        for number, columns in hidden.items()
+    ]
+    try:
+        whole, _ = run_hidden(host, longer, hidden)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    torch.testing.assert_close(short[0], whole[0, kept], atol=1e-4, rtol=0)
+    steps = torch.stack(run.logits, 1)[0]
+    torch.testing.assert_close(steps, whole[0, length - 1 :], atol=1e-4, rtol=0)
+
+
+def closed_gaps(model: Any, number: int, keep: torch.Tensor, positions: torch.Tensor) -> Any:
+    """Positions that no kept token uses are taken out, on all axes together."""
+    used = positions[..., 0, keep].unique()
+    closed = torch.searchsorted(used, positions.contiguous()).clamp(max=len(used) - 1)
+    types = getattr(model.config, "layer_types", None)
+    kind = (types[number],) if "gemma3" in model.config.model_type else ()
+
+    def before(module: Any, args: Any, kwargs: Any) -> Any:
+        rotary = model.rotary_emb(args[0] if args else kwargs["hidden_states"], closed, *kind)
+        return args, kwargs | {"position_embeddings": rotary}
+
+    return before

@@ -146,7 +146,7 @@ def dropped(host: Host, handle: tokenprune.Handle, inputs: Any, method: Method) 
         for row, kept in enumerate(handle.kept_positions):
             gone[row, kept] = False
         return {0: gone}
-    by_layer = handle._applied.last.outcome.by_layer
+    by_layer = handle.outcome().by_layer
     return {
         number: placeholders & ~keep for number, keep in enumerate(by_layer) if keep is not None
     }
@@ -281,7 +281,7 @@ def dropped_later(handle: tokenprune.Handle, asked: Any, method: Method) -> dict
             gone[row, kept] = False
         return {0: gone}
     found = {}
-    for number, keep in enumerate(handle._applied.last.outcome.by_layer):
+    for number, keep in enumerate(handle.outcome().by_layer):
         if keep is not None:
             past = ids.shape[1] - keep.shape[1]
             gone = (ids[:, past:] == IMAGE) & ~keep

@@ -13,7 +13,7 @@ from tokenprune.hosts.images import ReducedImages, reduce_images
 from tokenprune.hosts.masks import fit_in_layers, fit_prompt_mask, moved, positions_of
 from tokenprune.hosts.memory import Memory, Origin, remember
 from tokenprune.hosts.reduction import Reduction
-from tokenprune.hosts.sequence import KeptColumns, compact, edge_padding
+from tokenprune.hosts.sequence import KeptColumns, compacted, edge_padding
 from tokenprune.hosts.stopwatch import Stopwatch
 from tokenprune.hosts.windows import window_of_kind
 
@@ -95,7 +95,8 @@ class BeforeModel(Reduction):
     def masks(self, given: dict[str, Any], columns: KeptColumns) -> Any:
         """`given`: what the host made of the mask: [B, M], [B, H, L, M], or one per layer type."""
         prompt, mask = self.prompt, given.get("attention_mask")
-        config = self.adapter.language_model.config.get_text_config()
+        language_model: Any = self.adapter.language_model
+        config = language_model.config.get_text_config()
         total = prompt.past + prompt.now.shape[1]
         window = getattr(config, "sliding_window", None)
         simple = Memory.of(prompt.cache) is None and (window is None or total <= window)
@@ -140,26 +141,3 @@ class BeforeModel(Reduction):
             removed = length - columns.index.shape[1]
             outcome.cache_bytes_saved = cache_bytes_saved(cache, [removed] * layers)
         return outcome
-
-
-def compacted(positions: Tensor, keep: Tensor, now: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions without the gaps that dropped tokens leave, and how far what follows has moved.
-
-    Args:
-        positions: [B, L], or [A, B, L] of several axes.
-        keep: [B, L] bool, the tokens that remain.
-        now: [B, L] bool, False where padding.
-
-    Returns:
-        The same shape, meaningful where `keep`; and [B] int64.
-    """
-    axes = positions if positions.ndim == 3 else positions[None]
-    now, keep = now.to(axes.device), keep.to(axes.device)
-    # Qwen-VL's four rows are the text's numbering and the three axes of mRoPE.
-    split = len(axes) - 3 if len(axes) == 4 else 0
-    rope = axes[split:]
-    following = rope.masked_fill(~now, -1).amax(dim=(0, 2)) + 1
-    rope = compact(rope, keep, now)
-    axes = torch.cat([compact(axes[:split], keep, now), rope]) if split else rope
-    next_position = rope.masked_fill(~(keep & now), -1).amax(dim=(0, 2)) + 1
-    return (axes if positions.ndim == 3 else axes[0]), following - next_position

@@ -7,7 +7,7 @@ here: states, rotary embeddings and mask alike.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -16,16 +16,10 @@ from torch import Tensor, nn
 from tokenprune.hosts.adapter import Adapter
 from tokenprune.hosts.applied import Applied, Outcome, cache_bytes_saved
 from tokenprune.hosts.attention import attention_of
-from tokenprune.hosts.before_model import compacted
-from tokenprune.hosts.compat import attention_implementation, check_layer
+from tokenprune.hosts.compat import check_layer
 from tokenprune.hosts.image_groups import group_images, reduced_images
-from tokenprune.hosts.masks import (
-    fit_in_layers,
-    fit_prompt_mask,
-    moved,
-    positions_of,
-    rotary_of,
-)
+from tokenprune.hosts.layer_arguments import LayerArguments
+from tokenprune.hosts.masks import fit_in_layers, positions_of
 from tokenprune.hosts.memory import Memory, Origin, remember
 from tokenprune.hosts.prompt import Prompt
 from tokenprune.hosts.reduction import Reduction
@@ -78,9 +72,10 @@ class BetweenLayers(Reduction):
         self.scores = torch.zeros(int(prompt.placeholders.sum()), device=device)
         self.stopwatches: list[Stopwatch] = []
         self.features: Tensor | None = None
-        self.positions: Tensor | None = None
         self._deepstack: tuple[Tensor, Sequence[Tensor]] | None = None
-        self._fitted: dict[Any, tuple[Any, Any]] = {}
+        self.arguments = LayerArguments(
+            prompt, adapter, applied.positions == "compact", self.real, self.pad_left
+        )
         self.cuts = [
             Cut(cut.before, self._ranking_layer(cut.ranked_in)) if self._shrinks(turn) else cut
             for turn, cut in enumerate(self.cuts)
@@ -117,7 +112,7 @@ class BetweenLayers(Reduction):
             NotImplementedError: image features that the host adds after the last layer.
         """
         self.features = given["inputs_embeds"][self.prompt.placeholders]
-        self.positions = positions_of(given, self.prompt.past)
+        self.arguments.positions = positions_of(given, self.prompt.past)
         features = given.get("deepstack_visual_embeds")
         if not features or not any(self._shrinks(turn) for turn in range(len(self.cuts))):
             return given
@@ -137,27 +132,28 @@ class BetweenLayers(Reduction):
         with Stopwatch(states.device) as stopwatch:
             for turn, cut in enumerate(self.cuts):
                 if cut.ranked_in == number and self._shrinks(turn):
-                    self._rank(number, layer, states, self._fit(number, layer, states, given))
+                    fitted = self.arguments.fit(number, layer, states, given, self.columns)
+                    self._rank(number, layer, states, fitted)
                 if cut.before == number and self._shrinks(turn):
                     states = self._cut(turn, states)
-            given = self._fit(number, layer, states, given)
+            given = self.arguments.fit(number, layer, states, given, self.columns)
         self.stopwatches.append(stopwatch)
         self.by_layer.append(self.columns)
-        self.shifts.append(self._shift(number))
+        self.shifts.append(self.arguments.shift(number, self.columns))
         return states, given
 
     def enter_layer_again(
         self, number: int, layer: nn.Module, states: Tensor, given: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Any]]:
         columns, again = self.by_layer[number], copy.copy(self)
-        again.columns, again._fitted = self.by_layer[number - 1] if number else None, {}
+        again.columns = self.by_layer[number - 1] if number else None
         states = again._add_deepstack(number, states)
         if columns is not None and columns is not again.columns:
             states = again._shorten(columns, states)
-        return states, again._fit(number, layer, states, given)
+        return states, self.arguments.fit(number, layer, states, given, columns)
 
     def end(self, cache: Any) -> Outcome | None:
-        self._fitted.clear()  # who holds this for the backward must not hold those
+        self.arguments.forget()  # who holds this for the backward must not hold those
         if len(self.by_layer) < self.num_layers:
             return None
         assert self.features is not None  # `begin` has set it
@@ -224,80 +220,5 @@ class BetweenLayers(Reduction):
         if self.columns is not None:
             slots = self.columns.places.gather(1, slots)
         self.columns = columns
-        self._fitted.clear()
         rows = torch.arange(len(slots), device=states.device)[:, None]
         return states[rows, slots.to(states.device)]
-
-    def _memory(self, number: int) -> Memory | None:
-        return Memory.of(self.prompt.cache, number)
-
-    def _fit(
-        self, number: int, layer: Any, states: Tensor, given: dict[str, Any]
-    ) -> dict[str, Any]:
-        columns, memory = self.columns, self._memory(number)
-        if columns is None and memory is None:
-            return given
-        group = None if memory is None else memory.group
-        rotary = given["position_embeddings"]
-        fitted_rotary = self._once(
-            ("rotary", group, id(rotary)),
-            rotary,
-            lambda: self._rotary(number, layer, states, rotary),
-        )
-        mask, window = given.get("attention_mask"), window_of(number, layer)
-        attention = attention_implementation(layer.self_attn)
-        fitted_mask = self._once(
-            ("mask", group, window, id(mask)),
-            mask,
-            lambda: fit_prompt_mask(
-                mask, memory, self.prompt, self._everything(), window, attention
-            ),
-        )
-        # Layers look at positions only to find packed sequences, which gaps would pass for.
-        return given | {
-            "position_embeddings": fitted_rotary,
-            "attention_mask": fitted_mask,
-            "position_ids": None,
-        }
-
-    def _once(self, key: Any, value: Any, fit: Callable[[], Any]) -> Any:
-        """Layers share their arguments: what was made of one is kept until columns change."""
-        if key not in self._fitted:
-            self._fitted[key] = value, fit()
-        return self._fitted[key][1]
-
-    def _rotary(self, number: int, layer: Any, states: Tensor, pair: Any) -> Any:
-        columns, memory = self._everything(), self._memory(number)
-        compact = self.applied.positions == "compact" and self.columns is not None
-        if not compact and (memory is None or memory.shift is None):
-            return tuple(columns.take_embeddings(part) for part in pair)
-        positions, _ = self._positions(number)
-        return rotary_of(
-            self.adapter.language_model, number, layer, states, columns.take(positions)
-        )
-
-    def _positions(self, number: int) -> tuple[Tensor, Tensor | None]:
-        """[.., B, L] of all columns in a layer, and how far what follows has moved."""
-        positions, memory, now = self.positions, self._memory(number), self.prompt.now
-        assert positions is not None  # `begin` has set it
-        positions = positions.expand(*positions.shape[:-2], len(now), -1)
-        shift = None
-        if memory is not None and memory.shift is not None:
-            positions, shift = moved(positions, memory), memory.shift_of_rows()
-        if self.applied.positions == "compact" and self.columns is not None:
-            positions, more = compacted(positions, self.columns.keep, now)
-            shift = more if shift is None else shift.to(more.device) + more
-        return positions, shift
-
-    def _shift(self, number: int) -> Tensor | None:
-        key = "shift", self._group(number)
-        return self._once(key, None, lambda: self._positions(number)[1])  # type: ignore[no-any-return]
-
-    def _group(self, number: int) -> int | None:
-        memory = self._memory(number)
-        return None if memory is None else memory.group
-
-    def _everything(self) -> KeptColumns:
-        if self.columns is not None:
-            return self.columns
-        return KeptColumns.of(self.real, pad_left=self.pad_left)

@@ -45,6 +45,18 @@ class EncodedImages:
         ours, theirs = image_features(known)[0], image_features(output)[0]
         return ours.shape == theirs.shape and torch.equal(ours.to(theirs.device), theirs)
 
+    def has_piece(self, output: Any) -> bool:
+        """Whether `output` holds some of these images' tokens, and not all."""
+        known = self.output()
+        if known is None:
+            return False
+        ours, theirs = (
+            torch.cat([part.reshape(-1, part.shape[-1]) for part in image_features(one)])
+            for one in (known, output)
+        )
+        first = theirs[:1].to(ours.device)
+        return len(theirs) < len(ours) and bool((ours == first).all(-1).any())
+
 
 class WatchedEncoder:
     """`get_image_features`, unchanged but that it tells `report` what passed through.

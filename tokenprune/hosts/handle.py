@@ -178,7 +178,7 @@ class Handle:
         Raises:
             RuntimeError: no images came yet.
         """
-        outcome = self._outcome()
+        outcome = self.outcome()
         images = outcome.images
         merged = merged_per_image(images)
         before, after = images.tokens_before, images.tokens_after
@@ -193,7 +193,12 @@ class Handle:
             unit=self._adapter.unit,
         )
 
-    def _outcome(self) -> Outcome:
+    def outcome(self) -> Outcome:
+        """All that is known of the last forward with images, for tools that look closer.
+
+        Raises:
+            RuntimeError: no images came yet.
+        """
         outcome = self._applied.last.outcome
         if outcome is None:
             raise RuntimeError("no images have come through the model yet, there is no report")

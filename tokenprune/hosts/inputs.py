@@ -277,6 +277,11 @@ def find_encoded(
 ) -> EncodedImages:
     encoded, output = thread.encoded, inputs.encoder_output
     if output is not None and (encoded is None or not encoded.is_of(output)):
+        if encoded is not None and encoded.has_piece(output):
+            raise NotImplementedError(
+                "the prompt comes in pieces that split images (prefill_chunk_size); leave that "
+                "unset, what enters the language model is short already"
+            )
         # Encoded by the caller, outside of our sight.
         features = image_features(output)
         if "attention" in applied.method.needs:

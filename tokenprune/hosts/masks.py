@@ -26,6 +26,7 @@ from tokenprune.hosts.prompt import Prompt
 from tokenprune.hosts.sequence import KeptColumns, take_columns
 from tokenprune.hosts.windows import (
     check_flash_window,
+    kind_of,
     refused_attention,
     window_of,
     window_of_kind,
@@ -270,7 +271,7 @@ class LayerFit:
                 "a cache of a prompt with positions='compact' can only be continued while a "
                 "reduction is applied; apply again, or use positions='original'"
             )
-        key = "rotary", memory.group
+        key = "rotary", memory.group, kind_of(number, layer.self_attn.config)
         if key not in self.made:
             model = origin.language_model()
             self.made[key] = rotary_of(model, number, layer, states, moved(positions, memory))
@@ -283,12 +284,10 @@ def rotary_of(
     """(cos, sin) of `positions`, as the language model makes them for a layer."""
     if positions.ndim == 3 and len(positions) == 4:  # the first is the text's own numbering
         positions = positions[1:]
-    types = getattr(layer.self_attn.config, "layer_types", None)
+    kind = kind_of(number, layer.self_attn.config)
     rotary = language_model.rotary_emb
-    takes_type = "layer_type" in Call.parameters(rotary.forward)
-    pair: tuple[Tensor, ...] = (
-        rotary(states, positions, types[number]) if takes_type else rotary(states, positions)
-    )
+    by_kind = (kind,) if "layer_type" in Call.parameters(rotary.forward) else ()
+    pair: tuple[Tensor, ...] = rotary(states, positions, *by_kind)
     return pair
 
 

@@ -214,7 +214,7 @@ def own(layer: Any) -> Any:
 
 
 @functools.cache
-def shortened(layer_class: type[Any]) -> type[Any]:
+def shortened(layer_class: Any) -> type[Any]:
     """A subclass that objects of `layer_class` can change to: of one parent, or layouts differ."""
     methods = {
         name: value
@@ -257,7 +257,8 @@ def remember(
             uniform = len(set(keys)) == 1
             made[key] = Memory(past + length, now, real, len(made), uniform, shift, origin)
         if before is None:
-            layer.__class__, layer.removed = shortened(type(layer)), 0
+            kind: Any = type(layer)
+            layer.__class__, layer.removed = shortened(kind), 0
         layer.memory, layer.noted = made[key], layer.keys
         removed = 0 if columns is None else length - columns.index.shape[1]
         if hasattr(layer, "cumulative_length"):

@@ -150,3 +150,26 @@ def compact(positions: Tensor, keep: Tensor, real: Tensor) -> Tensor:
             _, rank = positions[:, row, kept].unique(return_inverse=True)
             result[:, row, kept] = rank + positions[:, row, real[row]].min()
     return result
+
+
+def compacted(positions: Tensor, keep: Tensor, now: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions without the gaps that dropped tokens leave, and how far what follows has moved.
+
+    Args:
+        positions: [B, L], or [A, B, L] of several axes.
+        keep: [B, L] bool, the tokens that remain.
+        now: [B, L] bool, False where padding.
+
+    Returns:
+        The same shape, meaningful where `keep`; and [B] int64.
+    """
+    axes = positions if positions.ndim == 3 else positions[None]
+    now, keep = now.to(axes.device), keep.to(axes.device)
+    # Qwen-VL's four rows are the text's numbering and the three axes of mRoPE.
+    split = len(axes) - 3 if len(axes) == 4 else 0
+    rope = axes[split:]
+    following = rope.masked_fill(~now, -1).amax(dim=(0, 2)) + 1
+    rope = compact(rope, keep, now)
+    axes = torch.cat([compact(axes[:split], keep, now), rope]) if split else rope
+    next_position = rope.masked_fill(~(keep & now), -1).amax(dim=(0, 2)) + 1
+    return (axes if positions.ndim == 3 else axes[0]), following - next_position

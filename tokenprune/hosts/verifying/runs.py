@@ -109,7 +109,7 @@ class Runs:
                 torch.zeros_like(placeholders)
                 if keep is None
                 else placeholders & ~keep.to(ids.device)
-                for keep in handle._applied.last.outcome.by_layer
+                for keep in handle.outcome().by_layer
             ]
         else:
             remain = torch.zeros_like(placeholders)
@@ -119,7 +119,7 @@ class Runs:
         return Kept(
             handle.kept_positions,
             hidden,
-            handle._applied.last.outcome.images if self.method.merges else None,
+            handle.outcome().images if self.method.merges else None,
         )
 
     def columns(self, logits: Tensor, kept: Kept) -> list[Tensor]:
