@@ -872,7 +872,7 @@ def test_compiled_inside(llava):
 
 def test_an_adapter_from_another_package(tmp_path, monkeypatch):
     (tmp_path / "more_hosts.py").write_text(
-        "from tokenprune.adapters.llava import Llava\n"
+        "from tokenprune.hosts.families.llava import Llava\n"
         "class Mine(Llava):\n"
         "    model_types = ('llava_of_mine',)\n"
     )
