@@ -676,7 +676,7 @@ def test_report(llava):
     assert handle.last.keep_indices.shape == (2, 5)
 
 
-def test_what_cannot_be_is_refused(llava):
+def test_what_cannot_be_is_refused(llava, caplog):
     model = llava.model
     inputs = llava.inputs(ONE)
     for arguments, error, message in (
@@ -730,6 +730,9 @@ def test_what_cannot_be_is_refused(llava):
         logits_of(llava, {"input_ids": torch.tensor([[5, 6, 7]])})  # text alone is fine
     with tokenprune.apply(model, get_method("random"), num_keep=3, strict=False) as handle:
         model(inputs_embeds=torch.zeros(1, 4, 32))
+        (said,) = caplog.records
+        assert said.name == "tokenprune"
+        assert "inputs_embeds without images" in said.getMessage()
         logits_of(llava, {**inputs, "pixel_values": inputs["pixel_values"] * float("nan")})
         packed = {**inputs, "position_ids": torch.arange(49)[None] % 25}
         packed.pop("attention_mask")

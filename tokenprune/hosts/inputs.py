@@ -23,6 +23,7 @@ from tokenprune.hosts.encoder import EncodedImages
 from tokenprune.hosts.memory import Memory
 from tokenprune.hosts.prompt import LastPrompt, Prompt, layouts_of, prompt_ends, real_columns
 from tokenprune.hosts.sequence import edge_padding
+from tokenprune.log import refuse
 
 
 @dataclass(frozen=True)
@@ -134,14 +135,13 @@ def find_placeholders(
 ) -> Tensor | None:
     """[B, L] bool where images come, else None."""
     videos = given.get("pixel_values_videos") is not None or outputs.get("video") is not None
-    if videos and strict:
-        raise NotImplementedError(
-            "tokens of videos are not reduced; strict=False lets them pass as they are"
-        )
+    if videos:
+        message = "tokens of videos are not reduced; strict=False lets them pass as they are"
+        refuse(strict, NotImplementedError(message))
     ids, token, past = given.get("input_ids"), adapter.image_token_id, past_length(cache)
     if outputs.get("image") is None and given.get("pixel_values") is None:
-        if strict:
-            refuse_hidden_images(given, token, past, videos)
+        if (hidden := hidden_images(given, token, past, videos)) is not None:
+            refuse(strict, hidden)
         return None
     if getattr(cache, "is_compileable", False):
         raise NotImplementedError(
@@ -157,19 +157,23 @@ def find_placeholders(
     return (embeddings == placeholder).all(-1)
 
 
-def refuse_hidden_images(given: Mapping[str, Any], token: int, past: int, videos: bool) -> None:
+def hidden_images(
+    given: Mapping[str, Any], token: int, past: int, videos: bool
+) -> Exception | None:
+    """What is wrong where visual tokens may be hidden in a call without images."""
     ids = given.get("input_ids")
     if ids is None and not past and given["inputs_embeds"].shape[1] > 1:
-        raise NotImplementedError(
+        return NotImplementedError(
             "inputs_embeds without images: visual tokens cannot be told from text, nothing "
             "would be removed. Pass input_ids with pixel_values; strict=False lets it pass"
         )
     marks = 0 if ids is None or past else int((ids == token).sum())
     if marks and not videos:
-        raise ValueError(
+        return ValueError(
             f"input_ids hold {marks} placeholders for image tokens, but no image came: "
             f"expected pixel_values or {ENCODER_OUTPUTS}, got {', '.join(sorted(given))}"
         )
+    return None
 
 
 def check_mask_and_positions(given: Mapping[str, Any]) -> None:

@@ -21,6 +21,7 @@ from tokenprune.hosts.masks import fit_model, positions_now, positions_of
 from tokenprune.hosts.memory import Memory, masks_are_fitted
 from tokenprune.hosts.reduction import Reduction
 from tokenprune.hosts.sequence import KeptColumns
+from tokenprune.log import refuse
 from tokenprune.method import LayerMethod
 
 _now: ContextVar[Step | None] = ContextVar("step", default=None)
@@ -146,8 +147,9 @@ class Step:
         if output is None:  # it failed
             return
         prompt = inputs is not None and inputs.placeholders is not None
-        if prompt and not self.done and self.applied.strict:
-            raise RuntimeError(
+        if prompt and not self.done:
+            message = (
                 f"no visual token was removed: {type(host).__name__} did not reach its language "
                 "model by the way the adapter knows"
             )
+            refuse(self.applied.strict, RuntimeError(message))
