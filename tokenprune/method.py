@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-from tokenprune.ops.checks import check_finite, check_num_keep
+from tokenprune.ops.common.checks import check_finite, check_num_keep
 from tokenprune.plugins import load_plugin, plugin_names, working_plugins
 from tokenprune.tokens import ReducedTokens, VisionTokens
 

@@ -30,7 +30,7 @@ class VisionTokens:
     text: Tensor | None = None
 
     def __post_init__(self) -> None:
-        from tokenprune.ops.checks import (
+        from tokenprune.ops.common.checks import (
             check_features,
             check_grid,
             check_shape,

@@ -25,8 +25,8 @@ from tokenprune.hosts.reduction import ReducedGrids, ReducedImages
 from tokenprune.hosts.sequence import KeptColumns, edge_padding
 from tokenprune.hosts.stopwatch import Stopwatch
 from tokenprune.method import LayerMethod
-from tokenprune.ops.checks import check_finite
-from tokenprune.ops.precision import wide_dtype, without_autocast
+from tokenprune.ops.common.checks import check_finite
+from tokenprune.ops.common.precision import wide_dtype, without_autocast
 from tokenprune.selection import best, select_tokens
 from tokenprune.tokens import VisionTokens
 

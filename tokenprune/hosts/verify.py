@@ -36,7 +36,7 @@ from tokenprune.hosts.layers import check_layers
 from tokenprune.hosts.reduction import ReducedImages
 from tokenprune.hosts.sequence import edge_padding
 from tokenprune.method import LayerMethod, Method, get_method
-from tokenprune.ops.checks import check_int
+from tokenprune.ops.common.checks import check_int
 
 OK, FAILED, NOT_CHECKED = "ok", "failed", "not checked"
 # What a check tolerates, in units of what rounding the embeddings once does to the logits. Between

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from tokenprune.method import Method
-from tokenprune.ops.precision import wide_dtype
+from tokenprune.ops.common.precision import wide_dtype
 from tokenprune.selection import best, rows, select_tokens
 from tokenprune.tokens import ReducedTokens, VisionTokens
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from tokenprune.ops.anchored_select import reference
-from tokenprune.ops.checks import (
+from tokenprune.ops.cluster_mean.op import gradient_of_members
+from tokenprune.ops.common.checks import (
     check_device,
     check_features,
     check_finite,
@@ -17,8 +18,8 @@ from tokenprune.ops.checks import (
     check_quotas,
     check_shape,
 )
-from tokenprune.ops.launch import grid_obstacle, resolve_impl
-from tokenprune.ops.precision import without_autocast
+from tokenprune.ops.common.launch import grid_obstacle, resolve_impl
+from tokenprune.ops.common.precision import without_autocast
 from tokenprune.tokens import ReducedTokens, crops_of, cu_seqlens_of
 
 
@@ -174,18 +175,6 @@ def empty_result(
     )
 
 
-@torch.library.custom_op("tokenprune::cluster_mean_bwd", mutates_args=())
-def _cluster_mean_bwd(roots: Tensor, slots: Tensor, shares: Tensor, like: Tensor) -> Tensor:
-    from tokenprune.ops.anchored_select import kernel
-
-    return kernel.launch_mean_bwd(roots, slots, shares, like.dtype)
-
-
-@_cluster_mean_bwd.register_fake
-def _(roots: Tensor, slots: Tensor, shares: Tensor, like: Tensor) -> Tensor:
-    return like.new_empty(*roots.shape, shares.shape[1])
-
-
 def save_selection(
     ctx: Any, anchors: Tensor, cu_seqlens: Tensor | None, output: tuple[Tensor, ...]
 ) -> None:
@@ -221,10 +210,7 @@ def selection_backward(
     wide = wide + of_scores[:, None] * anchors[crops]
     sizes = torch.zeros_like(roots).scatter_add_(1, roots, torch.ones_like(roots))
     shares = wide / sizes[crops, cells].clamp(min=1)[:, None]
-
-    slots = torch.full_like(roots, -1)
-    slots[crops, cells] = torch.arange(len(cells), device=roots.device)
-    grad_features = _cluster_mean_bwd(roots, slots, shares, means)
+    grad_features = gradient_of_members(shares, roots, crops, cells, means)
     along = of_scores[:, None] * means.float()
     grad_anchors = torch.zeros_like(anchors).index_add(0, crops, along)
     grad_offsets = anchors.new_zeros(batch).index_add(0, crops, of_scores)

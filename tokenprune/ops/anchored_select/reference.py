@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from tokenprune.ops.cluster_mean import cluster_mean, packed_cluster_mean
-from tokenprune.ops.precision import wide_dtype, wide_matmul, without_autocast
+from tokenprune.ops.cluster_mean.reference import cluster_mean, packed_cluster_mean
+from tokenprune.ops.common.precision import wide_dtype, wide_matmul, without_autocast
 from tokenprune.tokens import ReducedTokens, cu_seqlens_of
 
 

@@ -20,13 +20,13 @@ from tokenprune.ops.background_anchored import reference
 from tokenprune.ops.background_merge.op import check_merge_options
 from tokenprune.ops.background_score.op import check_affinity_head
 from tokenprune.ops.background_score.reference import tap_weights
-from tokenprune.ops.checks import (
+from tokenprune.ops.common.checks import (
     check_features,
     check_finite,
     check_grid,
 )
-from tokenprune.ops.launch import grid_obstacle, resolve_impl
-from tokenprune.ops.precision import without_autocast
+from tokenprune.ops.common.launch import grid_obstacle, resolve_impl
+from tokenprune.ops.common.precision import without_autocast
 from tokenprune.tokens import ReducedTokens
 
 ASSIGNMENTS = ("hard", "straight_through", "soft")

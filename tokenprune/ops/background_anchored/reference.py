@@ -16,7 +16,7 @@ from tokenprune.ops.background_anchored.soft import (
 )
 from tokenprune.ops.background_merge.reference import background_merge
 from tokenprune.ops.background_score.reference import shift_and_add, tap_weights
-from tokenprune.ops.precision import BLOCK_CROPS, wide_dtype, wide_matmul, without_autocast
+from tokenprune.ops.common.precision import BLOCK_CROPS, wide_dtype, wide_matmul, without_autocast
 from tokenprune.tokens import ReducedTokens
 
 

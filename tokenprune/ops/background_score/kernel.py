@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tokenprune.ops.background_merge.kernel import strongest_neighbor
-from tokenprune.ops.launch import interpreting, launch_config, num_programs, unit_stride
+from tokenprune.ops.common.launch import interpreting, launch_config, num_programs, unit_stride
 
 COLUMNS = tl.constexpr(96)  # 81 taps, the three parts of the anchor, and zeros
 ANCHOR = tl.constexpr(81)

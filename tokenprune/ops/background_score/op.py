@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from tokenprune.ops.background_score import reference
-from tokenprune.ops.checks import check_features, check_grid, check_shape
-from tokenprune.ops.launch import grid_obstacle, resolve_impl
-from tokenprune.ops.precision import without_autocast
+from tokenprune.ops.common.checks import check_features, check_grid, check_shape
+from tokenprune.ops.common.launch import grid_obstacle, resolve_impl
+from tokenprune.ops.common.precision import without_autocast
 
 
 def check_affinity_head(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokenprune.ops.precision import wide_dtype, wide_matmul, without_autocast
+from tokenprune.ops.common.precision import wide_dtype, wide_matmul, without_autocast
 
 
 @without_autocast

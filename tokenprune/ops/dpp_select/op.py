@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokenprune.ops.checks import check_features, check_finite, check_shape
+from tokenprune.ops.common.checks import check_features, check_finite, check_shape
+from tokenprune.ops.common.launch import resolve_impl, tokens_obstacle
+from tokenprune.ops.common.precision import wide_dtype
+from tokenprune.ops.common.ranked import keep_first, longest_order
 from tokenprune.ops.dpp_select import reference
-from tokenprune.ops.launch import resolve_impl, tokens_obstacle
-from tokenprune.ops.precision import wide_dtype
-from tokenprune.ops.ranked import keep_first, longest_order
 from tokenprune.tokens import ReducedTokens
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from tokenprune.ops.checks import check_features, check_finite, check_num_keep
-from tokenprune.ops.cluster_mean import cluster_mean
-from tokenprune.ops.most_similar.op import most_similar
+from tokenprune.ops.bipartite_merge import reference
+from tokenprune.ops.common.checks import check_features, check_finite, check_num_keep
 from tokenprune.tokens import ReducedTokens
 
 
@@ -26,7 +24,7 @@ def bipartite_merge(
             attention keys; pass those and average the features by `assignment` to do the same.
         num_keep: tokens to keep per crop, 1 to N.
         strict: raise if features are not finite (one more read, and a synchronization on GPUs).
-        impl: of `most_similar`, which does the matching.
+        impl: of `most_similar`, which matches, and of `cluster_mean`, which averages.
 
     Returns:
         ReducedTokens in raster order, each at its last target's place; `scores` are the logarithms
@@ -39,29 +37,7 @@ def bipartite_merge(
         NotImplementedError: Triton is not installed.
     """
     check_features(features)
-    batch, num_tokens, _ = features.shape
-    check_num_keep(num_keep, num_tokens)
+    check_num_keep(num_keep, features.shape[1])
     if strict:
         check_finite(features=features)
-    tokens = torch.arange(num_tokens, device=features.device).repeat(batch, 1)
-    assignment = left = tokens
-    means = features.detach()
-    while left.shape[1] > num_keep:
-        sources, targets = left[:, ::2], left[:, 1::2]
-        merging = min(left.shape[1] - num_keep, targets.shape[1])
-        similarity, match = most_similar(means[:, ::2], means[:, 1::2], impl=impl)
-        # A stable sort: ties go to the lowest index.
-        ranking = similarity.argsort(dim=1, descending=True, stable=True)[:, :merging]
-        target = targets.gather(1, match.gather(1, ranking))
-        moves = tokens.scatter(1, sources.gather(1, ranking), target)
-        assignment = moves.gather(1, assignment)
-        left = left.scatter(1, 2 * ranking, num_tokens).sort(dim=1).values[:, :-merging]
-        means = cluster_mean(features.detach(), assignment, left)
-    sizes = torch.zeros_like(tokens).scatter_add_(1, assignment, torch.ones_like(tokens))
-    return ReducedTokens(
-        features=cluster_mean(features, assignment, left),
-        keep_indices=left,
-        valid=torch.ones_like(left, dtype=torch.bool),
-        assignment=assignment,
-        scores=sizes.gather(1, left).float().log(),
-    )
+    return reference.bipartite_merge(features, num_keep, impl)

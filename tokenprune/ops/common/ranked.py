@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokenprune.ops.checks import check_num_keep, check_quotas
+from tokenprune.ops.common.checks import check_num_keep, check_quotas
 from tokenprune.tokens import ReducedTokens, crops_of, cu_seqlens_of
 
 
