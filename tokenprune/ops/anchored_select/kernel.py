@@ -7,10 +7,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tokenprune.ops.anchored_select.selection import Selection
 from tokenprune.ops.background_merge.kernel import jump, merge_cycles, padded
 from tokenprune.ops.cluster_mean.kernel import Members, launch_mean
 from tokenprune.ops.common.launch import launch_config, unit_stride
-from tokenprune.tokens import crops_of
+from tokenprune.ops.common.quotas import Quotas
 
 
 @triton.jit
@@ -164,24 +165,18 @@ def launch_select(
     features: Tensor,
     pointers: Tensor,
     token_scores: Tensor,
-    num_keep: int,
-    cu_seqlens: Tensor | None,
-    total: int,
+    quotas: Quotas,
     doublings: int,
     merge: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Pointers [B, N] int32 and scores [B, N] -> (means, keep_indices, valid, roots, scores).
-
-    Slots are [B, num_keep], or packed [total] where `cu_seqlens` [B + 1] int32 is given.
-    """
+) -> Selection:
+    """Pointers [B, N] int32 and scores [B, N] of tokens -> the clusters that score best."""
     batch, num_tokens, width = features.shape
     features = unit_stride(features)
-    ragged = cu_seqlens is not None
 
     def per_token(dtype: torch.dtype) -> Tensor:
         return features.new_empty(batch, num_tokens, dtype=dtype)
 
-    slots = (total,) if ragged else (batch, num_keep)
+    slots = quotas.shape(batch)
     roots, order = per_token(torch.int64), per_token(torch.int32)
     counts, starts = per_token(torch.int32), per_token(torch.int32)
     keep_indices = features.new_empty(slots, dtype=torch.int64)
@@ -200,15 +195,15 @@ def launch_select(
             keep_indices,
             valid,
             scores,
-            cu_seqlens,
+            quotas.cu_seqlens,
             num_tokens,
-            num_keep,
+            quotas.largest,
             doublings,
             PADDED=padded(num_tokens),
             MERGE=merge,
-            RAGGED=ragged,
+            RAGGED=quotas.cu_seqlens is not None,
             **launch_config("anchored_select_fwd", features),
         )
-    crops = crops_of(cu_seqlens, total) if cu_seqlens is not None else None
+    crops = None if quotas.cu_seqlens is None else quotas.crops(batch, features.device)
     launch_mean(features, Members(order, starts, counts), keep_indices, means, crops=crops)
-    return means, keep_indices, valid.bool(), roots, scores
+    return Selection(means, keep_indices, valid.bool(), roots, scores)

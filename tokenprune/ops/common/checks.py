@@ -45,6 +45,10 @@ def check_features(features: Tensor) -> None:
         raise ValueError(f"features must have N >= 1 and D >= 1, got {list(features.shape)}")
 
 
+def check_cls(cls: Tensor, features: Tensor) -> None:
+    check_shape("cls", cls, (len(features), features.shape[2]), "[B, D]", like=features)
+
+
 def check_text(text: Tensor, features: Tensor) -> None:
     check_tensor("text", text)
     batch, _, width = features.shape
