@@ -113,14 +113,16 @@ def test_the_single_operators_compile_whole():
     inputs = on_device(make_inputs(2, (3, 4), 16, 5))
 
     def run(features):
-        logits = ops.background_score(features, (3, 4), *head_of(inputs), impl="triton")
+        head, anchor = ops.AffinityHead(*head_of(inputs)), ops.Anchor(*anchor_of(inputs))
+        logits = ops.background_score(features, (3, 4), head, impl="triton")
         roots = ops.background_merge(logits, (3, 4), impl="triton")
         result = ops.anchored_select(
-            features, inputs["cls"], roots, *anchor_of(inputs), 5, impl="triton"
+            features, inputs["cls"], roots, anchor=anchor, num_keep=5, impl="triton"
         )
         heads = features[:, None]
         return (
             result.features,
+            ops.cluster_mean(features, roots, roots[:, :0], impl="triton"),
             ops.max_min_select(features, 5, impl="triton").features,
             ops.dpp_select(features, 5, impl="triton").features,
             *ops.most_similar(features, inputs["cls"][:, None], impl="triton"),

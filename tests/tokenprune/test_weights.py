@@ -78,6 +78,8 @@ def test_errors_name_the_argument(inputs):
         ops.background_score(inputs["features"], GRID, head, anchor=anchor)
     with pytest.raises(TypeError, match="multiple values for argument 'dw_weight'"):
         ops.background_score(inputs["features"], GRID, head, head=head)
+    with pytest.raises(TypeError, match="multiple values for keyword argument 'pw_bias'"):
+        ops.background_score(inputs["features"], GRID, head=head, pw_bias=head.bias)
     with pytest.raises(ValueError, match=r"pw_bias must be \[9\] = \[9\], got \[8\]"):
         ops.background_score(inputs["features"], GRID, head._replace(bias=torch.zeros(8)))
     with pytest.raises(ValueError, match=r"k_weight must be \[D, D\] = \[8, 8\], got \[8, 4\]"):

@@ -31,7 +31,7 @@ class Selection(NamedTuple):
 
     @staticmethod
     def empty(features: Tensor, quotas: Quotas) -> Selection:
-        """Without contents, for fakes."""
+        """A selection without contents, for fakes."""
         batch, num_tokens, width = features.shape
         slots = quotas.shape(batch)
         return Selection(
@@ -55,7 +55,7 @@ class Selection(NamedTuple):
 
 
 class SelectionGradients(NamedTuple):
-    """Of the differentiable inputs: the features, the anchors and their offsets."""
+    """The gradients of the features, the anchors and their offsets."""
 
     features: Tensor
     anchors: Tensor
@@ -72,7 +72,7 @@ def save_selection(
 
 
 def selection_gradients(ctx: Any, grads: Selection) -> SelectionGradients:
-    """From the gradients of the means and of their scores.
+    """Carries the gradients of the means and of their scores back to what they were made of.
 
     A member of a cluster receives an equal share of its mean's gradient, and of its score's along
     the anchor; the score of a mean is affine in the mean.

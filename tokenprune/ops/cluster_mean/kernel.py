@@ -151,7 +151,7 @@ def launch_mean(
         means: [B, K, D] or [T, D], written to.
         crops: [T] int64, each packed slot's crop; None where slots are [B, K].
         weights: [B, N] float32, what each token counts; None where all count 1.
-        totals: [B, K] float32, what members count together, written to where there are weights.
+        totals: [B, K] float32, what members count together; written to if weights are given.
     """
     num_tokens, width = features.shape[1:]
     features = unit_stride(features)

@@ -1,4 +1,4 @@
-"""What greedy selections share: the first tokens of an order, as a result in raster order."""
+"""Greedy selections share this: the first tokens of an order, as a result in raster order."""
 
 from __future__ import annotations
 

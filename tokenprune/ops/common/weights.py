@@ -57,10 +57,16 @@ class Anchor(NamedTuple):
         check_shape("k_bias", self.k_bias, (width,), "[D]", like=features)
 
 
-# A typed argument's keyword, its type, and the arguments of the flat form that its fields are.
-TYPED: dict[str, tuple[type[tuple[Any, ...]], tuple[str, ...]]] = {
-    "head": (AffinityHead, ("dw_weight", "pw_weight", "pw_bias")),
-    "anchor": (Anchor, ("q_weight", "q_bias", "k_weight", "k_bias")),
+class FlatForm(NamedTuple):
+    """A type of weights, and the arguments of the flat form that its fields are, in order."""
+
+    kind: type[AffinityHead | Anchor]
+    arguments: tuple[str, ...]
+
+
+FLAT_FORMS = {
+    "head": FlatForm(AffinityHead, ("dw_weight", "pw_weight", "pw_bias")),
+    "anchor": FlatForm(Anchor, ("q_weight", "q_bias", "k_weight", "k_bias")),
 }
 
 
@@ -70,12 +76,13 @@ def takes_typed_weights(operator: Callable[..., R]) -> Callable[..., R]:
     By position they stand where their first tensor does in the flat form; as keywords they are
     `head` and `anchor`.
     """
-    known = inspect.signature(operator).parameters
-    taken = {name: kind for name, kind in TYPED.items() if kind[1][0] in known}
+    known = {*inspect.signature(operator).parameters}
+    taken = {name: form for name, form in FLAT_FORMS.items() if known.issuperset(form.arguments)}
 
     @functools.wraps(operator)
     def flat_or_typed(*args: Any, **kwargs: Any) -> R:
         flat: list[Any] = []
+        named: dict[str, Any] = {}
         for value in args:
             flat += value if isinstance(value, (AffinityHead, Anchor)) else [value]
         for name, (kind, arguments) in taken.items():
@@ -83,7 +90,7 @@ def takes_typed_weights(operator: Callable[..., R]) -> Callable[..., R]:
                 weights: Any = kwargs.pop(name)
                 if not isinstance(weights, kind):
                     raise TypeError(f"{name} must be {kind.__name__}, got {type(weights).__name__}")
-                kwargs.update(zip(arguments, weights, strict=True))
-        return operator(*flat, **kwargs)
+                named.update(zip(arguments, weights, strict=True))
+        return operator(*flat, **kwargs, **named)
 
     return flat_or_typed
