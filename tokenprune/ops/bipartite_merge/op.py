@@ -5,12 +5,22 @@ from __future__ import annotations
 from torch import Tensor
 
 from tokenprune.ops.bipartite_merge import reference
-from tokenprune.ops.common.checks import check_features, check_finite, check_num_keep
+from tokenprune.ops.common.checks import (
+    check_features,
+    check_finite,
+    check_num_keep,
+    check_of_patches,
+)
 from tokenprune.tokens import ReducedTokens
 
 
 def bipartite_merge(
-    features: Tensor, num_keep: int, *, strict: bool = False, impl: str = "auto"
+    features: Tensor,
+    num_keep: int,
+    compared: Tensor | None = None,
+    *,
+    strict: bool = False,
+    impl: str = "auto",
 ) -> ReducedTokens:
     """Merges similar tokens until `num_keep` are left.
 
@@ -20,10 +30,12 @@ def bipartite_merge(
     merged token is the mean of all original tokens in it, which is ToMe's mean by size.
 
     Args:
-        features: [B, N, D] patch tokens, float32, bfloat16, float16 or float64. ToMe compares
-            attention keys; pass those and average the features by `assignment` to do the same.
+        features: [B, N, D] patch tokens, float32, bfloat16, float16 or float64.
         num_keep: tokens to keep per crop, 1 to N.
-        strict: raise if features are not finite (one more read, and a synchronization on GPUs).
+        compared: [B, N, Dk], what similarity is measured on, and averaged where tokens merge: ToMe
+            compares attention keys. The features by default.
+        strict: raise if features or what is compared are not finite (one more read of each, and a
+            synchronization on GPUs).
         impl: of `most_similar`, which matches, and of `cluster_mean`, which averages.
 
     Returns:
@@ -38,6 +50,8 @@ def bipartite_merge(
     """
     check_features(features)
     check_num_keep(num_keep, features.shape[1])
+    if compared is not None:
+        check_of_patches("compared", compared, "[B, N, Dk]", features)
     if strict:
-        check_finite(features=features)
-    return reference.bipartite_merge(features, num_keep, impl)
+        check_finite(features=features, compared=compared)
+    return reference.bipartite_merge(features, num_keep, compared, impl)

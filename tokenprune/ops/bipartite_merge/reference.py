@@ -10,12 +10,15 @@ from tokenprune.ops.most_similar.op import most_similar
 from tokenprune.tokens import ReducedTokens
 
 
-def bipartite_merge(features: Tensor, num_keep: int, impl: str) -> ReducedTokens:
+def bipartite_merge(
+    features: Tensor, num_keep: int, compared: Tensor | None, impl: str
+) -> ReducedTokens:
     """`impl` names the implementation of `most_similar` and `cluster_mean`."""
     batch, num_tokens, _ = features.shape
     tokens = torch.arange(num_tokens, device=features.device).repeat(batch, 1)
     assignment = left = tokens
-    means = features.detach()
+    compared = (features if compared is None else compared).detach()
+    means = compared
     while left.shape[1] > num_keep:
         sources, targets = left[:, ::2], left[:, 1::2]
         merging = min(left.shape[1] - num_keep, targets.shape[1])
@@ -26,7 +29,7 @@ def bipartite_merge(features: Tensor, num_keep: int, impl: str) -> ReducedTokens
         moves = tokens.scatter(1, sources.gather(1, ranking), target)
         assignment = moves.gather(1, assignment)
         left = left.scatter(1, 2 * ranking, num_tokens).sort(dim=1).values[:, :-merging]
-        means = cluster_mean(features.detach(), assignment, left, impl=impl)
+        means = cluster_mean(compared, assignment, left, impl=impl)
     sizes = torch.zeros_like(tokens).scatter_add_(1, assignment, torch.ones_like(tokens))
     return ReducedTokens(
         features=cluster_mean(features, assignment, left, impl=impl),
