@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tokenprune import ops
 from tokenprune.hosts.compat import Call, attention_functions, attention_implementation
 from tokenprune.hosts.stopwatch import Stopwatch
-from tokenprune.ops.precision import wide_dtype, without_autocast
+from tokenprune.ops.common.precision import wide_dtype, without_autocast
 
 Attend = Callable[..., Any]
 _NAME = "tokenprune_reads_attention"  # stays in transformers' table; a layer's config names it

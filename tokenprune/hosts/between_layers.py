@@ -27,7 +27,7 @@ from tokenprune.hosts.sequence import KeptColumns, edge_padding
 from tokenprune.hosts.stopwatch import Stopwatch
 from tokenprune.hosts.windows import window_of
 from tokenprune.method import Cut, LayerMethod
-from tokenprune.ops.checks import check_finite
+from tokenprune.ops.common.checks import check_finite
 
 
 def check_layers(adapter: Adapter, method: LayerMethod) -> None:

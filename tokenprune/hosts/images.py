@@ -11,7 +11,7 @@ from torch import Tensor
 from tokenprune.budget import Budget, share_out
 from tokenprune.hosts.layout import ImageLayout, TokenGrid
 from tokenprune.method import Method
-from tokenprune.ops.cluster_mean import cluster_mean
+from tokenprune.ops import cluster_mean
 from tokenprune.tokens import ReducedTokens, VisionTokens
 
 

@@ -25,7 +25,7 @@ from tokenprune.hosts.verifying.proof import Proof
 from tokenprune.hosts.verifying.report import VerifyReport
 from tokenprune.hosts.verifying.runs import Runs
 from tokenprune.method import LayerMethod, Method, get_method
-from tokenprune.ops.checks import check_int
+from tokenprune.ops.common.checks import check_int
 
 
 def verify(

@@ -45,6 +45,18 @@ def check_features(features: Tensor) -> None:
         raise ValueError(f"features must have N >= 1 and D >= 1, got {list(features.shape)}")
 
 
+def check_cls(cls: Tensor, features: Tensor) -> None:
+    check_shape("cls", cls, (len(features), features.shape[2]), "[B, D]", like=features)
+
+
+def check_of_patches(name: str, value: Tensor, form: str, features: Tensor) -> None:
+    """`value` has one row for each patch, [B, N, any width], and lies beside the features."""
+    check_tensor(name, value)
+    if value.ndim != 3 or value.shape[2] == 0:
+        raise ValueError(f"{name} must be {form}, got shape {list(value.shape)}")
+    check_shape(name, value, (*features.shape[:2], value.shape[2]), form, like=features)
+
+
 def check_text(text: Tensor, features: Tensor) -> None:
     check_tensor("text", text)
     batch, _, width = features.shape
@@ -59,6 +71,11 @@ def check_int(name: str, value: object, *, low: int, high: int | None = None) ->
     if value < low or (high is not None and value > high):
         span = f"between {low} and {high}" if high is not None else f"at least {low}"
         raise ValueError(f"{name} must be {span}, got {value}")
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}")
 
 
 def check_grid(grid_size: tuple[int, int], num_tokens: int) -> None:

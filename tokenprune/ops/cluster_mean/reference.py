@@ -1,46 +1,20 @@
-"""Means of chosen clusters, and of no others."""
+"""Means of chosen clusters, a few crops at a time."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from tokenprune.ops.checks import check_features, check_indices, check_shape, check_tensor
-from tokenprune.ops.precision import BLOCK_CROPS, wide_dtype
+from tokenprune.ops.common.precision import BLOCK_CROPS, wide_dtype
 
 
 def cluster_mean(
     features: Tensor, roots: Tensor, keep_indices: Tensor, weights: Tensor | None = None
 ) -> Tensor:
-    """Mean of the tokens whose root is kept; the other tokens are not read.
-
-    Args:
-        features: [B, N, D]. Differentiable: a mean's gradient goes back to its members.
-        roots: [B, N] int64, each token's root.
-        keep_indices: [B, K] int64, the roots whose means are wanted, each once.
-        weights: [B, N] not negative, what each token counts; 1 by default.
-
-    Returns:
-        [B, K, D] in the dtype of `features`, summed in float32 and rounded once; zero where no
-        token has that root.
-
-    Raises:
-        ValueError: shapes, devices, or indices out of range (checked on the CPU).
-        TypeError: dtypes.
-    """
-    check_features(features)
-    batch, num_tokens, width = features.shape
-    check_indices("roots", roots, (batch, num_tokens), "[B, N]", high=num_tokens)
-    check_tensor("keep_indices", keep_indices)
-    if keep_indices.ndim != 2:
-        raise ValueError(f"keep_indices must be [B, K], got shape {list(keep_indices.shape)}")
-    num_keep = keep_indices.shape[1]
-    check_indices("keep_indices", keep_indices, (batch, num_keep), "[B, K]", high=num_tokens)
-    if weights is not None:
-        check_shape("weights", weights, (batch, num_tokens), "[B, N]", like=features)
+    batch, num_keep = keep_indices.shape
     crops = torch.arange(batch, device=roots.device).repeat_interleave(num_keep)
     means = packed_cluster_mean(features, roots, crops, keep_indices.flatten(), weights)
-    return means.view(batch, num_keep, width)
+    return means.view(batch, num_keep, features.shape[2])
 
 
 def packed_cluster_mean(

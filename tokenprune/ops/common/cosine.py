@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokenprune.ops.precision import wide_dtype
+from tokenprune.ops.common.precision import wide_dtype
 
 BLOCK_ROWS = 128
 SMALLEST_NORM = 1e-12  # a token of zeros is similar to nothing, itself included

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokenprune.ops.checks import FEATURE_DTYPES, check_device, check_tensor
-from tokenprune.ops.launch import resolve_impl, triton_obstacle
+from tokenprune.ops.common.checks import FEATURE_DTYPES, check_device, check_tensor
+from tokenprune.ops.common.launch import resolve_impl, triton_obstacle
 
 MAX_HEAD_DIM = 256
 
