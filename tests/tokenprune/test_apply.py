@@ -703,6 +703,13 @@ def test_what_cannot_be_is_refused(llava, caplog):
     weights |= dict.fromkeys(("q_weight", "q_bias", "k_weight", "k_bias"), torch.zeros(1))
     with pytest.raises(NotImplementedError, match="BackgroundAnchored needs cls"):
         tokenprune.apply(model, get_method("background_anchored", **weights), num_keep=3)
+    for method, options, message in (
+        ("visionzip", {"compared": "keys"}, "VisionZip needs keys, apply does not hand it over"),
+        ("prumerge", {"adaptive": True}, "how many tokens PruMerge keeps depends on the image"),
+        ("prumerge", {"keep_rest": True}, "PruMerge gives 5 rows for a budget of 4 tokens"),
+    ):
+        with pytest.raises(NotImplementedError, match=message):
+            tokenprune.apply(model, get_method(method, **options), num_keep=3)
     with pytest.raises(NotImplementedError, match="compiled already"):
         tokenprune.apply(torch.compile(model), "random", num_keep=3)
     with pytest.raises(NotImplementedError, match="apply to what it wraps"):
@@ -757,10 +764,14 @@ def test_a_method_that_breaks_its_promise_is_named(llava):
     def short(reduced: Any) -> Any:
         return dataclasses.replace(reduced, keep_indices=reduced.keep_indices[:, 1:])
 
+    def longer(reduced: Any) -> Any:
+        return dataclasses.replace(reduced, extra=reduced.features[:, :1])
+
     for result, error, message in (
         (None, TypeError, "Broken must return ReducedTokens, got NoneType"),
         (staticmethod(repeated), ValueError, "must give keep_indices ascending and below 16"),
         (staticmethod(short), ValueError, "must keep 5 tokens of each of 2 images"),
+        (staticmethod(longer), NotImplementedError, "Broken adds 1 rows .* apply has no place"),
     ):
         Broken.result = result
         with (

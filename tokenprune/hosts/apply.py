@@ -76,12 +76,23 @@ def apply(
 
 
 def check_method(method: Method, adapter: Adapter) -> None:
+    """Raises unless the method can work in a host, and says beforehand how many tokens it keeps.
+
+    Raises:
+        NotImplementedError: it needs what is not handed over, or keeps another number of tokens
+            than its budget.
+    """
     missing = [name for name in method.needs if name not in ("attention", "text")]
     if isinstance(method, LayerMethod):
         check_layers(adapter, method)
     elif missing:
         raise NotImplementedError(
             f"{type(method).__name__} needs {', '.join(missing)}, apply does not hand it over"
+        )
+    elif (rows := method.known_count(16, 4)) != 4:
+        raise NotImplementedError(
+            f"{type(method).__name__} gives {rows} rows for a budget of 4 tokens, a host has "
+            "placeholders for the budget alone"
         )
 
 

@@ -12,7 +12,7 @@ from tokenprune.budget import Budget, share_out
 from tokenprune.hosts.layout import ImageLayout, TokenGrid
 from tokenprune.method import Method
 from tokenprune.ops import cluster_mean
-from tokenprune.tokens import ReducedTokens, VisionTokens
+from tokenprune.tokens import ReducedTokens, VisionTokens, refuse_extra
 
 
 @dataclass(frozen=True)
@@ -173,6 +173,7 @@ def check_reduced(name: str, result: object, tokens: VisionTokens, num_keep: int
     """Raises unless a method, which may be anybody's, has kept what it was asked to keep."""
     if not isinstance(result, ReducedTokens):
         raise TypeError(f"{name} must return ReducedTokens, got {type(result).__name__}")
+    refuse_extra(name, result, "apply")
     batch, num_tokens, width = tokens.features.shape
     kept, shape = result.keep_indices, tuple(result.features.shape)
     if tuple(kept.shape) != (batch, num_keep) or shape != (batch, num_keep, width):
