@@ -206,6 +206,8 @@ class ShortenedLayer:
         self.__class__ = type(self).__base__  # type: ignore[assignment]
         for name in ("memory", "removed", "noted"):
             del self.__dict__[name]
+        # Releases before 5.23 zero what is held, and would go on counting it.
+        self.__dict__.update(keys=None, values=None, is_initialized=False)
         self.reset()
 
 
