@@ -9,14 +9,14 @@ from importlib.metadata import distributions
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from geollava.extras import install
 from geollava.registration import register_with_transformers
 
 # Looked for before `register_with_transformers` changes how transformers is found. Raised when a
 # name is needed: the command line must be able to say it in one line.
 _missing = [name for name in ("transformers", "typer", "rich") if find_spec(name) is None]
 MISSING_EXTRA = (
-    f"geollava needs the extra hf, {', '.join(_missing)} not found: "
-    "pip install 'tokenprune-vlm[hf]'"
+    f"geollava needs the extra hf, {', '.join(_missing)} not found: {install('hf')}"
     if _missing
     else None
 )

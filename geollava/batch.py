@@ -11,8 +11,9 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,19 @@ import torch
 
 from geollava.answer import ask_for, encode_scene, generate, load
 from geollava.checkpoint import resolve_folder
-from geollava.finished import COLUMNS, Finished, Row, fingerprint, model_files
-from geollava.imagery import open_scene
+from geollava.extras import install
+from geollava.finished import COLUMNS, Finished, Row, fingerprint, is_output, model_files
+from geollava.imagery import files_of, open_scene
 from geollava.malloc import keep_freed_memory
 from geollava.outputs import check_output
 from geollava.readable import named, one_line, storable
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".jp2", ".j2k", ".vrt")
+# What lies beside scenes and is expected to be none: side files of rasters, texts, tables.
+COMPANIONS = (
+    *(".xml", ".ovr", ".msk", ".tfw", ".jgw", ".pgw", ".j2w", ".wld", ".prj"),
+    *(".json", ".geojson", ".txt", ".csv", ".md", ".yaml", ".yml", ".html"),
+)
 ENGINES = ("local", "ray")
 SECONDS_PER_PART = 2.0  # of work that a kill can cost
 
@@ -41,6 +48,7 @@ class Settings:
     max_new_tokens: int = 128
     bands: tuple[int, ...] | None = None
     resize: str = "pillow"
+    exif: str = "stored"
     max_pixels: int | None = None
     memory_budget: int | None = None
     device: str = "auto"
@@ -48,7 +56,9 @@ class Settings:
 
     def of_answers(self) -> str:
         """Those that change an answer, as JSON. The model is known for each row instead."""
-        elsewhere = ("model", "memory_budget", "device", "max_pixels")
+        elsewhere = ["model", "memory_budget", "device", "max_pixels"]
+        if self.exif == "stored":  # outputs of earlier versions say nothing of it, and are such
+            elsewhere.append("exif")
         return json.dumps({k: v for k, v in asdict(self).items() if k not in elsewhere})
 
 
@@ -74,7 +84,10 @@ class SceneAnswerer:
         settings, start = self.settings, time.perf_counter()
         try:
             with open_scene(
-                task.scene, bands=settings.bands, max_pixels=settings.max_pixels
+                task.scene,
+                bands=settings.bands,
+                max_pixels=settings.max_pixels,
+                exif=settings.exif,
             ) as scene:
                 tokens = encode_scene(
                     self.model, self.processor, scene, memory_budget=settings.memory_budget
@@ -125,12 +138,15 @@ def run_batch(
     """Answers every question about every scene, and writes the rows in that order.
 
     Args:
-        scenes: a folder, or a CSV or Parquet file with a column `image` or `scene` of paths, which
-            count from where the file lies.
+        scenes: a CSV or Parquet file with a column `image` or `scene` of paths, which count from
+            where the file lies; or a folder, with those below it. There a file is a scene by its
+            suffix (`SUFFIXES`); companions of scenes (`COMPANIONS`), hidden files and outputs of
+            `geollava batch` are left out, and every other file is a row with an error.
         questions: a text file with a question on each line.
         out: the Parquet file to write. Its rows, and those of part files beside it, stay. One is
-            answered anew where it has an error, or where the file of its scene, or a file of the
-            model, is another in size or time than when it was answered.
+            answered anew where it has an error, or where a file of its scene (a VRT's sources, and
+            overviews and masks beside a raster, too) or of the model is another in size or time
+            than when it was answered.
         engine: "local", in this process, or "ray", on Ray Data.
         workers: of the engine "ray": models at a time. None is one per GPU, or one.
         progress: called with (scenes done, scenes in all).
@@ -146,11 +162,12 @@ def run_batch(
     if engine not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {engine}")
     check_output(out, "the output", (".parquet",))
-    paths, asked = read_scenes(scenes), read_questions(questions)
     finished = Finished(out, settings.of_answers())
+    found = find_scenes(scenes, (out, questions))
+    paths, asked = list(found), read_questions(questions)
     with finished.locked():
         model = model_files(resolve_folder(settings.model))
-        prints = {path: fingerprint([Path(path), *model]) for path in paths}
+        prints = {path: fingerprint([*files_of(Path(path)), *model]) for path in paths}
         held = finished.rows()
 
         def is_finished(path: str, question: str) -> bool:
@@ -165,12 +182,17 @@ def run_batch(
         done = len(paths) - len(tasks)
         if progress is not None:
             progress(done, len(paths))
+        refused = [task for task in tasks if found[task.scene] is not None]
+        opened = [task for task in tasks if found[task.scene] is None]
         results: Iterable[list[Row]] = ()
-        if tasks:
-            results = on_ray(tasks, settings, workers) if engine == "ray" else here(tasks, settings)
+        if opened and engine == "ray":
+            results = on_ray(opened, settings, workers)
+        elif opened:
+            results = here(opened, settings)
+        errors = ([row_of(t.scene, q, found[t.scene]) for q in t.questions] for t in refused)
         known = {storable(path): value for path, value in prints.items()}
         with PartWriter(finished) as write:
-            for rows in results:
+            for rows in chain(errors, results):
                 for row in rows:
                     row |= {"model": settings.model, "fingerprint": known[row["scene"]]}
                 write(rows)
@@ -192,9 +214,7 @@ def on_ray(tasks: list[Task], settings: Settings, workers: int | None) -> Iterat
     try:
         import ray
     except ModuleNotFoundError as error:
-        raise ImportError(
-            "the engine ray needs Ray Data: pip install 'tokenprune-vlm[ray]'"
-        ) from error
+        raise ImportError(f"the engine ray needs Ray Data: {install('ray')}") from error
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # progress is ours to show
     started = not ray.is_initialized()
@@ -262,25 +282,62 @@ class PartWriter:
 
 
 def read_scenes(source: Path) -> list[str]:
-    """Paths of all scenes, each once, in order."""
+    """Paths of all scenes that a folder holds or a table names, each once, in order."""
+    return [path for path, problem in find_scenes(source).items() if problem is None]
+
+
+def find_scenes(source: Path, own: Collection[Path] = ()) -> dict[str, ValueError | None]:
+    """Paths in order -> None for a scene, or why another file of a folder is none.
+
+    Args:
+        source: see `run_batch`.
+        own: the run's own files, which are left out.
+    """
+    found: dict[str, ValueError | None]
     if source.is_dir():
-        found = [
-            path
+        root, ours = source.resolve(), {path.resolve() for path in own}
+        found = {
+            str(path): problem_of(path)
             for path in sorted(source.rglob("*"))
-            if path.is_file() and path.suffix.lower() in SUFFIXES
-        ]
-        names = [str(path) for path in found]
+            if root / path.relative_to(source) not in ours and not is_left_out(path, source)
+        }
     elif not source.is_file():
         raise ValueError(
             f"scenes must be a folder, a CSV or a Parquet file, {source} does not exist"
         )
     else:
-        names = [
-            name if "://" in name else str(source.parent / name) for name in scene_column(source)
-        ]
-    if not names:
+        found = {
+            name if "://" in name else str(source.parent / name): None
+            for name in scene_column(source)
+        }
+    if not found:
         raise ValueError(f"{source} must name at least one scene, it names none")
-    return list(dict.fromkeys(names))
+    return found
+
+
+def is_left_out(path: Path, folder: Path) -> bool:
+    """Whether a path below the folder is neither a scene nor something that should be one."""
+    if os.path.isdir(path):  # its files come by themselves, unless nobody looks into it
+        return not path.is_symlink() and os.access(path, os.R_OK | os.X_OK)
+    suffix, parts = path.suffix.lower(), path.relative_to(folder).parts
+    return suffix not in SUFFIXES and (
+        suffix in COMPANIONS
+        or any(part.startswith(".") or part.endswith(".parts") for part in parts)
+        or is_output(path)
+    )
+
+
+def problem_of(path: Path) -> ValueError | None:
+    """Why a path of a folder is no scene; None where it may be one."""
+    if os.path.isdir(path):
+        what = "is a link, which is not followed" if path.is_symlink() else "cannot be read"
+        return ValueError(f"{path} holds scenes that are not asked about: the folder {what}")
+    if path.suffix.lower() in SUFFIXES:
+        return None
+    return ValueError(
+        f"{path} must be an image that geollava reads ({', '.join(SUFFIXES)}), its name says it "
+        "is not"
+    )
 
 
 def scene_column(source: Path) -> list[str]:
@@ -329,6 +386,4 @@ def require_arrow() -> None:
     try:
         import pyarrow  # noqa: F401
     except ModuleNotFoundError as error:
-        raise ImportError(
-            "geollava batch needs pyarrow: pip install 'tokenprune-vlm[batch]'"
-        ) from error
+        raise ImportError(f"geollava batch needs pyarrow: {install('batch')}") from error

@@ -14,6 +14,7 @@ import typer
 from geollava.console import DTYPES, check_one_of, local_path, note, progress_bar, stderr
 from geollava.evaluate.pilot_commands import evaluate
 from geollava.malloc import return_freed_memory
+from geollava.readable import one_line
 
 app = typer.Typer(
     add_completion=False,
@@ -68,6 +69,10 @@ def ask(
         str,
         typer.Option(help="pillow: pixels as published; fast: from reduced forms where there are"),
     ] = "pillow",
+    exif: Annotated[
+        str,
+        typer.Option(help="stored: pixels as published; applied: turned as EXIF or TIFF says"),
+    ] = "stored",
     memory_budget: Annotated[
         str | None, typer.Option(help="What encoding may take beside the weights, such as 8GiB")
     ] = None,
@@ -104,11 +109,13 @@ def ask(
         check_output(tokens_geojson, "the GeoJSON file", geojson.SUFFIXES)
     budget = parse_memory(memory_budget) if memory_budget is not None else None
     check_one_of("--resize", resize, imagery.RESIZE_MODES)
+    check_one_of("--exif", exif, imagery.EXIF_MODES)
     with stopwatch.stage("read"):
         scene = imagery.open_scene(
             image,
             bands=parse_bands(bands),
             max_pixels=max_megapixels and max_megapixels * 1_000_000,
+            exif=exif,
         )
     with stopwatch.stage("load"):
         folder = model if model is not None else str(default_checkpoint())
@@ -166,7 +173,8 @@ def batch(
         typer.Argument(
             parser=local_path,
             metavar="SCENES",
-            help="Folder, or CSV or Parquet file with a column image of paths",
+            help="Folder (images by their suffix; other files become errors, side files, texts "
+            "and tables are left out), or CSV or Parquet file with a column image of paths",
         ),
     ],
     questions: Annotated[Path, typer.Option(help="Text file, a question on each line")],
@@ -200,6 +208,10 @@ def batch(
         str,
         typer.Option(help="pillow: pixels as published; fast: from reduced forms where there are"),
     ] = "pillow",
+    exif: Annotated[
+        str,
+        typer.Option(help="stored: pixels as published; applied: turned as EXIF or TIFF says"),
+    ] = "stored",
     memory_budget: Annotated[
         str | None, typer.Option(help="What encoding may take beside the weights, such as 8GiB")
     ] = None,
@@ -220,6 +232,7 @@ def batch(
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     check_one_of("--resize", resize, imagery.RESIZE_MODES)
+    check_one_of("--exif", exif, imagery.EXIF_MODES)
     chosen = parse_bands(bands)
     settings = Settings(
         model=model if model is not None else str(default_checkpoint()),
@@ -228,6 +241,7 @@ def batch(
         max_new_tokens=max_new_tokens,
         bands=tuple(chosen) if chosen is not None else None,
         resize=resize,
+        exif=exif,
         memory_budget=parse_memory(memory_budget) if memory_budget is not None else None,
         device=device,
         dtype=dtype,
@@ -370,7 +384,8 @@ def scenes(
 def show_problems(report: Any) -> None:
     problems = report.problems
     if problems:
-        rows = [(p.file, str(p.row), p.id, p.kind, p.message) for p in problems]
+        cells = [(p.file, str(p.row), p.id, p.kind, p.message) for p in problems]
+        rows = [[one_line(cell) for cell in row] for row in cells]  # as names may hold line breaks
         for line in in_columns([("file", "row", "id", "kind", "problem"), *rows]):
             print(line)
     counts = [f"{count} {kind}" for kind, count in report.counts().items() if count]

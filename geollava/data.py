@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from geollava import imagery
+from geollava.extras import install
 from geollava.processing import IMAGE_TOKEN
+from geollava.readable import one_line
 
 ROLES = {"human": "user", "gpt": "assistant"}
 KINDS = ("form", "image", "marks", "box", "duplicate id", "answer")
@@ -52,7 +54,7 @@ class Problem:
 
     def __str__(self) -> str:
         name = f" (id {self.id})" if self.id else ""
-        return f"{self.file}: row {self.row}{name}: {self.message}"
+        return one_line(f"{self.file}: row {self.row}{name}: {self.message}")
 
 
 @dataclass
@@ -360,7 +362,7 @@ def import_datasets() -> Any:
         import datasets
     except ModuleNotFoundError as error:
         raise ImportError(
-            "reading training data needs the extra train: pip install 'tokenprune-vlm[train]'"
+            f"reading training data needs the extra train: {install('train')}"
         ) from error
     datasets.disable_progress_bars()
     return datasets

@@ -30,6 +30,7 @@ COLUMNS = {
     "model": "string",  # as it was given
     "fingerprint": "string",  # of the scene's and the model's files
 }
+METADATA_KEY = b"geollava"  # of the Parquet files' schema: the settings of their answers
 MODEL_SUFFIXES = (".json", ".jinja", ".txt", ".safetensors")
 
 
@@ -53,6 +54,19 @@ def model_files(folder: Path) -> list[Path]:
     """What a model is loaded from; other files of its folder may change."""
     found = [*folder.iterdir(), *folder.glob("vision_tower/*")]
     return sorted(path for path in found if path.suffix in MODEL_SUFFIXES)
+
+
+def is_output(path: Path) -> bool:
+    """Whether a file is an output of `geollava batch`, whatever its rows and its settings."""
+    if path.suffix.lower() != ".parquet":
+        return False
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        return METADATA_KEY in (parquet.read_metadata(path).metadata or {})
+    except (pyarrow.ArrowException, OSError, ValueError):  # damaged, or no Parquet
+        return False
 
 
 class Finished:
@@ -123,7 +137,7 @@ class Finished:
 
         try:
             table = parquet.read_table(path)
-            settings = (table.schema.metadata or {}).get(b"geollava", b"").decode()
+            settings = (table.schema.metadata or {}).get(METADATA_KEY, b"").decode()
             table.validate(full=True)
             rows: list[Row] = table.to_pylist()
         except (pyarrow.ArrowException, OSError, ValueError) as error:
@@ -145,7 +159,7 @@ class Finished:
 
         schema = pyarrow.schema(
             [(name, pyarrow.type_for_alias(kind)) for name, kind in COLUMNS.items()],
-            metadata={"geollava": self.settings},
+            metadata={METADATA_KEY: self.settings},
         )
         with written_whole(path) as partial:
             parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), partial)

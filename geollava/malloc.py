@@ -1,8 +1,8 @@
 """What the C library does with memory that is free again, where it is glibc.
 
 By default it gives some back to the system after nearly every layer on a CPU, and takes page faults
-for the next. Each of the two ways here suits a process as a whole: the command line takes one, and
-who set one by an environment variable is left alone.
+for the next. Each of the ways here suits a process as a whole: the command line takes one of two, a
+decoder's process the third, and who set one by an environment variable is left alone.
 """
 
 from __future__ import annotations
@@ -31,6 +31,13 @@ def return_freed_memory() -> None:
     chunk of crops, until none of them serves any more.
     """
     set_thresholds(mmap=MIB, trim=MIB)
+
+
+def keep_freed_rows() -> None:
+    """For a process that decodes images: rows, which are read thousands of times, take memory that
+    was theirs before, and a whole picture is given back at once, as Pillow has it in 16 MiB each.
+    """
+    set_thresholds(mmap=8 * MIB, trim=64 * MIB)
 
 
 def set_thresholds(mmap: int, trim: int) -> None:

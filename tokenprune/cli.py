@@ -103,7 +103,8 @@ def load(name: str, image: Path, question: str, dtype: str) -> tuple[Any, Any]:
         from PIL import Image
     except ImportError as error:
         raise ImportError(
-            "tokenprune verify needs the extra hf: pip install 'tokenprune-vlm[hf]'"
+            "tokenprune verify needs the extra hf: pip install 'tokenprune-vlm[hf]' "
+            "(in a checkout: pip install '.[hf]')"
         ) from error
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

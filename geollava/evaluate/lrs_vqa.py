@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from geollava.evaluate.benchmark import Benchmark, Row, get_field
+from geollava.extras import install
 
 
 def build_prompt(row: Mapping[str, Any]) -> str:
@@ -39,7 +40,7 @@ def synsets(word: str) -> set[Any]:
         return set(wordnet.synsets(word))
     except (ModuleNotFoundError, LookupError) as error:
         raise ImportError(
-            "LRS-VQA is scored with WordNet: pip install 'tokenprune-vlm[evaluate]', then "
+            f"LRS-VQA is scored with WordNet: {install('evaluate')}, then "
             "python -m nltk.downloader wordnet"
         ) from error
 

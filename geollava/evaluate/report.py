@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from geollava.extras import install
 from geollava.outputs import written_whole
 
 NAMES = {"macro": "macro", "macro_present": "macro (subtasks with rows)"}
@@ -18,7 +19,7 @@ def require_matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:
         raise ImportError(
-            "geollava evaluate needs the extra evaluate: pip install 'tokenprune-vlm[evaluate]'"
+            f"geollava evaluate needs the extra evaluate: {install('evaluate')}"
         ) from error
 
 

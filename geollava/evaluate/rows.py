@@ -16,6 +16,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from geollava.evaluate.benchmark import Benchmark, Row
+from geollava.extras import install
 from geollava.imagery import Scene, open_scene
 from geollava.readable import named
 
@@ -230,7 +231,7 @@ def load_dataset(path: Path, source: str, split: str | None) -> Any:
         import datasets
     except ModuleNotFoundError as error:
         raise ImportError(
-            f"reading {source} needs the extra evaluate: pip install 'tokenprune-vlm[evaluate]'"
+            f"reading {source} needs the extra evaluate: {install('evaluate')}"
         ) from error
     datasets.disable_progress_bars()
     try:

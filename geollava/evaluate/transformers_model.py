@@ -10,6 +10,7 @@ import torch
 import tokenprune
 from geollava.evaluate.answerer import Answerer, Reply, Seen
 from geollava.imagery import Scene
+from geollava.templates import bounded_templates
 
 
 class TransformersAnswerer(Answerer):
@@ -51,15 +52,20 @@ class TransformersAnswerer(Answerer):
 
     @torch.inference_mode()
     def ask(self, seen: Seen, prepared: list[Any], max_new_tokens: int) -> list[Reply]:
-        inputs = self.processor.apply_chat_template(
+        inputs = self.render(
             prepared,
-            add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
             processor_kwargs={"padding": len(prepared) > 1},
         ).to(self.model.device, self.model.dtype)
         return self.generate(dict(inputs), inputs["input_ids"].shape[1], max_new_tokens)
+
+    def render(self, conversation: Any, **options: Any) -> Any:
+        with bounded_templates():
+            return self.processor.apply_chat_template(
+                conversation, add_generation_prompt=True, **options
+            )
 
     def protocol(self, *, blind: bool) -> dict[str, Any]:
         marks = [] if blind else [{"type": "image"}]
@@ -68,9 +74,7 @@ class TransformersAnswerer(Answerer):
             "model": self.name,
             "weights": self.weights,
             "architecture": self.model.config.model_type,
-            "prompt": self.processor.apply_chat_template(
-                message, add_generation_prompt=True, tokenize=False
-            ),
+            "prompt": self.render(message, tokenize=False),
             "method": self.method,
             "num_keep": self.num_keep,
             "attention": self.model.config._attn_implementation,

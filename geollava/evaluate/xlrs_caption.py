@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any
 
 from geollava.evaluate.benchmark import Benchmark, Row, get_field
+from geollava.extras import install
 
 REQUEST = (
     "Describe this remote sensing image in detail: first the area as a whole, then each of its "
@@ -23,9 +24,16 @@ REQUEST = (
 
 
 def rouge_l(row: Mapping[str, Any], reply: str) -> float:
-    reference = str(get_field(row, "answer"))
-    score = rouge_scorer().score(reference, reply)
+    score = rouge_scorer().score(reference_of(row), reply)
     return float(score["rougeL"].fmeasure)
+
+
+def reference_of(row: Mapping[str, Any]) -> str:
+    answer, choices = get_field(row, "answer"), "multi-choice options"
+    if isinstance(answer, str) and row.get(choices) is None:
+        return answer
+    got = f"{answer!r} beside {choices!r}" if isinstance(answer, str) else repr(answer)
+    raise ValueError(f"row {row.get('index', '?')}: 'answer' must be a description, got {got}")
 
 
 @cache
@@ -33,9 +41,7 @@ def rouge_scorer() -> Any:
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ModuleNotFoundError as error:
-        raise ImportError(
-            "captions are scored by rouge-score: pip install 'tokenprune-vlm[evaluate]'"
-        ) from error
+        raise ImportError(f"captions are scored by rouge-score: {install('evaluate')}") from error
     return RougeScorer(["rougeL"], use_stemmer=True)
 
 
@@ -45,9 +51,7 @@ def corpus_scores(
     try:
         from sacrebleu.metrics import BLEU, CHRF
     except ModuleNotFoundError as error:
-        raise ImportError(
-            "captions are scored by sacrebleu: pip install 'tokenprune-vlm[evaluate]'"
-        ) from error
+        raise ImportError(f"captions are scored by sacrebleu: {install('evaluate')}") from error
     references = [[str(row["answer"]) for row in rows]]
     scores = {
         f"BLEU-{order}": BLEU(max_ngram_order=order).corpus_score(list(replies), references).score
@@ -67,6 +71,7 @@ BENCHMARK = Benchmark(
     chance=lambda row: 0.0,
     max_new_tokens=1024,
     columns={"question_id": "index", "caption": "answer"},
-    how_to="rows need a caption (or answer), the description that a reply is compared with",
+    how_to="rows need a caption (or answer), the description that a reply is compared with; "
+    "geollava scenes writes none",
     more=corpus_scores,
 )

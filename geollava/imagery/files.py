@@ -12,10 +12,9 @@ from torch import Tensor
 
 from geollava.imagery import picture
 from geollava.imagery.isolated import IsolatedScene
+from geollava.imagery.orientation import EXIF_MODES
 from geollava.imagery.scene import Scene
 from geollava.imagery.stretch import PERCENTILES
-
-ROWS = 256  # at a time, of images that are read whole
 
 
 def open_scene(
@@ -24,6 +23,7 @@ def open_scene(
     bands: Sequence[int] | None = None,
     percentiles: tuple[float, float] = PERCENTILES,
     max_pixels: int | None = None,
+    exif: str = "stored",
 ) -> Scene:
     """Opens an image file; its pixels are read later.
 
@@ -31,31 +31,37 @@ def open_scene(
     GeoTIFF, COG, JPEG 2000, VRT, TIFF of any other kind and color PNG of 16 bits are read by GDAL,
     window by window. All of it happens in a process of its own.
 
-    Pixels come as they are stored: EXIF orientation is applied to no format.
-
     Args:
         bands: three, counted from 1, for red, green and blue, or one for gray. None takes the
             file's own RGB, else its first three, else its first.
         percentiles: samples of more than 8 bits are stretched between these two.
         max_pixels: refuse larger images. None is half a gigapixel for pictures, which are decoded
             whole, and 17 gigapixels for rasters.
+        exif: "stored" gives the pixels as they are stored, as the published pipeline does;
+            "applied" turns the image as EXIF's orientation says, or TIFF's tag.
 
     Raises:
         ValueError: not an image, damaged, too large or small, no such band; its decoder crashes,
             takes too long or too much memory.
+        NotImplementedError: a raster with a place on the Earth is to be turned.
         ImportError: a raster, and rasterio is not installed.
     """
     file, chosen = picture.check_file(path), check_bands(bands)
-    return IsolatedScene(file, bands=chosen, percentiles=percentiles, max_pixels=max_pixels)
+    if exif not in EXIF_MODES:
+        raise ValueError(f"exif must be one of {', '.join(EXIF_MODES)}, got {exif}")
+    return IsolatedScene(
+        file, bands=chosen, percentiles=percentiles, max_pixels=max_pixels, exif=exif
+    )
 
 
 def read_image(path: str | os.PathLike[str], *, max_pixels: int | None = None) -> Image.Image:
-    """As `open_scene`, but decoded whole, to an RGB image."""
+    """As `open_scene`, but decoded whole, to an RGB image.
+
+    While it is made the decoder's process holds the picture too: twice its memory, 4 bytes per
+    pixel each time, where a scene's rows take it once.
+    """
     with open_scene(path, max_pixels=max_pixels) as scene:
-        image = Image.new("RGB", scene.size)
-        for top in range(0, scene.size[1], ROWS):
-            image.paste(scene.read_image(top, min(top + ROWS, scene.size[1]), 1), (0, top))
-        return image
+        return scene.read_whole()
 
 
 def as_scene(image: Any) -> Scene:

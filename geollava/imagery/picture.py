@@ -34,6 +34,18 @@ CONVERTIBLE_MODES = (
 # One channel of 16 bits, 32 bits or floating point.
 DEEP_MODES = ("I;16", "I;16L", "I;16B", "I", "F")
 JPEG_MAX_FACTOR = 8
+# What makes an image upright, by EXIF's orientation; from 5 on width and height change places.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SIDEWAYS = 5
+FROM_THE_END = (3, 4, 7, 8)  # the first row that is shown is the last row or column in the file
 
 _pillow_limit = threading.Lock()
 
@@ -44,14 +56,15 @@ class Picture(Scene):
     Never by windows: a JPEG is decoded from its start for every one of them. Decoded pixels stay as
     the file has them, and rows become RGB when they are read: two whole images at once would not
     fit where one does. Gray, palette, CMYK and YCbCr are converted and deeper gray is stretched to
-    8 bits; an alpha channel is dropped and EXIF orientation is not applied, both as the published
-    pipeline does. Of several frames the first is taken.
+    8 bits; an alpha channel is dropped, as the published pipeline does. Of several frames the first
+    is taken.
 
     Args:
-        source: a file, or an RGB image.
+        source: a file, an RGB image, or a scene without a place on the Earth, to turn it.
         bands: three of its channels, 1 for red to 3 for blue, or one for gray; None is RGB.
         percentiles: of samples of more than 8 bits, become 0 and 255.
         max_pixels: refuse larger files.
+        orientation: as EXIF counts them; rows are turned when they are read, never all at once.
 
     Raises:
         ValueError: not such an image; too large or too small; no such band.
@@ -59,11 +72,12 @@ class Picture(Scene):
 
     def __init__(
         self,
-        source: Path | Image.Image,
+        source: Path | Image.Image | Scene,
         *,
         bands: tuple[int, ...] | None = None,
         percentiles: tuple[float, float] = PERCENTILES,
         max_pixels: int = MAX_PIXELS,
+        orientation: int = 1,
     ) -> None:
         if bands is not None and not all(1 <= band <= 3 for band in bands):
             raise ValueError(f"bands of a picture are 1 to 3, got {list(bands)}")
@@ -71,25 +85,27 @@ class Picture(Scene):
         self._decoding = threading.Lock()
         self._decoded: tuple[int, Image.Image] | None = None  # (factor, pixels)
         self._stretch: Stretch | None = None
+        self._orientation = orientation
         if isinstance(source, Image.Image):
-            self.size = source.size
+            size = source.size
             self._decoded = 1, source
-            return
-        with open_header(source) as header:
-            check_size(source, header.size, max_pixels)
-            check_mode(source, header)
-            self.size = header.size
-            deep = header.mode in DEEP_MODES
-            self.as_published = not deep and header.width * header.height <= PUBLISHED_MAX_PIXELS
-            if header.format == "JPEG":
-                self.max_factor = JPEG_MAX_FACTOR
+        elif isinstance(source, Scene):
+            size, self.as_published = source.size, source.as_published
+        else:
+            with open_header(source) as header:
+                check_size(source, header.size, max_pixels)
+                check_mode(source, header)
+                size, deep = header.size, header.mode in DEEP_MODES
+                self.as_published = not deep and size[0] * size[1] <= PUBLISHED_MAX_PIXELS
+                if header.format == "JPEG":
+                    self.max_factor = JPEG_MAX_FACTOR
+        self.size = size if orientation < SIDEWAYS else (size[1], size[0])
 
     def read_rows(self, top: int, bottom: int, factor: int) -> np.ndarray:
         return np.asarray(self.read_image(top, bottom, factor))
 
     def read_image(self, top: int, bottom: int, factor: int) -> Image.Image:
-        whole = self._pixels(factor)
-        rows = whole.crop((0, top, whole.width, bottom))
+        rows = self._turned(self._pixels(factor), top, bottom)
         if self._stretch is not None:
             rows = Image.fromarray(self._stretch(np.asarray(rows)[None])[0])
         if rows.mode != "RGB":
@@ -105,25 +121,43 @@ class Picture(Scene):
 
     def close(self) -> None:
         self._decoded = None
+        if isinstance(self._source, Scene):
+            self._source.close()
+
+    def _turned(self, whole: Image.Image, top: int, bottom: int) -> Image.Image:
+        """Rows of the picture as it is shown."""
+        sideways = self._orientation >= SIDEWAYS
+        if self._orientation in FROM_THE_END:
+            length = whole.width if sideways else whole.height
+            top, bottom = length - bottom, length - top
+        box = (top, 0, bottom, whole.height) if sideways else (0, top, whole.width, bottom)
+        turn, rows = TURNS.get(self._orientation), whole.crop(box)
+        return rows if turn is None else rows.transpose(turn)
 
     def _pixels(self, factor: int) -> Image.Image:
         with self._decoding:
             if self._decoded is None or self._decoded[0] != factor:
-                assert isinstance(self._source, Path)
                 self._decoded = None  # before the next, not beside it
-                image = decode(self._source, factor)
+                image = self._decode(factor)
                 if image.mode in DEEP_MODES:
                     self._stretch = stretch_of(image, self._percentiles)
                 self._decoded = factor, image
             return self._decoded[1]
 
+    def _decode(self, factor: int) -> Image.Image:
+        assert not isinstance(self._source, Image.Image)  # which is decoded
+        if isinstance(self._source, Scene):
+            return self._source.read_whole()
+        return decode(self._source, factor)
+
 
 def check_file(path: str | os.PathLike[str]) -> Path:
     """Raises ValueError unless the path is a file of this machine with something to read in it."""
+    given = str(path)  # a Path would take one slash of a URL away
+    scheme, colon, _ = given.partition(":/")
+    if given.startswith("/vsi") or (colon and scheme.replace("+", "").isalnum()):
+        raise ValueError(f"{given} must be a file on this machine, network paths are not read")
     path = Path(path)
-    scheme, colon, _ = str(path).partition(":/")
-    if str(path).startswith("/vsi") or (colon and scheme.replace("+", "").isalnum()):
-        raise ValueError(f"{path} must be a file on this machine, network paths are not read")
     try:
         size = path.stat().st_size if path.is_file() else None
         exists = size is not None or path.exists()

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from geollava.extras import install
 from geollava.imagery.scene import (
     CHECK_PIXELS,
     PUBLISHED_MAX_PIXELS,
@@ -40,6 +41,7 @@ DRIVERS = {
     b"\xff\x4f\xff\x51": "JP2OpenJPEG",
     b"<VRTDataset": "VRT",
 }
+SIDE_SUFFIXES = (".ovr", ".msk", ".OVR", ".MSK")  # of external overviews and masks
 GDAL_OPTIONS: dict[str, Any] = {
     "GDAL_CACHEMAX": 64 * 1024 * 1024,  # bytes, of the process
     "GDAL_NUM_THREADS": min(16, os.cpu_count() or 1),
@@ -60,9 +62,9 @@ def driver_of(path: Path) -> str | None:
 class Raster(Scene):
     """A raster whose rows are read when they are asked for, from overviews where they are reduced.
 
-    Samples of 8 bits are taken as they are; deeper ones are stretched between percentiles of the
-    whole scene. A pixel that is no data in all bands becomes 0; an alpha band is dropped, as the
-    published pipeline does.
+    Samples of 8 bits are taken as they are, those of fewer bits are spread over 8, deeper ones are
+    stretched between percentiles of the whole scene. A pixel that is no data in all bands becomes
+    0; an alpha band is dropped, as the published pipeline does.
 
     Args:
         path: the file.
@@ -108,6 +110,7 @@ class Raster(Scene):
         self._palette = palette(dataset, self._bands)
         self._others = no_data_bands(dataset, self._bands)
         self._inverted = self._palette is None and is_inverted(dataset)
+        self._few_bits = spread_bits(dataset, self._bands) if self._palette is None else None
         self._deep, self._percentiles = dtype != np.uint8, percentiles
         self._stretch: Stretch | None = None
         self.as_published = (
@@ -122,6 +125,8 @@ class Raster(Scene):
         if self._palette is not None:
             return self._palette[samples[0]] * valid[..., None]
         pixels = self._stretch_of_all()(samples) if self._deep else samples
+        if self._few_bits is not None and not self._deep:
+            pixels = np.stack([to[band] for to, band in zip(self._few_bits, pixels, strict=True)])
         if self._inverted:
             pixels = 255 - pixels
         if self._others is not None:
@@ -206,9 +211,7 @@ def open_dataset(path: Path, driver: str, max_pixels: int) -> Any:
     try:
         import rasterio
     except ModuleNotFoundError as error:
-        raise ImportError(
-            f"{path} needs rasterio to be read: pip install 'tokenprune-vlm[geo]'"
-        ) from error
+        raise ImportError(f"{path} needs rasterio to be read: {install('geo')}") from error
 
     name = str(path.resolve())
     if driver == "VRT":
@@ -237,10 +240,25 @@ def check_vrt_source(path: Path, source: Path) -> None:
 
 def check_side_files(path: Path) -> None:
     """External overviews and masks must be TIFF: GDAL would open whatever lies there."""
-    for suffix in (".ovr", ".msk", ".OVR", ".MSK"):
-        side = path.with_name(path.name + suffix)
-        if side.is_file() and driver_of(side) != "GTiff":
+    for side in side_files(path):
+        if driver_of(side) != "GTiff":
             raise ValueError(f"{side} must be a TIFF to stand beside {path.name}")
+
+
+def side_files(path: Path) -> list[Path]:
+    sides = [path.with_name(path.name + suffix) for suffix in SIDE_SUFFIXES]
+    return [side for side in sides if side.is_file()]
+
+
+def files_of(path: Path) -> list[Path]:
+    """All files that the pixels of a scene come from; the file alone where it is damaged."""
+    try:
+        driver = driver_of(path) if path.is_file() else None
+        sources = safe_vrt(path)[1] if driver == "VRT" else []
+        rasters = [path, *sources] if driver else []
+        return [path, *sources, *(side for raster in rasters for side in side_files(raster))]
+    except (ValueError, OSError, RecursionError):
+        return [path]
 
 
 def check_dataset(path: Path, dataset: Any, max_pixels: int) -> None:
@@ -286,6 +304,18 @@ def palette(dataset: Any, bands: list[int]) -> np.ndarray | None:
         if entry < 256:
             colors[entry] = color[:3]
     return colors
+
+
+def spread_bits(dataset: Any, bands: list[int]) -> np.ndarray | None:
+    """[bands, 256] uint8, what samples of fewer than 8 bits become; None where all have 8.
+
+    GDAL gives them as they are, so that the most of 4 bits, 15, would be nearly black.
+    """
+    tags = [dataset.tags(band, ns="IMAGE_STRUCTURE") for band in bands]
+    most = np.array([[2 ** min(8, int(tag.get("NBITS", 8))) - 1] for tag in tags])
+    if (most == 255).all():
+        return None
+    return np.round(np.minimum(np.arange(256), most) * (255 / most)).astype(np.uint8)
 
 
 def no_data_bands(dataset: Any, bands: list[int]) -> list[int] | None:

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from geollava.imagery import picture, raster
+from geollava.imagery.orientation import ORIENTATION, orientation_of
 from geollava.imagery.scene import PUBLISHED_MAX_PIXELS, Scene
 from geollava.imagery.stretch import PERCENTILES
 
 # Tags by which a TIFF says where it lies, or what GDAL should make of its samples.
 GEO_TAGS = {33_550, 33_922, 34_264, 34_735, 42_112, 42_113}
-BITS_PER_SAMPLE, ORIENTATION = 258, 274
+BITS_PER_SAMPLE = 258
 # A PNG's bits per sample and color type stand at these places; gray of 16 bits is Pillow's.
 PNG_BITS, PNG_COLOR, PNG_GRAY = 24, 25, 0
 
@@ -22,28 +23,41 @@ def open_here(
     bands: tuple[int, ...] | None = None,
     percentiles: tuple[float, float] = PERCENTILES,
     max_pixels: int | None = None,
+    exif: str = "stored",
 ) -> Scene:
     """As `open_scene`, but a decoder that crashes takes this process with it."""
     driver = raster.driver_of(path)
+    turn = orientation_of(path, driver) if exif == "applied" else 1
     options: dict[str, Any] = {"bands": bands, "percentiles": percentiles}
     if max_pixels is not None:
         options["max_pixels"] = max_pixels
-    if driver is None and is_deep_png(path):
+    deep_png = driver is None and is_deep_png(path)
+    if not deep_png and (driver is None or (bands is None and is_plain_tiff(path, driver))):
+        return picture.Picture(path, orientation=turn, **options)
+    if deep_png or turn != 1:  # read as a whole
         options.setdefault("max_pixels", picture.MAX_PIXELS)
-        return raster.Raster(path, "PNG", **options)
-    if driver is None or (driver == "GTiff" and bands is None and is_plain_tiff(path)):
-        return picture.Picture(path, **options)
-    return raster.Raster(path, driver, **options)
+    scene = raster.Raster(path, driver or "PNG", **options)
+    if turn == 1:
+        return scene
+    if scene.georeference is not None:
+        scene.close()
+        raise NotImplementedError(
+            f"{path} must have orientation 1 to be turned as it says, since it has a place on the "
+            f"Earth, got {turn}: read it as stored"
+        )
+    return picture.Picture(scene, orientation=turn)
 
 
-def is_plain_tiff(path: Path) -> bool:
+def is_plain_tiff(path: Path, driver: str) -> bool:
     """Whether Pillow reads just what is in a TIFF: 8 bits, gray or color, no place on the Earth."""
+    if driver != "GTiff":
+        return False
     try:
         with picture.open_header(path) as header:
             return (
                 header.mode in picture.CONVERTIBLE_MODES
                 and max(header.tag_v2.get(BITS_PER_SAMPLE, (1,))) <= 8
-                and header.tag_v2.get(ORIENTATION, 1) == 1  # Pillow turns the image, GDAL does not
+                and header.tag_v2.get(ORIENTATION) not in picture.TURNS  # Pillow would turn it
                 and not GEO_TAGS & set(header.tag_v2)
                 and header.width * header.height <= PUBLISHED_MAX_PIXELS
             )

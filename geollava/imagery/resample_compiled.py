@@ -20,13 +20,13 @@ COLUMNS = 256
 STAY = ((1, 0x00FF00FF00FF00FF), (2, 0x0000FFFF0000FFFF), (4, 0x00000000FFFFFFFF))
 
 
-def within_rows(image: Image.Image, width: int, out: np.ndarray, top: int = 0) -> None:
-    """As `resample.within_rows`."""
+def within_rows(image: Image.Image | np.ndarray, width: int, out: np.ndarray, top: int = 0) -> None:
+    """As `resample.within_rows`, also of [height, width, 3] uint8."""
     rows = np.asarray(image)
-    if image.width == width:
-        out[:, top : top + image.height] = rows.transpose(2, 0, 1)
+    if rows.shape[1] == width:
+        out[:, top : top + len(rows)] = rows.transpose(2, 0, 1)
         return
-    weigh_columns(rows, *bicubic_weights(image.width, width, 0, width), out, top)
+    weigh_columns(rows, *bicubic_weights(rows.shape[1], width, 0, width), out, top)
 
 
 # Below, rows are taken out of arrays before their samples are: indices that may be negative keep

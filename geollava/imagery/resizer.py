@@ -59,10 +59,12 @@ class Resizer:
         """Rows of the source, a block at a time through the pass within rows."""
         planes = self.buffers.array("source", (3, stop - start, width))
         block = max(1, min(ROWS, BLOCK_BYTES // (3 * self.source_size[0])))
+        # Each kind of pass gets what it works on: an image made of an array is a copy, and back.
+        read = self.scene.read_image if self.passes is resample else self.scene.read_rows
         for top in range(start, stop, block):
             bottom = min(top + block, stop)
-            image = self.scene.read_image(top, bottom, self.factor)
-            self.passes.within_rows(image, width, planes, top - start)
+            rows = read(top, bottom, self.factor)
+            self.passes.within_rows(rows, width, planes, top - start)
         return planes
 
 

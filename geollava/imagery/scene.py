@@ -66,6 +66,14 @@ class Scene(ABC):
         """The same rows as a Pillow image."""
         return Image.fromarray(self.read_rows(top, bottom, factor))
 
+    def read_whole(self) -> Image.Image:
+        """All rows, as an RGB image."""
+        image, (width, height) = Image.new("RGB", self.size), self.size
+        rows = max(1, CHECK_PIXELS // width)
+        for top in range(0, height, rows):
+            image.paste(self.read_image(top, min(top + rows, height), 1), (0, top))
+        return image
+
     def check(self) -> Iterator[None]:
         """Decodes every pixel, a part at a time, which finds files that are damaged further on.
 

@@ -69,11 +69,11 @@ def safe_vrt(path: Path) -> tuple[str, list[Path]]:
 
 
 def keep_known(path: Path, parent: ElementTree.Element, allowed: tuple[str, ...]) -> None:
-    for child in list(parent):
-        if child.tag in IGNORED_TAGS:
-            parent.remove(child)
-        elif child.tag not in allowed:
+    children = [child for child in parent if child.tag not in IGNORED_TAGS]
+    for child in children:
+        if child.tag not in allowed:
             raise ValueError(f"{path}: a VRT with <{child.tag}> is not read")
+    parent[:] = children  # at once: each removal by itself would move all that follow
 
 
 def source_file(path: Path, name: ElementTree.Element) -> Path:

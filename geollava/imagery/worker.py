@@ -20,6 +20,7 @@ import numpy as np
 
 from geollava.imagery.picture import MAX_PIXELS, reason_of
 from geollava.imagery.reader import open_here
+from geollava.malloc import keep_freed_rows
 
 MEMORY_BYTES = 4 * 1024**3
 # A request may take this long, longer for a large file, which may lie on a slow disk, and longer
@@ -37,6 +38,7 @@ def main(pixels: int) -> None:
         pixels: descriptor of the file that rows are written to.
     """
     limit_resources()
+    keep_freed_rows()
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)  # what libraries print
         server = Server(pixels)

@@ -93,6 +93,15 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(pixels.numpy())
 
 
+def vrt(source, *, band='<VRTRasterBand dataType="Byte" band="1">', extra="", filename=None):
+    """A VRT of 64 x 48 pixels that shows band 1 of a file in its folder."""
+    filename = filename or f'<SourceFilename relativeToVRT="1">{source}</SourceFilename>'
+    return (
+        f'<VRTDataset rasterXSize="64" rasterYSize="48">{extra}{band}<SimpleSource>{filename}'
+        "<SourceBand>1</SourceBand></SimpleSource></VRTRasterBand></VRTDataset>"
+    )
+
+
 @pytest.fixture(scope="session")
 def guessing_checkpoint(tmp_path_factory) -> Path:
     """Answers with one of the letters A to D, now this, now that, by image and by question."""

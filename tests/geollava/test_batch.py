@@ -10,13 +10,14 @@ import sys
 import time
 
 import pytest
+from PIL import Image
 
 from geollava import batch
 from geollava.answer import answer
 from geollava.default_model import DEMONSTRATION, default_checkpoint
 from geollava.imagery import read_image
 
-from .conftest import noise
+from .conftest import noise, vrt
 
 parquet = pytest.importorskip("pyarrow.parquet")
 QUESTIONS = ["How many ships?", "Land or sea?"]
@@ -87,6 +88,43 @@ def test_a_bad_scene_is_a_row_with_its_error(run, job, tmp_path):
     check_complete(tmp_path / "a.parquet", 3)
 
 
+def test_what_in_a_folder_is_a_scene(run, job, tmp_path):
+    """...what is left out, and what is neither."""
+    command = job(1)
+    folder = tmp_path / "scenes"
+    for name in ("0000.png.aux.xml", "0000.ovr", "0000.pgw", "about.TXT", ".DS_Store", "x.geojson"):
+        (folder / name).write_text("no picture")
+    for name in (".git", "a.parquet.parts"):
+        (folder / name).mkdir()
+        (folder / name / "0.parquet").write_text("no table")
+    for name in ("cut.parquet", "list.npy", "scene", "x.gif"):
+        (folder / name).write_text("no picture")
+    (folder / "gone.tif").symlink_to("nothing")
+    (folder / "more").symlink_to(tmp_path)
+    (folder / "own.lst").write_text("What?")
+    command[3], command[5] = folder / "own.lst", folder / "b.parquet"
+    earlier = [*command[:5], folder / "earlier.parquet", *command[6:], "--num-keep", 2]
+    for arguments in (earlier, command):
+        code, _, err = run(*arguments)
+        assert code == 0, err
+    rows = {row["scene"].rpartition("/")[2]: row["error"] for row in rows_of(folder / "b.parquet")}
+    names = ["0000.png", "cut.parquet", "gone.tif", "list.npy", "more", "scene", "x.gif"]
+    assert list(rows) == names
+    assert [name for name in rows if rows[name] is None] == ["0000.png"]
+    assert "gone.tif does not exist" in rows["gone.tif"]
+    assert "more holds scenes that are not asked about: the folder is a link" in rows["more"]
+    for name in ("cut.parquet", "list.npy", "scene", "x.gif"):
+        assert f"{name} must be an image that geollava reads (.jpg, .jpeg, " in rows[name]
+
+
+def test_a_folder_without_any_scene(run, job, tmp_path):
+    command = job(0)
+    (tmp_path / "scenes" / "x.gif").write_text("no picture")
+    code, _, err = run(*command)
+    assert code == 0, err
+    assert [row["error"] is None for row in rows_of(tmp_path / "a.parquet")] == [False, False]
+
+
 def test_a_question_that_does_not_fit_is_a_row_with_its_error(run, job, tmp_path):
     command = job(1)
     (tmp_path / "q.txt").write_text("Short?\n" + "long " * 20_000)
@@ -116,7 +154,9 @@ def test_lists_of_scenes(kind, job, run, tmp_path):
         "0000.png",
         "a.tif",
     ]
-    assert all("network paths are not read" in row["error"] for row in rows[4:])
+    assert [row["error"] for row in rows[4:]] == [
+        "https://host/a.tif must be a file on this machine, network paths are not read"
+    ] * 2
 
 
 def test_finished_rows_are_not_computed_again(run, job, tmp_path, monkeypatch):
@@ -194,6 +234,45 @@ def test_what_changed_is_answered_anew(run, job, tmp_path, asked, checkpoint_cop
     assert run(*command)[0] == 0
     assert asked[3:] == [(0, QUESTIONS), (1, QUESTIONS)]
     assert len(rows_of(tmp_path / "a.parquet")) == 4
+
+
+def test_exif(run, job, tmp_path, pair):
+    command, exif = job(0), Image.Exif()
+    exif[274] = 6
+    image = noise(120, 80)
+    image.save(tmp_path / "scenes" / "0000.png", exif=exif)
+    turned = image.transpose(Image.Transpose.ROTATE_270)
+    for options, shown in (((), image), (("--exif", "applied"), turned)):
+        command[5] = tmp_path / f"{len(options)}.parquet"
+        code, _, err = run(*command, *options)
+        assert code == 0, err
+        assert [row["answer"] for row in rows_of(command[5])] == [
+            answer(*pair, shown, question, max_new_tokens=3).text for question in QUESTIONS
+        ]
+    assert '"exif"' not in batch.Settings("x").of_answers()  # outputs of earlier versions fit
+    code, _, err = run(*command)
+    assert (code, "answers with other settings" in err) == (2, True)
+
+
+def test_a_vrt_is_answered_anew_when_a_source_changed(run, job, tmp_path, asked):
+    pytest.importorskip("rasterio")
+    command, folder = job(0), tmp_path / "scenes"
+    noise(64, 48).save(folder / "tile.tiff")
+    noise(64, 48).save(folder / "0001.tif")
+    (folder / "0000.vrt").write_text(vrt("tile.tiff"))
+    list_file = tmp_path / "list.csv"
+    list_file.write_text("image\nscenes/0000.vrt\nscenes/0001.tif\n")
+    command[1] = list_file
+    for _ in range(2):
+        assert "0 of them with an error" in run(*command)[2]
+    assert [number for number, _ in asked] == [0, 1]
+    noise(64, 48, seed=1).save(folder / "tile.tiff")
+    os.utime(folder / "tile.tiff", (1, 1))
+    assert run(*command)[0] == 0
+    assert [number for number, _ in asked[2:]] == [0]
+    noise(32, 24).save(folder / "0001.tif.ovr", format="tiff")
+    assert run(*command)[0] == 0
+    assert [number for number, _ in asked[3:]] == [1]
 
 
 def test_rows_with_an_error_are_tried_again(run, job, tmp_path, asked, monkeypatch):

@@ -202,6 +202,17 @@ def test_scenes_asked_without_choices():
         assert "is no task of the scenes" in benchmark.problem_of(row | {"category": "Cooking"})
 
 
+def test_scenes_have_no_captions(run, questions, tmp_path):
+    """`test.json` of `geollava scenes` has an answer, which is a letter."""
+    options = ["--data", questions, "--out", tmp_path / "out"]
+    code, out, err = run("evaluate", "xlrs-caption", *options)
+    lines = [line for line in err.splitlines() if not line.startswith("note: ")]
+    assert (code, out, len(lines)) == (2, "", 1), err
+    assert "'answer' must be a description, got " in lines[0]
+    assert "beside 'multi-choice options'; rows need a caption" in lines[0]
+    assert "geollava scenes writes none" in lines[0]
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -134,6 +135,22 @@ def test_overlay(run, scene, tmp_path):
     colored = (pixels[..., 0] - pixels[..., 2]) > 60  # frames around kept tokens
     assert 0 < colored.mean() < 0.5
     assert sorted(path.name for path in tmp_path.iterdir()) == ["overlay.png", "scene.jpg"]
+
+
+def test_exif(run, tmp_path):
+    exif, path = Image.Exif(), tmp_path / "scene.jpg"
+    exif[274] = 6
+    noise(900, 600).save(path, exif=exif)
+    arguments = ("ask", path, "What?", "--json", "--max-new-tokens", 1, "--tokens-geojson")
+    for options, size in (((), [900, 600]), (("--exif", "applied"), [600, 900])):
+        code, out, err = run(*arguments, tmp_path / "tokens.json", *options)
+        assert code == 0, err
+        assert json.loads(out)["image_size"] == size
+        features = json.loads((tmp_path / "tokens.json").read_text())["features"]
+        boxes = np.array([feature["properties"]["pixel_box"] for feature in features])
+        right, bottom = boxes.max(0)[2:]
+        assert (right > 600, bottom > 600) == (size[0] == 900, size[1] == 900)
+    check_refusal(run("ask", path, "What?", "--exif", "turned"), "--exif must be one of stored, ap")
 
 
 def check_refusal(result, message):
@@ -268,8 +285,19 @@ def test_help_without_the_extra_is_one_line():
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         "error: geollava needs the extra hf, transformers, typer, rich not found: "
-        "pip install 'tokenprune-vlm[hf]'\n"
+        "pip install 'tokenprune-vlm[hf]' (in a checkout: pip install '.[hf]')\n"
     )
+
+
+def test_messages_say_how_to_install_what_is_not_released():
+    found = {"pip install 'tokenprune-vlm[": [], "(in a checkout: pip install '.[": []}
+    for package in ("geollava", "tokenprune"):
+        for path in sorted((Path(__file__).parents[2] / package).rglob("*.py")):
+            for command, places in found.items():
+                places += [path.name] * path.read_text().count(command)
+    released, checked_out = found.values()
+    # geollava has one place for it; tokenprune does without geollava.
+    assert released == checked_out == ["extras.py", "cli.py", "launch.py"]
 
 
 def test_a_reader_that_has_read_enough(tmp_path):

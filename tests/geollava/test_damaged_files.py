@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 
 import pytest
 
@@ -110,6 +111,31 @@ def test_chat_templates(refused, tmp_path, template):
     path.write_bytes(template if isinstance(template, bytes) else template.encode())
     line = refused("ask", tmp_path / "a.png", "What?", "--model", folder)
     assert line.startswith(f"error: {path}: the chat template cannot be ")
+
+
+LOOP = "{% for x in range(99999) %}"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        LOOP * 3 + "{% endfor %}" * 3,
+        LOOP * 2 + "{% set y = x %}" + "{% endfor %}" * 2,
+        "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(99) }}",
+        LOOP + "{{ range(99999)|map('string')|select('eq', 'x')|list }}{% endfor %}",
+    ],
+)
+def test_chat_templates_that_run_for_hours(refused, tmp_path, template, monkeypatch):
+    monkeypatch.setattr("geollava.templates.SECONDS", 0.5)
+    noise(60, 60).save(tmp_path / "a.png")
+    folder = shutil.copytree(default_checkpoint(), tmp_path / "own")
+    (folder / "chat_template.jinja").write_text(template)
+    line = refused("ask", tmp_path / "a.png", "What?", "--model", folder)
+    assert (
+        "chat_template.jinja: the chat template cannot be used: a template must be rendered in"
+        in line
+    )
+    assert sys.gettrace() is None
 
 
 @pytest.fixture

@@ -121,6 +121,18 @@ def test_duplicates_and_the_table(run, write):
     assert "row 0 of" in " ".join(out.split())
 
 
+def test_names_of_two_lines_stay_one_line_of_the_table(run, write):
+    path = write(row("a\nb", ["no\r\nwhere\u2028.png"]))
+    code, out, _ = run("validate", path)
+    assert code == 2
+    header, line, counts = out.split("\n")[:3]
+    assert (header.split()[0], counts) == ("file", "1 rows, problems: 1 image")
+    assert r"a\nb" in line
+    assert r"no\r\nwhere\u2028.png does not exist" in line
+    (problem,) = data.check_files([path], select_canvas=lambda *size: size)[0].problems
+    assert len(str(problem).splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

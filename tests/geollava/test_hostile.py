@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import struct
 import subprocess
@@ -52,25 +53,54 @@ def test_hostile_files_are_errors_of_one_line(name, hostile, impatient):
     assert "\n" not in str(error.value)
 
 
-def test_a_batch_goes_on_after_hostile_files(
-    hostile, complete_checkpoint, tmp_path, impatient, run
-):
+@pytest.fixture
+def hostile_batch(hostile, complete_checkpoint, tmp_path, run):
+    """Runs a batch over four hostile files and three good ones -> {name: row}."""
     parquet = pytest.importorskip("pyarrow.parquet")
     scenes = tmp_path / "scenes"
     scenes.mkdir()
-    for name in FILES:
+    for name in (*FILES, "damaged_rows.parquet"):
         shutil.copy(hostile / name, scenes)
     for name in ("a.png", "j.png", "z.png"):
         noise(60, 40).save(scenes / name)
     (tmp_path / "questions.txt").write_text("What?\n")
-    out = tmp_path / "out.parquet"
-    options = ["--model", complete_checkpoint, "--max-new-tokens", "2"]
-    run("batch", scenes, "--questions", tmp_path / "questions.txt", "--out", out, *options)
-    rows = parquet.read_table(out).to_pylist()
-    errors = {Path(row["scene"]).name: row["error"] for row in rows}
-    assert len(rows) == 6
-    assert [name for name, error in errors.items() if error is None] == ["a.png", "j.png", "z.png"]
-    assert all(name in errors[name] for name in FILES)
+
+    def hostile_batch(*options):
+        command = ["batch", scenes, "--questions", tmp_path / "questions.txt", "--max-new-tokens"]
+        out = scenes / "out.parquet"
+        code, _, err = run(*command, 2, "--out", out, "--model", complete_checkpoint, *options)
+        assert code == 0, err
+        assert "7 rows in" in err
+        assert "4 of them with an error" in err
+        rows = parquet.read_table(out).to_pylist()
+        return {Path(row["scene"]).name: row for row in rows}
+
+    return hostile_batch
+
+
+def check_hostile(rows):
+    good = ["a.png", "j.png", "z.png"]
+    assert sorted(rows) == sorted([*FILES, "damaged_rows.parquet", *good])
+    assert [name for name, row in rows.items() if row["error"] is None] == good
+    assert all(isinstance(rows[name]["answer"], str) for name in good)
+    for name in set(rows) - set(good):
+        assert name in rows[name]["error"]
+        assert "\n" not in rows[name]["error"]
+    assert "that geollava reads (.jpg, " in rows["damaged_rows.parquet"]["error"]
+    assert "cannot be read: " in rows["damaged_geokeys.tif"]["error"]
+    assert "cannot be read: " in rows["segfault_samples_per_pixel.tif"]["error"]
+    assert "decoder did not finish in" in rows["hang_ihdr_length_0.jp2"]["error"]
+
+
+def test_a_batch_goes_on_after_hostile_files(hostile_batch, impatient):
+    check_hostile(hostile_batch())
+    check_hostile(hostile_batch())  # its own output among them now
+
+
+@pytest.mark.slow
+def test_a_batch_on_ray_goes_on_after_hostile_files(hostile_batch):
+    pytest.importorskip("ray")
+    check_hostile(hostile_batch("--engine", "ray"))
 
 
 def tiff_with(tag: int, kind: int, value: int, folder: Path) -> Path:
@@ -161,8 +191,8 @@ before = peak(resource.RUSAGE_SELF)
 sizes = data.ImageSizes(decode=True)
 from pathlib import Path
 sizes.add([Path(name) for name in sys.argv[2:]], None)
-if sys.argv[1] == "read":
-    with imagery.open_scene(sys.argv[2]) as scene:
+if sys.argv[1] in imagery.EXIF_MODES:
+    with imagery.open_scene(sys.argv[2], exif=sys.argv[1]) as scene:
         imagery.resized(scene, (280, 280), "pillow")
 end_workers()
 print(peak(resource.RUSAGE_SELF) - before, peak(resource.RUSAGE_CHILDREN))
@@ -177,12 +207,48 @@ def peak_bytes(what, *paths):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts peaks as Linux does")
-def test_one_and_a_half_times_the_decoded_image_is_the_most(tmp_path):
+@pytest.mark.parametrize("exif", ["stored", "applied"])
+def test_one_and_a_half_times_the_decoded_image_is_the_most(exif, tmp_path):
+    sideways = Image.Exif()
+    sideways[274] = 6
     Image.new("RGBA", (64, 64)).save(tmp_path / "small.png")
-    Image.new("RGBA", (8000, 8000)).save(tmp_path / "large.png")
-    _, without = peak_bytes("read", tmp_path / "small.png")
-    here, there = peak_bytes("read", tmp_path / "large.png")
+    Image.new("RGBA", (8000, 8000)).save(tmp_path / "large.png", exif=sideways)
+    _, without = peak_bytes(exif, tmp_path / "small.png")
+    here, there = peak_bytes(exif, tmp_path / "large.png")
     assert here + there - without < 1.5 * 4 * 8000 * 8000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts peaks as Linux does")
+def test_a_turned_tiff_takes_no_more(tmp_path):
+    pytest.importorskip("rasterio")
+    for name, side in (("small.tif", 64), ("large.tif", 8000)):
+        Image.new("RGB", (side, side)).save(tmp_path / name, tiffinfo={274: 6})
+    _, without = peak_bytes("applied", tmp_path / "small.tif")
+    here, there = peak_bytes("applied", tmp_path / "large.tif")
+    assert here + there - without < 1.5 * 4 * 8000 * 8000
+
+
+FAULTS = """
+import resource, sys
+from geollava import imagery
+from geollava.imagery.isolated import end_workers
+with imagery.open_scene(sys.argv[1]) as scene:
+    imagery.resized(scene, (280, 280), "pillow")
+end_workers()
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts page faults as Linux does")
+def test_rows_take_memory_that_was_theirs_before(tmp_path):
+    """...else the page faults of a decoder take longer than the copies it makes."""
+    faults = []
+    for side in (64, 8000):
+        Image.new("RGBA", (side, side)).save(tmp_path / "image.png")
+        command = [sys.executable, "-c", FAULTS, str(tmp_path / "image.png")]
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+        faults.append(int(result.stdout))
+    assert faults[1] - faults[0] < 1.5 * 4 * 8000 * 8000 / resource.getpagesize()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts peaks as Linux does")

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from geollava import imagery
 from geollava.imagery.reader import open_here
 
-from .conftest import noise
+from .conftest import noise, vrt
 
 rasterio = pytest.importorskip("rasterio")
 from rasterio.transform import Affine  # noqa: E402
@@ -112,6 +114,26 @@ def test_other_depths_are_stretched(dtype, tmp_path):
     if kind == "f":
         expected[0, :3] = 0
     assert np.abs(pixels[..., 0] - expected).max() <= 1
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("kind", ["tif", "jp2", "white.tif"])
+def test_samples_of_few_bits_are_spread_over_8(bits, kind, tmp_path):
+    most = 2**bits - 1
+    samples = np.random.default_rng(0).integers(0, most + 1, (3, 64, 96)).astype(np.uint8)
+    options = {"QUALITY": 100, "REVERSIBLE": "YES", "driver": "JP2OpenJPEG"}
+    if kind == "white.tif":
+        samples, options = samples[:1], {"photometric": "MINISWHITE"}
+    elif kind == "tif":
+        options = {"photometric": "RGB"}
+    path = write(tmp_path / f"scene.{kind}", samples, NBITS=bits, **options)
+    with imagery.open_scene(path) as scene:
+        pixels = rows(scene)
+    expected = np.round(np.moveaxis(samples, 0, -1) * (255 / most)).astype(np.uint8)
+    assert np.array_equal(pixels, 255 - expected.repeat(3, 2) if len(samples) == 1 else expected)
+    if bits == 4 and len(samples) == 1:
+        with Image.open(path) as image:
+            assert np.array_equal(pixels[..., 0], np.asarray(image))
 
 
 @pytest.mark.parametrize("value", [0, 700, 65_535])
@@ -216,6 +238,100 @@ def test_pixels_come_as_they_are_stored_whatever_exif_says(suffix, tmp_path):
         assert scene.size == (90, 60)
         if suffix != "jpg":
             assert np.array_equal(rows(scene), np.asarray(image))
+
+
+@pytest.mark.parametrize("orientation", [*range(10), 300])
+@pytest.mark.parametrize(
+    "kind", ["jpg", "png", "webp", "tif", "gray.png", "deep.png", "palette.png"]
+)
+def test_pixels_are_turned_as_exif_says(kind, orientation, tmp_path):
+    image, exif = noise(90, 60), Image.Exif()
+    image = {"gray.png": image.convert("L"), "palette.png": image.quantize(16)}.get(kind, image)
+    if kind == "deep.png":
+        image = Image.fromarray(np.random.default_rng(0).integers(0, 9999, (60, 90), np.uint16))
+    exif[274] = orientation
+    path = tmp_path / f"image.{kind}"
+    image.save(path, exif=exif, **({"lossless": True} if kind == "webp" else {}))
+    with imagery.open_scene(path) as stored, imagery.open_scene(path, exif="applied") as scene:
+        assert stored.size == (90, 60)
+        upright = Image.fromarray(rows(stored))
+        upright.getexif()[274] = orientation
+        expected = np.asarray(ImageOps.exif_transpose(upright))
+        assert scene.size == (expected.shape[1], expected.shape[0])
+        for step in (7, 90):
+            parts = [
+                scene.read_rows(top, min(top + step, scene.size[1]), 1)
+                for top in range(0, scene.size[1], step)
+            ]
+            assert np.array_equal(np.concatenate(parts), expected)
+        if kind == "jpg":
+            assert rows(scene, 4).shape == (-(-scene.size[1] // 4), -(-scene.size[0] // 4), 3)
+        with Image.open(path) as pillow:
+            assert scene.size == ImageOps.exif_transpose(pillow).size
+
+
+@pytest.mark.parametrize("order", ["little", "big"])
+@pytest.mark.parametrize("big", ["YES", "NO"])
+def test_rasters_are_turned_as_their_tag_says(order, big, tmp_path):
+    samples = np.random.default_rng(0).integers(0, 9999, (4, 60, 90)).astype(np.uint16)
+    options = {"crs": None, "transform": None, "BIGTIFF": big, "ENDIANNESS": order.upper()}
+    path = write(tmp_path / "scene.tif", samples, **options)
+    with imagery.open_scene(path, bands=(4, 3, 2)) as scene:
+        stored = rows(scene)
+    set_orientation(path, 6)
+    with imagery.open_scene(path, bands=(4, 3, 2), exif="applied") as scene:
+        assert scene.size == (60, 90)
+        assert np.array_equal(rows(scene), np.rot90(stored, -1))
+    with imagery.open_scene(path, bands=(4, 3, 2)) as scene:
+        assert np.array_equal(rows(scene), stored)
+
+
+def set_orientation(path, value):
+    """Writes the directory of a TIFF's tags anew behind its pixels, with one tag more."""
+    content = bytearray(path.read_bytes())
+    order, big = "<" if content[:2] == b"II" else ">", 43 in content[2:4]
+    offset, number = (order + "Q", order + "Q") if big else (order + "I", order + "H")
+    header, length = (8, 20) if big else (4, 12)
+    (place,) = struct.unpack_from(offset, content, header)
+    (count,) = struct.unpack_from(number, content, place)
+    first = place + struct.calcsize(number)
+    tags = [bytes(content[first + n * length :][:length]) for n in range(count)]
+    room = 8 if big else 4
+    tags.append(
+        struct.pack(order + "HH", 274, 3)
+        + struct.pack(offset, 1)
+        + struct.pack(order + "H", value).ljust(room, b"\0")
+    )
+    tags.sort(key=lambda tag: struct.unpack(order + "H", tag[:2]))
+    struct.pack_into(offset, content, header, len(content))
+    path.write_bytes(content + struct.pack(number, count + 1) + b"".join(tags) + bytes(room))
+
+
+def test_a_place_on_the_earth_is_not_turned(tmp_path):
+    path = write(tmp_path / "scene.tif", rgb(64, 48))
+    set_orientation(path, 3)
+    with pytest.raises(NotImplementedError, match=r"must have orientation 1 .* got 3: read it as"):
+        imagery.open_scene(path, exif="applied")
+    with imagery.open_scene(path) as scene:
+        assert scene.georeference is not None
+    with pytest.raises(ValueError, match="exif must be one of stored, applied, got turned"):
+        imagery.open_scene(path, exif="turned")
+
+
+def test_exif_behind_the_pixels_of_a_png(tmp_path):
+    image, exif = noise(90, 60), Image.Exif()
+    exif[274] = 8
+    image.save(tmp_path / "image.png")
+    content, data = (tmp_path / "image.png").read_bytes(), exif.tobytes(8)[6:]
+    chunk = b"eXIf" + data
+    late = struct.pack(">I", len(data)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    (tmp_path / "image.png").write_bytes(content[:-12] + late + content[-12:])
+    with imagery.open_scene(tmp_path / "image.png", exif="applied") as scene:
+        assert np.array_equal(rows(scene), np.rot90(np.asarray(image)))
+    damaged = content[:-12] + late.replace(data[:2], b"??") + content[-12:]
+    (tmp_path / "image.png").write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"image\.png has damaged EXIF data: "):
+        imagery.open_scene(tmp_path / "image.png", exif="applied")
 
 
 def test_colors_are_found_by_name(tmp_path):
@@ -330,14 +446,6 @@ def test_60_000_pixels_a_side_are_read_in_little_memory(tmp_path):
     assert extra_mib < 600
 
 
-def vrt(source, *, band='<VRTRasterBand dataType="Byte" band="1">', extra="", filename=None):
-    filename = filename or f'<SourceFilename relativeToVRT="1">{source}</SourceFilename>'
-    return (
-        f'<VRTDataset rasterXSize="64" rasterYSize="48">{extra}{band}<SimpleSource>{filename}'
-        "<SourceBand>1</SourceBand></SimpleSource></VRTRasterBand></VRTDataset>"
-    )
-
-
 def test_vrt_of_two_files(tmp_path):
     left, right = rgb(64, 48, seed=1), rgb(64, 48, seed=2)
     (tmp_path / "tiles").mkdir()
@@ -433,6 +541,15 @@ def test_the_harmless_form_of_those_vrts_is_read(tmp_path):
     (tmp_path / "scene.vrt").write_text(vrt("inside.tif"))
     with imagery.open_scene(tmp_path / "scene.vrt") as scene:
         assert np.array_equal(rows(scene)[..., 0], rgb(64, 48)[0])
+
+
+@pytest.mark.parametrize("kind", ["deep", "damaged", "gone"])
+def test_a_vrt_that_is_not_read_has_no_other_files(kind, tmp_path):
+    path = tmp_path / "scene.vrt"
+    if kind != "gone":
+        deep = "<SRS>" * 100_000 + "</SRS>" * 100_000
+        path.write_text(f"<VRTDataset>{deep}</VRTDataset>" if kind == "deep" else "<VRTDataset")
+    assert imagery.files_of(path) == [path]
 
 
 def test_overviews_named_in_the_file_are_not_followed(tmp_path):

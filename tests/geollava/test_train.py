@@ -236,6 +236,9 @@ def test_the_plan_is_said_before_and_each_pack_as_it_begins(write, run, monkeypa
     begun = re.findall(r"pack (\d+) of this run, step (\d+) of (\d+): [\d,]+ tokens", err)
     assert [int(pack) for pack, _, _ in begun] == list(range(1, 2 * packs + 1))
     assert begun[-1][1] == begun[-1][2] == str(steps)
+    crops = re.findall(r"pack (\d+), (forward|backward): (\d+) of (\d+) crops\n", err)
+    assert {int(pack) for pack, *_ in crops} == set(range(1, 2 * packs + 1))
+    assert all(int(done) < int(total) for _, _, done, total in crops)
 
 
 def test_the_counted_memory_is_that_of_the_readme():

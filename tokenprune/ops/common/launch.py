@@ -48,7 +48,7 @@ def triton_obstacle(operator: str, tensor: Tensor) -> Exception | None:
     if not TRITON_INSTALLED:
         return NotImplementedError(
             f"impl='triton' of ops.{operator} needs the extra triton: "
-            "pip install 'tokenprune-vlm[triton]'"
+            "pip install 'tokenprune-vlm[triton]' (in a checkout: pip install '.[triton]')"
         )
     if tensor.device.type != "cuda" and not (tensor.device.type == "cpu" and interpreting()):
         return ValueError(
