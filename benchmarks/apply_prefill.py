@@ -23,7 +23,7 @@ from rich.table import Table
 import tokenprune
 from benchmarks import results
 from benchmarks.measure import interleaved_seconds
-from tokenprune.apply import Report
+from tokenprune import Report
 from tokenprune.hosts.compat import cache_of
 
 IMAGE = 100

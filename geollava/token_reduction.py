@@ -19,8 +19,9 @@ from tokenprune import (
     list_methods,
     method_class,
 )
-from tokenprune.hosts.encoder import AttentionReader
+from tokenprune.hosts.attention import AttentionReader
 from tokenprune.method import required_options
+from tokenprune.tokens import refuse_extra
 
 __all__ = ["AffinityHead", "ReducedTokens", "check_method", "reading_attention", "reduce_tokens"]
 
@@ -62,8 +63,10 @@ def why_not(name: str) -> str | None:
             "only kept tokens enter it"
         )
     missing = [need for need in method.needs if need not in ("cls", "attention")]
-    if missing:
+    if "text" in missing:
         return f"needs {', '.join(missing)}: crops are reduced before the question is read"
+    if missing:
+        return f"needs {', '.join(missing)}, which this model does not hand over"
     weights = required_options(method)
     if weights and name != OWN_METHOD:
         return f"needs {', '.join(weights)}, which this model does not have"
@@ -113,7 +116,9 @@ def reduce_tokens(
     tokens = VisionTokens(
         hidden_states[:, 1:], config.grid_size, cls=hidden_states[:, 0], attention=attention
     )
-    return method.reduce(tokens, config.num_keep)
+    result = method.reduce(tokens, config.num_keep)
+    refuse_extra(type(method).__name__, result, "this model")
+    return result
 
 
 def background_anchored(head: AffinityHead, anchor: Any, config: GeoLlavaConfig) -> Method:

@@ -6,19 +6,30 @@ refuse_namesake()
 
 # ruff: noqa: E402
 from tokenprune import ops
-from tokenprune.apply import Handle, apply
 from tokenprune.chain import Chain
-from tokenprune.hosts.verify import VerifyReport, verify
+from tokenprune.hosts.adapter import Adapter
+from tokenprune.hosts.apply import apply
+from tokenprune.hosts.handle import Handle, Report
+from tokenprune.hosts.layout import ImageLayout, TokenGrid
+from tokenprune.hosts.training import AlignedLabels
+from tokenprune.hosts.verify import verify
+from tokenprune.hosts.verifying.report import Check, VerifyReport
 from tokenprune.method import LayerMethod, Method, get_method, list_methods, method_class
 from tokenprune.tokens import ReducedTokens, VisionTokens
 from tokenprune.version import __version__
 
 __all__ = [
+    "Adapter",
+    "AlignedLabels",
     "Chain",
+    "Check",
     "Handle",
+    "ImageLayout",
     "LayerMethod",
     "Method",
     "ReducedTokens",
+    "Report",
+    "TokenGrid",
     "VerifyReport",
     "VisionTokens",
     "__version__",

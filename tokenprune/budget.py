@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tokenprune.ops.checks import check_int
+from tokenprune.ops.common.checks import check_int
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from tokenprune.method import LayerMethod, Method
+from tokenprune.selection import rows
 from tokenprune.tokens import ReducedTokens, VisionTokens
 
 
@@ -15,8 +16,10 @@ class Chain(Method):
     """Reduces by each stage in turn: `Chain(FasterVLM(), ToMe(), budgets=[0.5])`.
 
     A later stage receives the tokens that the one before kept or merged, as a grid of one row, with
-    the attention at their places, and the class token and text as they are. It averages what it
-    receives: a mean of means where both merge. It needs, and depends on, what any stage does.
+    attention, keys and the like at their places, and the class token and text as they are. It
+    averages what it receives: a mean of means where both merge. Extra rows of a stage pass by the
+    later ones, and come out in the order of the stages. The chain needs, and depends on, what any
+    stage does.
 
     Args:
         stages: at least one method.
@@ -26,9 +29,11 @@ class Chain(Method):
         strict: as for every `Method`.
 
     Raises:
-        ValueError: no stages, budgets out of range, or not one for each stage but the last.
+        ValueError: no stages, budgets out of range, not one for each stage but the last, or stages
+            that need keys or queries of different layers.
         TypeError: a stage that is no method.
-        NotImplementedError: a stage that works in a language model's layers.
+        NotImplementedError: a stage that works in a language model's layers, or whose `count`
+            depends on the image.
     """
 
     def __init__(
@@ -44,6 +49,11 @@ class Chain(Method):
                 raise NotImplementedError(
                     f"{type(stage).__name__} works in a language model's layers, Chain before them"
                 )
+            if stage.count(1, 1) is None:
+                raise NotImplementedError(
+                    f"how many tokens {type(stage).__name__} keeps depends on the image, "
+                    "Chain hands on a number that is known"
+                )
         if len(budgets) != len(stages) - 1:
             raise ValueError(
                 "budgets must hold one for each stage but the last, "
@@ -55,38 +65,72 @@ class Chain(Method):
                     f"a budget must be an int of at least 1 or a float in (0, 1], got {budget}"
                 )
         self.stages, self.budgets = stages, tuple(budgets)
-        # What is declared of a class elsewhere depends on the stages here.
-        self.needs = tuple(sorted({name for stage in stages for name in stage.needs}))  # type: ignore[misc]
-        self.query_agnostic = all(stage.query_agnostic for stage in stages)  # type: ignore[misc]
-        self.merges = any(stage.merges for stage in stages)  # type: ignore[misc]
+        self.declare(
+            needs=tuple(sorted({name for stage in stages for name in stage.needs})),
+            tower_layers=_layers_of(stages),
+            query_agnostic=all(stage.query_agnostic for stage in stages),
+            merges=any(stage.merges for stage in stages),
+        )
 
     def __repr__(self) -> str:
         parts = [*map(repr, self.stages), f"budgets={list(self.budgets)}"]
         parts += [] if self.strict else ["strict=False"]
         return f"Chain({', '.join(parts)})"
 
-    def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
-        num_tokens = left = tokens.features.shape[1]
-        result = None
-        for stage, budget in zip(self.stages, [*self.budgets, num_keep], strict=True):
+    def count(self, num_tokens: int, num_keep: int) -> int | None:
+        """The last stage's rows, and the extra ones of those before it."""
+        total, received = num_keep, num_tokens
+        for stage, budget in zip(
+            self.stages, self._stage_budgets(num_tokens, num_keep), strict=True
+        ):
+            count = stage.count(received, budget)
+            if count is None:
+                return None
+            total, received = total + count - budget, budget
+        return total
+
+    def _stage_budgets(self, num_tokens: int, num_keep: int) -> list[int]:
+        """What each stage keeps: never fewer than the last, nor more than it receives."""
+        left, budgets = num_tokens, []
+        for budget in (*self.budgets, num_keep):
             wanted = round(budget * num_tokens) if isinstance(budget, float) else budget
             left = min(max(wanted, num_keep), left)
+            budgets.append(left)
+        return budgets
+
+    def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
+        result = None
+        budgets = self._stage_budgets(tokens.features.shape[1], num_keep)
+        for stage, budget in zip(self.stages, budgets, strict=True):
             received = tokens if result is None else kept_tokens(tokens, result)
-            then = stage._reduce(received, left)  # `reduce` has checked for all stages
+            then = stage._reduce(received, budget)  # `reduce` has checked for all stages
             result = then if result is None else compose(result, then)
-        assert result is not None  # there is a stage
+        assert result is not None  # a chain has at least one stage
         return result
+
+
+def _layers_of(stages: Sequence[Method]) -> dict[str, tuple[int, ...]]:
+    """The tower layers that the stages name, together."""
+    layers: dict[str, tuple[int, ...]] = {}
+    for stage in stages:
+        for name, wanted in stage.tower_layers.items():
+            layers[name] = tuple(sorted({*layers.get(name, ()), *wanted}))
+            if name != "hidden_states" and len(layers[name]) > 1:
+                raise ValueError(
+                    f"stages must need {name} of one layer, got those of {list(layers[name])}"
+                )
+    return layers
 
 
 def kept_tokens(tokens: VisionTokens, result: ReducedTokens) -> VisionTokens:
     """What a stage left, as the next one receives it."""
-    attention = tokens.attention
-    return replace(
-        tokens,
-        features=result.features,
-        grid_size=(1, result.keep_indices.shape[1]),
-        attention=None if attention is None else attention.gather(1, result.keep_indices),
-    )
+    places = result.keep_indices
+    kept = {
+        name: value.gather(1, places) if value.ndim == 2 else rows(value, places)
+        for name, value in tokens.tensors().items()
+        if name not in ("features", "cls", "text")
+    }
+    return tokens.with_tensors(kept | {"features": result.features}, grid_size=(1, places.shape[1]))
 
 
 def compose(first: ReducedTokens, then: ReducedTokens) -> ReducedTokens:
@@ -96,10 +140,12 @@ def compose(first: ReducedTokens, then: ReducedTokens) -> ReducedTokens:
     # A token's root moves on to where the second put it; roots that the first dropped stay.
     moves = torch.arange(first.assignment.shape[1], device=kept.device).repeat(len(kept), 1)
     moves = moves.scatter(1, kept, later_roots)
+    extra = [result.extra for result in (first, then) if result.extra is not None]
     return replace(
         then,
         keep_indices=kept.gather(1, then.keep_indices),
         valid=then.valid & first.valid.gather(1, then.keep_indices),
         assignment=moves.gather(1, first.assignment),
         grid_size=first.grid_size,
+        extra=torch.cat(extra, dim=1) if extra else None,
     )

@@ -28,7 +28,7 @@ from tokenprune.method import (
     method_class,
     required_options,
 )
-from tokenprune.ops.checks import check_int
+from tokenprune.ops.common.checks import check_int
 
 HEADINGS = (
     "method", "what it does", "needs", "query-agnostic", "merges", "paper", "departs from it in",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pkgutil
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-from tokenprune.ops.checks import check_finite, check_num_keep
+from tokenprune.ops.common.checks import check_finite, check_num_keep
 from tokenprune.plugins import load_plugin, plugin_names, working_plugins
 from tokenprune.tokens import ReducedTokens, VisionTokens
 
@@ -23,19 +24,25 @@ class Method(ABC):
     entry point in the group `tokenprune.methods`, name = "package.module:Class".
 
     Attributes:
-        needs: the fields of `VisionTokens` that it cannot do without: "cls", "attention", "text";
-            or "layers", those of a language model, see `LayerMethod`.
+        needs: the fields of `VisionTokens` that it cannot do without: "cls", "attention", "keys",
+            "queries", "hidden_states", "text"; or "layers", those of a language model, see
+            `LayerMethod`. A host that cannot hand one of them over refuses the method by name.
+        tower_layers: for "keys", "queries" and "hidden_states" among `needs`, the layers of the
+            vision tower that they are read from, counted as Python's lists count: -2 is the second
+            last. Keys and queries are read from one layer each.
         query_agnostic: the result depends on the image alone, so that a prefix cache may hold it
             for the next question.
         merges: tokens are averaged, not only dropped.
-        paper: arXiv number, where there is one.
+        paper: arXiv number; None for a method without a paper.
         approximates: in what the method departs from its paper's official code, in a few words;
-            None where it does not, or where there is no paper to depart from.
+            None where it does not depart, or has no paper. An option that lifts a departure changes
+            the method's own value, see `declare`.
         strict: raise on tokens that are not finite. Costs one more read, and a synchronization on
             GPUs.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
+    tower_layers: ClassVar[Mapping[str, tuple[int, ...]]] = {}
     query_agnostic: ClassVar[bool] = True
     merges: ClassVar[bool] = False
     paper: ClassVar[str | None] = None
@@ -60,16 +67,50 @@ class Method(ABC):
             if getattr(tokens, name) is None:
                 needed = f"VisionTokens.{name}"
                 raise ValueError(f"{type(self).__name__} needs {needed}, got {needed} = None")
-        if self.strict:
-            check_finite(
-                features=tokens.features,
-                cls=tokens.cls,
-                attention=tokens.attention,
-                text=tokens.text,
+        wanted, given = self.tower_layers.get("hidden_states", ()), tokens.layer_outputs
+        if not set(wanted) <= set(given):
+            raise ValueError(
+                f"{type(self).__name__} needs VisionTokens.hidden_states of the layers "
+                f"{list(wanted)}, got those of {list(given)}"
             )
+        if self.strict:
+            check_finite(**tokens.tensors())
         # Scores decide what is kept: autocast must not round them to 8 bits of mantissa.
         with torch.autocast(tokens.features.device.type, enabled=False):
             return self._reduce(tokens, num_keep)
+
+    def count(self, num_tokens: int, num_keep: int) -> int | None:
+        """The rows that come out of a crop, extra ones included, before the crop is known.
+
+        Args:
+            num_tokens: N, tokens of the crop.
+            num_keep: the budget, 1 to N.
+
+        Returns:
+            The number of rows, `num_keep` by default; None where it depends on the data.
+        """
+        return num_keep
+
+    def known_count(self, num_tokens: int, num_keep: int) -> int:
+        """As `count`, for callers that must lay rows out before they come.
+
+        Raises:
+            NotImplementedError: the number depends on the data.
+        """
+        count = self.count(num_tokens, num_keep)
+        if count is None:
+            raise NotImplementedError(
+                f"how many tokens {type(self).__name__} keeps depends on the image, "
+                "the number is not known before it is encoded"
+            )
+        return count
+
+    def declare(self, **declarations: Any) -> None:
+        """Sets what is declared of a class elsewhere, where it depends on a method's options.
+
+        Hosts read `needs`, `tower_layers`, `approximates` and the like from the method itself.
+        """
+        vars(self).update(declarations)
 
     @abstractmethod
     def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
@@ -139,7 +180,7 @@ def method_class(name: str) -> type[Method]:
     """The class of that name, which carries the method's declarations.
 
     Raises:
-        ValueError: no such method; the message lists what there is.
+        ValueError: no such method; the message lists the known ones.
         Exception: what importing another package's method raises.
     """
     if name not in {*_own_names(), *plugin_names("tokenprune.methods")}:
@@ -151,7 +192,7 @@ def get_method(name: str, **options: Any) -> Method:
     """The method of that name, built with its options.
 
     Raises:
-        ValueError: no such method or option, the message lists what there is; or an option that
+        ValueError: no such method or option, the message lists the known ones; or an option that
             has no default is missing.
     """
     chosen = method_class(name)

@@ -36,28 +36,40 @@ def working_plugins(group: str, kind: type[Any]) -> list[str]:
 _warned: set[tuple[str, str]] = set()
 
 
-def load_plugin(group: str, name: str, kind: type[Any]) -> type[Any]:
-    """The subclass of `kind` called `name`: from the folder named like the group, else plugged in.
+def load_plugin(group: str, name: str, kind: type[Any], folder: str | None = None) -> type[Any]:
+    """The subclass of `kind` called `name`: a file in our own folder, else plugged in.
+
+    Args:
+        group: of the entry points.
+        folder: the package of our own files; None is the one named like the group.
 
     Raises:
-        TypeError: the entry point names something that is no subclass of `kind`.
+        TypeError: the entry point names something that is no subclass of `kind`, or the file holds
+            none or several.
     """
+    folder = folder or group
     entry = next(iter(entry_points(group=group, name=name)), None)
-    if entry is not None and not _is_own_module(group, name):
+    if entry is not None and not _is_own_module(folder, name):
         return _checked(entry, kind)
-    module = importlib.import_module(f"{group}.{name}")
-    (own,) = (
+    module = importlib.import_module(f"{folder}.{name}")
+    own = [
         value
         for value in vars(module).values()
         if isinstance(value, type)
         and issubclass(value, kind)
         and value.__module__ == module.__name__
-    )
-    return own
+    ]
+    if len(own) != 1:
+        found = ", ".join(value.__name__ for value in own) or "none"
+        raise TypeError(
+            f"{module.__name__} must hold one subclass of {kind.__name__}, got {found}; "
+            "each one has a file of its own"
+        )
+    return own[0]
 
 
-def _is_own_module(group: str, name: str) -> bool:
-    return importlib.util.find_spec(f"{group}.{name}") is not None
+def _is_own_module(folder: str, name: str) -> bool:
+    return importlib.util.find_spec(f"{folder}.{name}") is not None
 
 
 def _checked(entry: EntryPoint, kind: type[Any]) -> type[Any]:

@@ -27,6 +27,14 @@ def rows(features: Tensor, indices: Tensor) -> Tensor:
     return features.gather(1, indices[:, :, None].expand(-1, -1, features.shape[2]))
 
 
+def compared_rows(tokens: VisionTokens, compared: str) -> Tensor:
+    """[B, N, D']: what similarity is measured on, "features" or "keys" (their mean over heads)."""
+    if compared == "features":
+        return tokens.features
+    assert tokens.keys is not None  # who compares keys has them in `needs`
+    return tokens.keys.unflatten(2, (tokens.num_heads, -1)).mean(2)
+
+
 def select_tokens(tokens: VisionTokens, keep_indices: Tensor, scores: Tensor) -> ReducedTokens:
     """Keeps the tokens at `keep_indices` unchanged.
 
@@ -53,6 +61,7 @@ def merge_tokens(
     targets: Tensor,
     scores: Tensor,
     weights: Tensor | None = None,
+    compared: Tensor | None = None,
 ) -> ReducedTokens:
     """Keeps the tokens at `keep_indices` and merges every other into its most similar target.
 
@@ -62,13 +71,15 @@ def merge_tokens(
         targets: [B, M] int64, those of `keep_indices` that others merge into.
         scores: [B, N], the rank by which tokens were chosen.
         weights: [B, N], what each token counts in a mean; 1 by default.
+        compared: [B, N, Dk], what similarity is measured on; the features by default.
     """
     features = tokens.features
     batch, num_tokens, _ = features.shape
     assignment = torch.arange(num_tokens, device=features.device).repeat(batch, 1)
     merged = others(keep_indices, num_tokens)
     if merged.shape[1]:
-        _, match = ops.most_similar(rows(features, merged), rows(features, targets))
+        compared = features if compared is None else compared
+        _, match = ops.most_similar(rows(compared, merged), rows(compared, targets))
         assignment = assignment.scatter(1, merged, targets.gather(1, match))
     return ReducedTokens(
         features=ops.cluster_mean(features, assignment, keep_indices, weights),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,9 @@ from tokenprune.method import LayerMethod, Method
 from tokenprune.tokens import ReducedTokens, VisionTokens
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+NUM_HEADS = 2
+NEEDS = ("cls", "attention", "keys", "queries", "hidden_states", "text", "layers")
+OF_A_LAYER = ("keys", "queries", "hidden_states")  # of a tower layer that the method names
 
 
 def example_tokens(
@@ -24,22 +27,50 @@ def example_tokens(
     *,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
+    hidden_layers: Sequence[int] = (-2,),
 ) -> VisionTokens:
-    """Random tokens that carry everything a method may need."""
+    """Random tokens that carry everything a method may need.
+
+    Args:
+        hidden_layers: the tower layers whose `hidden_states` the tokens carry.
+    """
     generator = torch.Generator().manual_seed(seed)
     num_tokens = grid_size[0] * grid_size[1]
     everything = torch.randn(batch, num_tokens + 5, width, generator=generator).to(dtype)
     features, cls, text = everything.split([num_tokens, 1, 4], dim=1)
     attention = torch.rand(batch, num_tokens, generator=generator).softmax(1)
-    return VisionTokens(features, grid_size, cls=cls[:, 0], attention=attention, text=text)
+
+    def of_a_layer(width: int) -> Tensor:
+        return torch.randn(batch, num_tokens, width, generator=generator).to(dtype)
+
+    return VisionTokens(
+        features,
+        grid_size,
+        cls=cls[:, 0],
+        attention=attention,
+        keys=of_a_layer(NUM_HEADS * 4),
+        queries=of_a_layer(NUM_HEADS * 4),
+        hidden_states={layer: of_a_layer(width) for layer in hidden_layers},
+        text=text,
+        num_heads=NUM_HEADS,
+    )
+
+
+def tokens_for(method: Method, width: int, **options: Any) -> VisionTokens:
+    """`example_tokens` with the tower layers that a method names."""
+    layers = method.tower_layers.get("hidden_states", ())
+    return example_tokens(width=width, hidden_layers=layers or (-2,), **options)
 
 
 def check_method(method: Method | type[Method], *, width: int = 16) -> None:
     """Raises AssertionError, naming the promise, if a method breaks the contract.
 
-    Exact count, unique ascending indices in range, equivariance to permutations of the batch, the
-    same result again, float16 to float64, gradients, a budget of N as the identity, one token, all
-    tokens equal, NaN refused in strict mode.
+    Declared needs, exact count, unique ascending indices in range, equivariance to permutations of
+    the batch, the same result again, float16 to float64, gradients, a budget of N as the identity,
+    one token, all tokens equal, NaN refused in strict mode, `count` as it comes out.
+
+    A method whose `count` is None keeps a number that depends on the data, and gives packed slots:
+    it is put to the promises about declarations and counts alone.
 
     Args:
         method: a method, or the class of one that has no required options.
@@ -47,6 +78,8 @@ def check_method(method: Method | type[Method], *, width: int = 16) -> None:
     """
     instance = method() if isinstance(method, type) else method
     promises = LAYER_PROMISES if isinstance(instance, LayerMethod) else PROMISES
+    if promises is PROMISES and instance.count(30, 7) is None:
+        promises = (_declarations, _count_is_known_beforehand)
     for promise in promises:
         try:
             promise(instance, width)
@@ -71,6 +104,9 @@ def check_result(result: ReducedTokens, tokens: VisionTokens, num_keep: int) -> 
         "assignment": ((batch, num_tokens), torch.int64),
         "scores": ((batch, num_keep), torch.float32),
     }
+    if result.extra is not None:
+        num_extra = result.extra.shape[1] if result.extra.ndim == 3 else 1
+        shapes["extra"] = ((batch, num_extra, width), tokens.features.dtype)
     for name, expected in shapes.items():
         value = getattr(result, name)
         got = tuple(value.shape), value.dtype
@@ -86,27 +122,76 @@ def check_result(result: ReducedTokens, tokens: VisionTokens, num_keep: int) -> 
     require(result.grid_size == tokens.grid_size, f"grid_size must be {tokens.grid_size}")
 
 
+def check_packed(result: ReducedTokens, tokens: VisionTokens) -> None:
+    """Raises AssertionError if a result is not one of packed slots, some number for each crop."""
+    batch, num_tokens, width = tokens.features.shape
+    require(result.cu_seqlens is not None, "cu_seqlens must be given where the count is not known")
+    bounds = result.cu_seqlens
+    assert bounds is not None
+    require(bounds.dtype == torch.int32, f"cu_seqlens must be int32, got {bounds.dtype}")
+    require(tuple(bounds.shape) == (batch + 1,), f"cu_seqlens must be [{batch + 1}]")
+    total = int(bounds[-1])
+    shapes = {
+        "features": ((total, width), tokens.features.dtype),
+        "keep_indices": ((total,), torch.int64),
+        "valid": ((total,), torch.bool),
+        "assignment": ((batch, num_tokens), torch.int64),
+        "scores": ((total,), torch.float32),
+    }
+    for name, expected in shapes.items():
+        value = getattr(result, name)
+        got = tuple(value.shape), value.dtype
+        require(got == expected, f"{name} must be {expected}, got {got}")
+    for crop in range(batch):
+        kept = result.keep_indices[bounds[crop] : bounds[crop + 1]]
+        require((kept.diff() > 0).all(), "keep_indices must ascend within a crop")
+        require(((kept >= 0) & (kept < num_tokens)).all(), f"must lie in [0, {num_tokens})")
+
+
+def _declarations(method: Method, width: int) -> None:
+    unknown = set(method.needs) - {*NEEDS}
+    require(not unknown, f"needs must be of {', '.join(NEEDS)}, got {', '.join(sorted(unknown))}")
+    layered = {name for name in method.needs if name in OF_A_LAYER}
+    named = {name for name, layers in method.tower_layers.items() if layers}
+    require(layered == named, f"tower_layers must name {sorted(layered)}, got {sorted(named)}")
+    for name in named - {"hidden_states"}:
+        require(len(method.tower_layers[name]) == 1, f"{name} must be of one tower layer")
+
+
+def _count_is_known_beforehand(method: Method, width: int) -> None:
+    for grid_size in ((6, 5), (1, 1)):
+        tokens = tokens_for(method, width, grid_size=grid_size)
+        num_tokens = tokens.features.shape[1]
+        for num_keep in {1, min(7, num_tokens), num_tokens}:
+            count = method.count(num_tokens, num_keep)
+            result = method.reduce(tokens, num_keep)
+            if count is None:
+                check_packed(result, tokens)
+                continue
+            rows = result.rows.shape[1]
+            require(
+                count == rows, f"says {count} rows for {num_keep} of {num_tokens}, gives {rows}"
+            )
+
+
 def _exact_count(method: Method, width: int) -> None:
-    tokens = example_tokens(width=width)
+    tokens = tokens_for(method, width)
     for num_keep in (1, 2, 7, 23, 30):
         check_result(method.reduce(tokens, num_keep), tokens, num_keep)
 
 
 def _permutation_of_the_batch(method: Method, width: int) -> None:
-    tokens = example_tokens(width=width)
+    tokens = tokens_for(method, width)
     order = torch.tensor([2, 0, 1])
-    permuted = replace(
-        tokens,
-        **{name: value[order] for name, value in _tensors(tokens).items()},
-    )
+    permuted = tokens.with_tensors({name: value[order] for name, value in tokens.tensors().items()})
     first, other = method.reduce(tokens, 7), method.reduce(permuted, 7)
     require(torch.equal(first.keep_indices[order], other.keep_indices), "keeps other tokens")
     require(torch.equal(first.assignment[order], other.assignment), "assigns otherwise")
-    torch.testing.assert_close(first.features[order], other.features)
+    torch.testing.assert_close(first.rows[order], other.rows)
 
 
 def _the_same_again(method: Method, width: int) -> None:
-    tokens = example_tokens(width=width)
+    tokens = tokens_for(method, width)
     state = torch.get_rng_state()
     first, again = method.reduce(tokens, 7), method.reduce(tokens, 7)
     for name, value in _tensors(first).items():
@@ -116,14 +201,14 @@ def _the_same_again(method: Method, width: int) -> None:
 
 def _every_dtype(method: Method, width: int) -> None:
     for dtype in DTYPES:
-        tokens = example_tokens(width=width, dtype=dtype)
+        tokens = tokens_for(method, width, dtype=dtype)
         result = method.reduce(tokens, 7)
         check_result(result, tokens, 7)
-        require(result.features.isfinite().all(), f"features are not finite in {dtype}")
+        require(result.rows.isfinite().all(), f"features are not finite in {dtype}")
 
 
 def _gradients(method: Method, width: int) -> None:
-    tokens = example_tokens(width=width)
+    tokens = tokens_for(method, width)
     features = tokens.features.clone().requires_grad_()
     method.reduce(replace(tokens, features=features), 7).features.square().sum().backward()
     require(features.grad is not None, "none arrives at the features")
@@ -134,7 +219,7 @@ def _gradients(method: Method, width: int) -> None:
 
 
 def _a_budget_of_N_is_the_identity(method: Method, width: int) -> None:  # noqa: N802
-    tokens = example_tokens(width=width)
+    tokens = tokens_for(method, width)
     result = method.reduce(tokens, 30)
     # A method may find fewer clusters than N; where it does not, nothing has been merged.
     if result.valid.all():
@@ -142,14 +227,14 @@ def _a_budget_of_N_is_the_identity(method: Method, width: int) -> None:  # noqa:
 
 
 def _one_token(method: Method, width: int) -> None:
-    tokens = example_tokens(grid_size=(1, 1), width=width)
+    tokens = tokens_for(method, width, grid_size=(1, 1))
     result = method.reduce(tokens, 1)
     check_result(result, tokens, 1)
     torch.testing.assert_close(result.features, tokens.features)
 
 
 def _constant_features(method: Method, width: int) -> None:
-    tokens = example_tokens(width=width)
+    tokens = tokens_for(method, width)
     for value in (1.0, 0.0):
         equal = replace(
             tokens,
@@ -165,18 +250,20 @@ def _constant_features(method: Method, width: int) -> None:
 
 def _not_finite(method: Method, width: int) -> None:
     strict = _with_strict(method, True)
-    for name in ("features", *method.needs):
+    needed = ("features", *method.needs)
+    names = [name for name in tokens_for(method, width).tensors() if name.split("[")[0] in needed]
+    for name in names:
         for bad in (torch.nan, torch.inf):
-            tokens = example_tokens(width=width)
-            value = getattr(tokens, name).clone()
-            value[(1,) + (0,) * (value.ndim - 1)] = bad
-            broken = replace(tokens, **{name: value})
+            tokens = tokens_for(method, width)
+            value = tokens.tensors()[name].clone()
+            value[1].view(-1)[0] = bad
+            broken = tokens.with_tensors({name: value})
             try:
                 strict.reduce(broken, 7)
             except ValueError:
                 continue
             raise AssertionError(f"{bad} in {name} is not refused in strict mode")
-    tokens = example_tokens(width=width)
+    tokens = tokens_for(method, width)
     tokens.features[1, 0, 0] = torch.nan
     result = _with_strict(method, False).reduce(tokens, 7)
     require((result.keep_indices.diff(dim=1) > 0).all(), "repeats tokens when not strict")
@@ -189,12 +276,13 @@ def _with_strict(method: Method, strict: bool) -> Method:
     return changed
 
 
-def _tensors(carrier: VisionTokens | ReducedTokens) -> dict[str, Any]:
-    values = {field.name: getattr(carrier, field.name) for field in dataclasses.fields(carrier)}
+def _tensors(result: ReducedTokens) -> dict[str, Tensor]:
+    values = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
     return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
 PROMISES: tuple[Callable[[Method, int], None], ...] = (
+    _declarations,
     _exact_count,
     _permutation_of_the_batch,
     _the_same_again,
@@ -204,6 +292,7 @@ PROMISES: tuple[Callable[[Method, int], None], ...] = (
     _one_token,
     _constant_features,
     _not_finite,
+    _count_is_known_beforehand,
 )
 
 
@@ -237,7 +326,7 @@ def _counts_never_grow(method: LayerMethod, width: int) -> None:
 
 def _tokens_alone_are_refused(method: LayerMethod, width: int) -> None:
     try:
-        method.reduce(example_tokens(width=width), 7)
+        method.reduce(tokens_for(method, width), 7)
     except NotImplementedError:
         return
     raise AssertionError("`reduce` has no language model, and answers all the same")

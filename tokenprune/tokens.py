@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,41 +14,95 @@ from torch import Tensor
 class VisionTokens:
     """Patch tokens of a batch of crops, as a vision tower hands them over.
 
+    Features are always there. All else is None unless a method declares that it needs it, see
+    `Method.needs` and `Method.tower_layers`.
+
     Attributes:
         features: [B, N, D] floating point, the patch tokens in raster order, without class token.
         grid_size: (rows, cols) of the patch grid, with rows * cols == N.
-        cls: [B, D], the class token's output, or None where the tower has none.
+        cls: [B, D], the class token's output; None where the tower has none.
         attention: [B, N] float32, the attention that each token receives in the tower's last used
             layer, from the class token where there is one, else from all tokens; mean over heads.
-            None where nobody asked for it.
-        text: [B, T, D], embeddings of the question's words in the space of the features, or None.
+        keys: [B, N, Dk], the patches' keys in the tower layer that the method names, as they leave
+            the projection; the heads lie side by side.
+        queries: [B, N, Dk], their queries in the layer that the method names.
+        hidden_states: for each further tower layer that the method names, its output [B, N, D'].
+        text: [B, T, D], embeddings of the question's words in the space of the features.
+        num_heads: how many heads lie side by side in keys and queries; it divides Dk.
     """
 
     features: Tensor
     grid_size: tuple[int, int]
     cls: Tensor | None = None
     attention: Tensor | None = None
+    keys: Tensor | None = None
+    queries: Tensor | None = None
+    hidden_states: Mapping[int, Tensor] | None = None
     text: Tensor | None = None
+    num_heads: int = 1
 
     def __post_init__(self) -> None:
-        from tokenprune.ops.checks import (
+        from tokenprune.ops.common.checks import (
+            check_cls,
             check_features,
             check_grid,
+            check_int,
+            check_of_patches,
             check_shape,
             check_text,
         )
 
         check_features(self.features)
         check_grid(self.grid_size, self.features.shape[1])
-        batch, num_tokens, width = self.features.shape
+        check_int("num_heads", self.num_heads, low=1)
+        batch, num_tokens, _ = self.features.shape
         if self.cls is not None:
-            check_shape("cls", self.cls, (batch, width), "[B, D]", like=self.features)
+            check_cls(self.cls, self.features)
         if self.attention is not None:
             check_shape(
                 "attention", self.attention, (batch, num_tokens), "[B, N]", like=self.features
             )
+        for name, value in (("keys", self.keys), ("queries", self.queries)):
+            if value is not None:
+                check_of_patches(name, value, "[B, N, Dk]", self.features)
+                if value.shape[2] % self.num_heads:
+                    raise ValueError(
+                        f"num_heads must divide Dk = {value.shape[2]} of {name}, "
+                        f"got {self.num_heads}"
+                    )
+        for layer, states in self.layer_outputs.items():
+            check_of_patches(f"hidden_states[{layer}]", states, "[B, N, D']", self.features)
         if self.text is not None:
             check_text(self.text, self.features)
+
+    @property
+    def layer_outputs(self) -> Mapping[int, Tensor]:
+        """`hidden_states`, or an empty mapping."""
+        return {} if self.hidden_states is None else self.hidden_states
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by its field's name, those of `hidden_states` as "hidden_states[layer]"."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        states = {f"hidden_states[{layer}]": value for layer, value in self.layer_outputs.items()}
+        return {
+            name: value for name, value in (values | states).items() if isinstance(value, Tensor)
+        }
+
+    def crop(self, number: int) -> VisionTokens:
+        """One crop alone, B = 1."""
+        one = slice(number, number + 1)
+        return self.with_tensors({name: value[one] for name, value in self.tensors().items()})
+
+    def with_tensors(self, changed: Mapping[str, Tensor], **other: Any) -> VisionTokens:
+        """A copy in which tensors, named as `tensors` names them, and other fields are replaced."""
+        states = {
+            layer: changed.get(f"hidden_states[{layer}]", value)
+            for layer, value in self.layer_outputs.items()
+        }
+        direct = {name: value for name, value in changed.items() if "[" not in name}
+        if self.hidden_states is not None:
+            direct["hidden_states"] = states  # type: ignore[assignment]
+        return replace(self, **{**direct, **other})
 
 
 @dataclass(frozen=True)
@@ -55,7 +110,7 @@ class ReducedTokens:
     """The tokens that remain of each crop, and where every token went.
 
     Attributes:
-        features: [B, K, D], dtype of the input. Zero where `valid` is False.
+        features: [B, K, D], dtype of the input. They are zero where `valid` is False.
         keep_indices: [B, K] int64, ascending and unique positions in the crop's raster order.
         valid: [B, K] bool, False where the crop had fewer clusters than K and the slot is empty.
         assignment: [B, N] int64, each token's root. A token whose root is not among the valid
@@ -66,6 +121,9 @@ class ReducedTokens:
             all crops lie packed, features [T, D] and keep_indices, valid and scores [T], those of
             crop b from cu_seqlens[b] to cu_seqlens[b + 1], as FlashAttention's varlen functions
             take them.
+        extra: None, or [B, E, D] in the dtype of the input: rows that stand for no single token,
+            such as the class token or a mean of the rest. They come after the kept tokens unless
+            the method says otherwise.
     """
 
     features: Tensor
@@ -75,6 +133,20 @@ class ReducedTokens:
     scores: Tensor
     grid_size: tuple[int, int] | None = None
     cu_seqlens: Tensor | None = None
+    extra: Tensor | None = None
+
+    @property
+    def rows(self) -> Tensor:
+        """[B, K + E, D]: the features, then the extra rows; what a language model is to read.
+
+        Raises:
+            NotImplementedError: the slots lie packed, and rows belong to no slot.
+        """
+        if self.extra is None:
+            return self.features
+        if self.cu_seqlens is not None:
+            raise NotImplementedError("extra rows cannot be joined to packed slots")
+        return torch.cat([self.features, self.extra], dim=1)
 
     @property
     def counts(self) -> Tensor:
@@ -87,11 +159,17 @@ class ReducedTokens:
 
     @staticmethod
     def cat(parts: Sequence[ReducedTokens]) -> ReducedTokens:
-        """Joins results of several batches along B. All must have the same K, N and D."""
+        """Joins results of several batches along B. All must have the same K, N, D and E."""
         if not parts:
             raise ValueError("ReducedTokens.cat expects at least one part, got none")
         if len(parts) == 1:
             return parts[0]
+        extra = [part.extra for part in parts if part.extra is not None]
+        if extra and len(extra) != len(parts):
+            raise ValueError(
+                "ReducedTokens.cat expects extra rows in all parts or in none, "
+                f"got them in {len(extra)} of {len(parts)}"
+            )
         return ReducedTokens(
             features=torch.cat([part.features for part in parts]),
             keep_indices=torch.cat([part.keep_indices for part in parts]),
@@ -100,6 +178,57 @@ class ReducedTokens:
             scores=torch.cat([part.scores for part in parts]),
             grid_size=parts[0].grid_size,
             cu_seqlens=_cat_cu_seqlens([part.cu_seqlens for part in parts]),
+            extra=torch.cat(extra) if extra else None,
+        )
+
+    @staticmethod
+    def pack(parts: Sequence[ReducedTokens]) -> ReducedTokens:
+        """Lays results of any K side by side: packed slots with `cu_seqlens`.
+
+        Args:
+            parts: [B, K, ...] each, with one N, D and E; slots that lie packed already are refused.
+
+        Raises:
+            ValueError: no parts, or extra rows in some of them only.
+            NotImplementedError: parts that lie packed.
+        """
+        if any(part.cu_seqlens is not None for part in parts):
+            raise NotImplementedError("ReducedTokens.pack expects slots [B, K], got packed ones")
+        flat = [
+            replace(
+                part,
+                features=part.features.flatten(0, 1),
+                keep_indices=part.keep_indices.flatten(),
+                valid=part.valid.flatten(),
+                scores=part.scores.flatten(),
+                cu_seqlens=_bounds(part.keep_indices),
+            )
+            for part in parts
+        ]
+        return ReducedTokens.cat(flat)
+
+
+def _bounds(keep_indices: Tensor) -> Tensor:
+    """[B, K] -> [B + 1] int32, where each crop's slots start once they lie packed."""
+    batch, num_keep = keep_indices.shape
+    starts = torch.arange(batch + 1, dtype=torch.int32, device=keep_indices.device)
+    return starts * num_keep
+
+
+def refuse_extra(name: str, result: ReducedTokens, where: str) -> None:
+    """Raises where a result has rows that stand for no token, and `where` cannot place them.
+
+    Args:
+        name: of the method, for the message.
+        where: what has no place for them, as in "GeoLLaVA-8K".
+
+    Raises:
+        NotImplementedError: the result has extra rows.
+    """
+    if result.extra is not None and result.extra.shape[1]:
+        raise NotImplementedError(
+            f"{name} adds {result.extra.shape[1]} rows that stand for no single token, "
+            f"{where} has no place for them"
         )
 
 

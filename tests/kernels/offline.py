@@ -21,8 +21,9 @@ from tokenprune.ops.attention_received import kernel as received
 from tokenprune.ops.background_merge import kernel as merge
 from tokenprune.ops.background_score import kernel as score
 from tokenprune.ops.cls_attention import kernel as cls
+from tokenprune.ops.cluster_mean import kernel as mean
+from tokenprune.ops.common.launch import ROUNDING, read_configs
 from tokenprune.ops.dpp_select import kernel as dpp
-from tokenprune.ops.launch import ROUNDING, read_configs
 from tokenprune.ops.max_min_select import kernel as max_min
 from tokenprune.ops.most_similar import kernel as similar
 
@@ -33,7 +34,8 @@ POINTERS = {
     "features": "T", "vectors": "T", "anchors": "T", "means": "T", "grad_features": "T", "q": "T",
     "k": "T", "queries": "T", "keys": "T", "offsets": "fp32", "bias": "fp32", "products": "fp32",
     "logits": "fp32", "scores": "fp32", "grads": "fp32", "sums": "fp32", "keep_scores": "fp32",
-    "shares": "fp32", "weights": "fp32", "normalizers": "fp32", "received": "fp32",
+    "shares": "fp32", "totals": "fp32", "weights": "fp32", "normalizers": "fp32",
+    "received": "fp32",
     "parents": "i32", "pointers": "i32", "counts": "i32", "starts": "i32", "order": "i32",
     "cu_seqlens": "i32", "norms": "fp32", "distances": "fp32", "quality": "fp32", "factor": "fp32",
     "gains": "fp32", "similarity": "fp32", "index": "i64", "chosen": "i64",
@@ -57,9 +59,11 @@ JOBS = [
         "anchored_select_fwd",
         {"PADDED": 1024, "MERGE": True, "RAGGED": True},
     ),
-    (select._cluster_mean_fwd_kernel, "cluster_mean_fwd", {"RAGGED": False}),
-    (select._cluster_mean_fwd_kernel, "cluster_mean_fwd", {"RAGGED": True}),
-    (select._cluster_mean_bwd_kernel, "cluster_mean_bwd", {}),
+    (mean._cluster_mean_fwd_kernel, "cluster_mean_fwd", {"RAGGED": False, "WEIGHTED": False}),
+    (mean._cluster_mean_fwd_kernel, "cluster_mean_fwd", {"RAGGED": True, "WEIGHTED": False}),
+    (mean._cluster_mean_fwd_kernel, "cluster_mean_fwd", {"RAGGED": False, "WEIGHTED": True}),
+    (mean._cluster_mean_bwd_kernel, "cluster_mean_bwd", {"WEIGHTED": False}),
+    (mean._cluster_mean_bwd_kernel, "cluster_mean_bwd", {"WEIGHTED": True}),
     (cls._cls_attention_fwd_kernel, "cls_attention_fwd", {"PADDED_D": 64}),
     (received._attention_stats_kernel, "attention_stats", {"PADDED_D": 64, "UPCAST": False}),
     (received._attention_received_fwd_kernel, "attention_stats", {"PADDED_D": 64, "UPCAST": False}),

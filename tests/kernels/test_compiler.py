@@ -13,6 +13,7 @@ from tokenprune.ops.background_anchored import op as background_anchored
 from tokenprune.ops.background_merge import op as background_merge
 from tokenprune.ops.background_score import op as background_score
 from tokenprune.ops.cls_attention import op as cls_attention
+from tokenprune.ops.cluster_mean import op as cluster_mean
 from tokenprune.ops.dpp_select import op as dpp_select
 from tokenprune.ops.max_min_select import op as max_min_select
 from tokenprune.ops.most_similar import op as most_similar
@@ -28,6 +29,7 @@ def samples():
     taps = torch.randn(81, 16, device=DEVICE, requires_grad=True)
     bias = torch.randn(9, device=DEVICE, requires_grad=True)
     roots = torch.randint(0, 12, (2, 12), device=DEVICE)
+    kept = torch.tensor([[1, 4, 11], [0, 2, 3]], device=DEVICE)
     cu_seqlens = torch.tensor([0, 3, 8], dtype=torch.int32, device=DEVICE)
     heads = torch.randn(2, 3, 12, 16, device=DEVICE)
     return {
@@ -48,9 +50,14 @@ def samples():
             anchored_select._anchored_select,
             (features, anchors, offsets, roots, 0, cu_seqlens, 8),
         ),
+        "cluster_mean": (cluster_mean._cluster_mean, (features, roots, kept, None)),
+        "cluster_mean, weighted": (
+            cluster_mean._cluster_mean,
+            (features, roots, kept, roots.float()),
+        ),
         "cluster_mean_bwd": (
-            anchored_select._cluster_mean_bwd,
-            (roots, roots.clamp(max=7), torch.randn(8, 16, device=DEVICE), features.detach()),
+            cluster_mean._cluster_mean_bwd,
+            (roots, roots.clamp(max=7), torch.randn(8, 16, device=DEVICE), None, features.detach()),
         ),
         "background_anchored": (
             background_anchored._background_anchored,
@@ -106,14 +113,16 @@ def test_the_single_operators_compile_whole():
     inputs = on_device(make_inputs(2, (3, 4), 16, 5))
 
     def run(features):
-        logits = ops.background_score(features, (3, 4), *head_of(inputs), impl="triton")
+        head, anchor = ops.AffinityHead(*head_of(inputs)), ops.Anchor(*anchor_of(inputs))
+        logits = ops.background_score(features, (3, 4), head, impl="triton")
         roots = ops.background_merge(logits, (3, 4), impl="triton")
         result = ops.anchored_select(
-            features, inputs["cls"], roots, *anchor_of(inputs), 5, impl="triton"
+            features, inputs["cls"], roots, anchor=anchor, num_keep=5, impl="triton"
         )
         heads = features[:, None]
         return (
             result.features,
+            ops.cluster_mean(features, roots, roots[:, :0], impl="triton"),
             ops.max_min_select(features, 5, impl="triton").features,
             ops.dpp_select(features, 5, impl="triton").features,
             *ops.most_similar(features, inputs["cls"][:, None], impl="triton"),
@@ -169,6 +178,9 @@ def test_cpu_tensors_need_the_interpreter(monkeypatch):
         lambda: ops.dpp_select(inputs["features"], 2, impl="triton"),
         lambda: ops.most_similar(inputs["features"], inputs["features"], impl="triton"),
         lambda: ops.bipartite_merge(inputs["features"], 2, impl="triton"),
+        lambda: ops.cluster_mean(
+            inputs["features"], torch.zeros(1, 4).long(), torch.zeros(1, 1).long(), impl="triton"
+        ),
     ):
         with pytest.raises(ValueError, match="expects tensors on a CUDA device, got cpu"):
             call()

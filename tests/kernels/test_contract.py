@@ -10,7 +10,7 @@ import torch
 
 import tokenprune.ops
 from tests.tokenprune.test_methods import ALONE, build
-from tokenprune.ops import launch
+from tokenprune.ops.common import launch
 from tokenprune.testing import check_method
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on the GPU here")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tokenprune import ops
 
-from .test_parity import DEVICE, NARROW, SOME, check_equal, poisoned
+from .test_parity import DEVICE, NARROW, SOME, check_equal, poisoned, tolerance
 
 __all__ = ["poisoned"]  # the fixture
 
@@ -83,6 +83,42 @@ def test_bipartite_merge(drawn, data):
         for impl in ("triton", "reference")
     )
     check_equal(got, expected)
+
+
+@SOME
+@given(crops_of_tokens(), st.booleans(), st.data())
+def test_cluster_mean(drawn, weighted, data):
+    features, _ = drawn
+    batch, num_tokens, _ = features.shape
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**20)))
+    roots = torch.randint(0, num_tokens, (batch, num_tokens), generator=generator).to(DEVICE)
+    num_keep = data.draw(st.integers(0, num_tokens))
+    keep = torch.rand(batch, num_tokens, generator=generator).argsort(1)[:, :num_keep].to(DEVICE)
+    weights = torch.rand(batch, num_tokens, generator=generator).to(DEVICE) if weighted else None
+    means, gradients = [], []
+    for impl in ("triton", "reference"):
+        leaf = features.detach().requires_grad_()
+        mean = ops.cluster_mean(leaf, roots, keep, weights, impl=impl)
+        means.append(mean.detach())
+        if batch:
+            slopes = torch.linspace(-1, 1, mean.numel(), device=DEVICE).view_as(mean)
+            (mean.float() * slopes).sum().backward()
+            gradients.append(leaf.grad)
+    assert means[0].dtype == features.dtype
+    close = tolerance(features.dtype)
+    torch.testing.assert_close(*means, **close)
+    if batch:
+        torch.testing.assert_close(*gradients, **close)
+
+
+def test_the_kernel_has_no_gradient_of_the_weights():
+    features, roots = torch.randn(1, 4, 16, device=DEVICE), torch.zeros(1, 4, device=DEVICE).long()
+    weights = torch.ones(1, 4, device=DEVICE, requires_grad=True)
+    with pytest.raises(NotImplementedError, match="has no gradient of the weights"):
+        ops.cluster_mean(features, roots, roots[:, :1], weights, impl="triton")
+    ops.cluster_mean(features, roots, roots[:, :1], weights).sum().backward()
+    with torch.no_grad():
+        ops.cluster_mean(features, roots, roots[:, :1], weights, impl="triton")
 
 
 @pytest.mark.parametrize("impl", ["triton", "reference"])

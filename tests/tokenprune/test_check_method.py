@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 import torch
 
-from tokenprune import LayerMethod, Method
+from tokenprune import LayerMethod, Method, ReducedTokens
 from tokenprune.method import Cut
 from tokenprune.selection import best, select_tokens
 from tokenprune.testing import check_method
+from tokenprune.tokens import cu_seqlens_of
 
 
 @dataclass(kw_only=True)
@@ -131,7 +133,79 @@ class MakesDo(Halves):
         return First().reduce(tokens, num_keep)
 
 
+class WithAMean(First):
+    """Adds the mean of all tokens."""
+
+    def count(self, num_tokens, num_keep):
+        return num_keep + 1
+
+    def _reduce(self, tokens, num_keep):
+        extra = tokens.features.mean(1, keepdim=True)
+        return replace(super()._reduce(tokens, num_keep), extra=extra)
+
+
+class ForgetsItsMean(WithAMean):
+    def count(self, num_tokens, num_keep):
+        return num_keep
+
+
+class ExtraOfAnotherWidth(WithAMean):
+    def _reduce(self, tokens, num_keep):
+        result = super()._reduce(tokens, num_keep)
+        return replace(result, extra=result.extra[..., :3])
+
+
+class KeysOfNoLayer(First):
+    needs = ("keys",)
+
+
+class KeysOfTwoLayers(KeysOfNoLayer):
+    tower_layers: ClassVar = {"keys": (-1, -2)}
+
+
+class NeedsDepth(First):
+    needs = ("depth",)
+
+
+class ByDeeperLayers(First):
+    needs = ("hidden_states",)
+    tower_layers: ClassVar = {"hidden_states": (3, -1)}
+
+    def _reduce(self, tokens, num_keep):
+        scores = tokens.hidden_states[3].norm(dim=2).float() + tokens.hidden_states[-1][..., 0]
+        return select_tokens(tokens, best(scores.float(), num_keep), scores)
+
+
+class AsManyAsStandOut(First):
+    """Keeps the tokens whose norm is above the mean: each crop has a number of its own."""
+
+    def count(self, num_tokens, num_keep):
+        return None
+
+    def _reduce(self, tokens, num_keep):
+        norms = tokens.features.norm(dim=2).float()
+        crops, kept = (norms >= norms.mean(1, keepdim=True)).nonzero(as_tuple=True)
+        per_crop = crops.bincount(minlength=len(norms))
+        return ReducedTokens(
+            features=tokens.features[crops, kept],
+            keep_indices=kept,
+            valid=torch.ones_like(kept, dtype=torch.bool),
+            assignment=torch.arange(norms.shape[1]).repeat(len(norms), 1),
+            scores=norms[crops, kept],
+            grid_size=tokens.grid_size,
+            cu_seqlens=cu_seqlens_of(per_crop),
+        )
+
+
+class UnknownCountNotPacked(First):
+    def count(self, num_tokens, num_keep):
+        return None
+
+
 def test_a_sound_method_passes():
+    check_method(WithAMean)
+    check_method(ByDeeperLayers)
+    check_method(AsManyAsStandOut)
     check_method(First)
     check_method(First(strict=False), width=8)
     check_method(Halves)
@@ -156,6 +230,12 @@ def test_a_sound_method_passes():
         (Overspends, "counts never grow: grow"),
         (Halts, "counts never grow: do not end in the budget"),
         (MakesDo, "tokens alone are refused"),
+        (ForgetsItsMean, "count is known beforehand: says 1 rows for 1 of 30, gives 2"),
+        (ExtraOfAnotherWidth, "exact count: extra must be"),
+        (KeysOfNoLayer, r"declarations: tower_layers must name \['keys'\], got \[\]"),
+        (KeysOfTwoLayers, "declarations: keys must be of one tower layer"),
+        (NeedsDepth, "declarations: needs must be of cls, .* got depth"),
+        (UnknownCountNotPacked, "count is known beforehand: cu_seqlens must be given"),
     ],
 )
 def test_a_broken_method_is_named(method, promise):

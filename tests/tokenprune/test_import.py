@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 import sys
 
@@ -54,3 +56,37 @@ def test_geollava_without_transformers_names_the_extra():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_old_paths_work_for_one_release():
+    script = (
+        "import warnings\n"
+        "import tokenprune\n"
+        "assert callable(tokenprune.apply)\n"
+        "with warnings.catch_warnings(record=True) as said:\n"
+        "    warnings.simplefilter('always')\n"
+        "    from tokenprune.adapter import Adapter, ImageLayout, TokenGrid\n"
+        "    from tokenprune.adapters.llava import Llava\n"
+        "assert (Adapter, ImageLayout) == (tokenprune.Adapter, tokenprune.ImageLayout)\n"
+        "from tokenprune.hosts.families import llava\n"
+        "assert Llava is llava.Llava\n"
+        "kinds = [one.category for one in said if 'tokenprune' in str(one.message)]\n"
+        "assert kinds == [DeprecationWarning] * 2, [str(one.message) for one in said]\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_two_classes_in_one_file_are_named(tmp_path, monkeypatch):
+    from tokenprune import Method, methods
+    from tokenprune.plugins import load_plugin
+
+    source = (
+        "from tokenprune.methods.random import Random\n"
+        "class One(Random): ...\n"
+        "class Two(Random): ...\n"
+    )
+    (tmp_path / "twofold.py").write_text(source)
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
+    with pytest.raises(TypeError, match="must hold one subclass of Method, got One, Two"):
+        load_plugin("tokenprune.methods", "twofold", Method)

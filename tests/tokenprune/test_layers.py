@@ -126,7 +126,7 @@ def truth(
     hidden: dict[int, torch.Tensor] = {}
     for turn, cut in enumerate(cuts):
         _, weights = run_hidden(host, inputs, hidden)
-        received = weights[cut.ranked_in][0].mean(0)[end]
+        received = weights[ranking_layer(host, inputs, cut.ranked_in, end)][0].mean(0)[end]
         gone = torch.zeros_like(ids, dtype=torch.bool)
         for i, image in enumerate(alive):
             total = len(host_positions(host, inputs)[i])
@@ -139,6 +139,19 @@ def truth(
             alive[i] = kept
         hidden[cut.before] = gone
     return hidden
+
+
+def ranking_layer(host: Host, inputs: Any, number: int, end: int) -> int:
+    """The last layer up to `number` whose window reaches the first visual token."""
+    ids = inputs["input_ids"][0]
+    distance = len(ids) + end - int((ids == IMAGE).nonzero()[0])
+    config = layers_of(host)[0].self_attn.config
+    types = getattr(config, "layer_types", None) or ["sliding_attention"] * len(layers_of(host))
+    window = getattr(config, "sliding_window", None)
+    while types[number] == "sliding_attention" and window is not None and distance >= window:
+        number -= 1
+    assert number >= 0
+    return number
 
 
 def host_lengths(host: Host, inputs: Any) -> list[int]:
@@ -206,13 +219,28 @@ def test_a_sliding_window_ends_where_it_ended(window, method):
     assert_no_cache(host, method)
 
 
-@pytest.mark.parametrize("window", [10, 40])
-def test_a_sliding_window_in_all_layers(window, method):
+def mistral(window: int) -> Host:
     text = {**hosts.TEXT, "num_hidden_layers": 4, "sliding_window": window}
     torch.manual_seed(0)
-    host = HOSTS["llava"](text_config=transformers.MistralConfig(**text))
+    return HOSTS["llava"](text_config=transformers.MistralConfig(**text))
+
+
+def test_a_sliding_window_in_all_layers(method):
+    """It reaches the images from the prompt's end, but not from all that is said after it."""
+    host = mistral(47)
     assert_exact(host, method)
     assert_rows(host, method)
+
+
+def test_a_window_that_sees_no_image_cannot_rank(method):
+    host = mistral(20)
+    inputs = host.inputs(ONE)
+    with tokenprune.apply(host.model, method, num_keep=5):
+        with pytest.raises(
+            NotImplementedError, match=r"window of 20 does not reach back .* 43 col"
+        ):
+            logits_of(host, inputs)
+        logits_of(host, host.inputs([[3, 0, 1]]))
 
 
 def assert_rows(host: Host, method: LayerMethod) -> None:
@@ -345,10 +373,8 @@ def test_steps_by_hand(llava, method):
             second = llava.model(input_ids=tokens, **{CACHE: cache})
             result = torch.cat([first.logits, second.logits], 1)
             torch.testing.assert_close(result, whole[:, -6:], atol=1e-4, rtol=0)
-        with pytest.raises(NotImplementedError, match=r"attention_mask must be \[B, 58\]"):
+        with pytest.raises(ValueError, match=r"attention_mask must have 58 columns"):
             llava.model(input_ids=tokens, **{CACHE: cache}, attention_mask=ones[:, :20])
-        with pytest.raises(NotImplementedError, match="new images after a prompt"):
-            llava.model(**inputs, **{CACHE: cache})
 
 
 def test_a_prompt_that_was_begun_without_images(llava, method):
@@ -468,24 +494,21 @@ def test_gradient_checkpointing(method, reentrant):
 
 
 def test_what_cannot_be_is_refused(llava):
-    for method, options, error, message in (
+    for method, error, message in (
         (
             get_method("fastv", layer=4),
-            {},
             ValueError,
             "layer must lie below the 4 layers",
         ),
         (
             get_method("pyramiddrop", layers=(1, 4)),
-            {},
             ValueError,
             r"layers must lie below the 4 layers .* got \[1, 4\]",
         ),
-        ("fastv", {"positions": "compact"}, NotImplementedError, "'compact' is not supported with"),
     ):
         before = traces(llava.model)
         with pytest.raises(error, match=message):
-            tokenprune.apply(llava.model, method, num_keep=3, **options)
+            tokenprune.apply(llava.model, method, num_keep=3)
         assert traces(llava.model) == before
     with pytest.raises(NotImplementedError, match="FastV ranks tokens by the attention in a lang"):
         get_method("fastv").reduce(example_tokens(), 3)
@@ -582,3 +605,60 @@ def test_beside_another_method(llava):
         assert torch.equal(logits_of(llava, inputs), first)
         assert outer.report().tokens_after == [8, 8]
     assert traces(llava.model) == before
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "gemma3"])
+def test_compact_positions_close_gaps_from_each_cut_on(name, method):
+    """The whole model, its layers from a cut on given the rotary embeddings of closed gaps."""
+    host = build(name)
+    inputs = host.inputs(ONE)
+    length, new = inputs["input_ids"].shape[1], 4
+    with tokenprune.apply(host.model, method, num_keep=5, positions="compact") as handle:
+        short = logits_of(host, inputs)
+        kept = handle.kept_positions[0]
+        by_layer = handle.outcome().by_layer
+        run = generated(host, inputs, max_new_tokens=new + 1)
+    hidden = {
+        number: nn.functional.pad(~keep, (0, new))
+        for number, keep in enumerate(by_layer)
+        if keep is not None
+    }
+    longer = {**inputs, "input_ids": run.sequences[:, :-1]}
+    longer["attention_mask"] = torch.ones(1, length + new, dtype=torch.long)
+    for kind in ("token_type_ids", "mm_token_type_ids"):
+        if kind in inputs:
+            longer[kind] = nn.functional.pad(inputs[kind], (0, new))
+    positions = host.positions(inputs)
+    following = positions.max() + 1 + torch.arange(new)
+    longer["position_ids"] = torch.cat(
+        [positions, following.expand(*positions.shape[:-1], -1)], dim=-1
+    )
+    model = host.model.model.language_model
+    hooks = [
+        layers_of(host)[number].register_forward_pre_hook(
+            closed_gaps(model, number, ~columns[0], longer["position_ids"]), with_kwargs=True
+        )
+        for number, columns in hidden.items()
+    ]
+    try:
+        whole, _ = run_hidden(host, longer, hidden)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    torch.testing.assert_close(short[0], whole[0, kept], atol=1e-4, rtol=0)
+    steps = torch.stack(run.logits, 1)[0]
+    torch.testing.assert_close(steps, whole[0, length - 1 :], atol=1e-4, rtol=0)
+
+
+def closed_gaps(model: Any, number: int, keep: torch.Tensor, positions: torch.Tensor) -> Any:
+    """Positions that no kept token uses are taken out, on all axes together."""
+    used = positions[..., 0, keep].unique()
+    closed = torch.searchsorted(used, positions.contiguous()).clamp(max=len(used) - 1)
+    types = getattr(model.config, "layer_types", None)
+    kind = (types[number],) if "gemma3" in model.config.model_type else ()
+
+    def before(module: Any, args: Any, kwargs: Any) -> Any:
+        rotary = model.rotary_emb(args[0] if args else kwargs["hidden_states"], closed, *kind)
+        return args, kwargs | {"position_embeddings": rotary}
+
+    return before

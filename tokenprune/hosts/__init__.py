@@ -1,11 +1,17 @@
-"""What happens inside a host's forward while a reduction is applied.
+"""What happens inside a host while a reduction is applied.
 
-compat.py        all that is assumed of transformers' names and call order, checked at entry
-encoder.py       the images' sizes and attention, seen where the host encodes them
-reduction.py     each image's tokens -> the ones that remain, and their features
-sequence.py      the same columns out of embeddings, positions, masks and labels
-layers.py        the same between the language model's layers, for methods that work there
-cache_state.py   what a KV cache of a shortened prompt must remember
-hooks.py         where these enter the host's modules, and leave them again
-verify.py        the masked-equivalence proof on a user's model; hidden.py hides tokens for it
+apply.py, handle.py    the door: apply(model, method) -> Handle; applied.py is what is in force
+adapter.py, layout.py  what a family of hosts must say; families/ has one file for each
+hooks.py               installs and undoes, nothing else
+step.py                one forward of one call, in order
+inputs.py, prompt.py   what the host is called with; a prompt with images among it
+encoder.py             the images' sizes and attention, seen where the host encodes them
+attention.py           reading attention, of the tower and ahead of a decoder layer
+reduction.py           where tokens leave: before_model.py and between_layers.py
+images.py              each image's tokens -> the ones that remain; image_groups.py between layers
+sequence.py, masks.py  the same columns out of embeddings, positions, masks and labels; windows.py
+memory.py              what stays on a cache: it reports the original length
+training.py            labels beside `transformers.Trainer`
+compat.py              all that is assumed of transformers' names and call order, checked at entry
+verify.py              the masked-equivalence proof on a user's model; verifying/ holds its parts
 """

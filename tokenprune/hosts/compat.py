@@ -110,6 +110,10 @@ class Call:
         )
         return Call(name_of(function), signature, known[0])
 
+    @staticmethod
+    def parameters(function: Callable[..., Any]) -> list[str]:
+        return list(inspect.signature(function).parameters)
+
     def named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The call's arguments by name; its cache is under `cache_name`, whatever name it came by.
 
@@ -172,6 +176,27 @@ def image_features(output: Any) -> Any:
         f"get_image_features must give pooler_output, got {type(output).__name__}",
     )
     return features
+
+
+def prepared_masks(config: Any, embeddings: Tensor, mask: Tensor | None, cache: Any) -> Any:
+    """The masks that a language model would make for itself, one or one for each layer type.
+
+    transformers makes them ahead, and hands them to the same models, where a cache is static.
+
+    Args:
+        config: of the language model.
+        embeddings: [B, L, D].
+        mask: [B, columns] or None.
+        cache: says how many columns there are, or None.
+    """
+    prepare = imported("transformers.masking_utils", "create_masks_for_generate")
+    call = Call.of(prepare, "config", "inputs_embeds", "attention_mask")
+    return prepare(
+        config=config,
+        inputs_embeds=embeddings,
+        attention_mask=mask,
+        **{call.cache_name: cache, "position_ids": None},
+    )
 
 
 def check_host(host: nn.Module) -> Call:

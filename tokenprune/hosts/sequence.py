@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -59,42 +59,62 @@ class KeptColumns:
         slots = torch.arange(self.index.shape[1], device=self.index.device)
         return places.scatter_(1, self.index, slots.expand_as(self.index))
 
-    def take_mask(self, mask: Tensor | None, past: int) -> Tensor | None:
-        """[B or 1, H, L, past + L] attention mask, bool or additive -> [B, H, L', past + L'].
+    def take_mask(
+        self, mask: Tensor | None, earlier: Tensor, earlier_real: Tensor, offset: int
+    ) -> Tensor | None:
+        """A prompt's mask -> that of the columns that remain, and of what is cached before them.
 
-        None stands for plain causal attention, and still does where no padding comes in.
+        Args:
+            mask: [B or 1, H, L, M] bool or additive, in columns of the whole sequence. None stands
+                for plain causal attention, and still does where no padding comes in.
+            earlier: [B, P] int64, the columns that the cache holds.
+            earlier_real: [B, P] bool, False where it only fills a row up.
+            offset: the column that the mask begins with.
+
+        Returns:
+            [B, H, L', P + L'].
         """
+        past = earlier.shape[1]
+        real = torch.cat([earlier_real.to(self.real.device), self.real], dim=1)
+        own = torch.eye(self.real.shape[1], dtype=torch.bool, device=self.real.device)
+        own = nn.functional.pad(own & ~self.real[:, None], (past, 0))[:, None]
         if mask is None:
-            return self._causal_mask(past) if self.padded else None
-        index, real = self.index.to(mask.device), self.real.to(mask.device)
-        length = index.shape[1]
+            if not self.padded and bool(earlier_real.all()):
+                return None
+            length = self.index.shape[1]
+            causal = torch.ones(length, past + length, dtype=torch.bool, device=real.device)
+            return causal.tril(past) & real[:, None, None] | own
+        index = self.index.to(mask.device)
         mask = mask.expand(len(index), -1, -1, -1)
         heads = mask.shape[1]
         mask = mask.gather(2, index[:, None, :, None].expand(-1, heads, -1, mask.shape[3]))
-        earlier = torch.arange(past, device=mask.device).expand(len(index), -1)
-        columns = torch.cat([earlier, past + index], dim=1)
-        mask = mask.gather(3, columns[:, None, None].expand(-1, heads, length, -1))
+        length = offset + mask.shape[3] - self.keep.shape[1]
+        columns = torch.cat([earlier.to(index.device), length + index], dim=1)
+        mask = take_columns(mask, columns, real, offset)
         if not self.padded:
             return mask
-        seen = self._seen(real, past)
-        if mask.dtype == torch.bool:
-            return (mask & real[:, None, None].mT | self._own(real, past)) & seen
-        lowest = torch.finfo(mask.dtype).min
-        return mask.masked_fill(~seen, lowest).masked_fill(self._own(real, past), 0)
+        # Padding sees itself: no row may be empty.
+        own = own.to(mask.device)
+        if mask.dtype != torch.bool:
+            return mask.masked_fill(own, 0)
+        return mask & self.real.to(mask.device)[:, None, :, None] | own
 
-    def _causal_mask(self, past: int) -> Tensor:
-        length = self.index.shape[1]
-        causal = torch.ones(length, past + length, dtype=torch.bool, device=self.real.device)
-        return causal.tril(past) & self._seen(self.real, past)
 
-    def _seen(self, real: Tensor, past: int) -> Tensor:
-        """[B, 1, L', past + L'] bool: no padding is seen, but by itself: no row may be empty."""
-        columns = torch.nn.functional.pad(real, (past, 0), value=True)
-        return columns[:, None, None] | self._own(real, past)
+def take_columns(mask: Tensor, columns: Tensor, real: Tensor, offset: int = 0) -> Tensor:
+    """[B or 1, H, Q, M] bool or additive -> [B, H, Q, K].
 
-    def _own(self, real: Tensor, past: int) -> Tensor:
-        own = torch.eye(real.shape[1], dtype=torch.bool, device=real.device)
-        return torch.nn.functional.pad(own & ~real[:, None], (past, 0))[:, None]
+    Args:
+        columns: [B, K] int64; those before `offset`, which the mask begins with, are closed.
+        real: [B, K] bool; all else is closed, too.
+    """
+    places = columns.to(mask.device) - offset
+    seen = (real.to(mask.device) & (places >= 0))[:, None, None]
+    batch, heads, queries = len(places), mask.shape[1], mask.shape[2]
+    index = places.clamp(min=0)[:, None, None].expand(-1, heads, queries, -1)
+    taken = mask.expand(batch, -1, -1, -1).gather(3, index)
+    if mask.dtype == torch.bool:
+        return taken & seen
+    return taken.masked_fill(~seen, torch.finfo(mask.dtype).min)
 
 
 def edge_padding(attention_mask: Tensor) -> tuple[Tensor, bool]:
@@ -130,3 +150,26 @@ def compact(positions: Tensor, keep: Tensor, real: Tensor) -> Tensor:
             _, rank = positions[:, row, kept].unique(return_inverse=True)
             result[:, row, kept] = rank + positions[:, row, real[row]].min()
     return result
+
+
+def compacted(positions: Tensor, keep: Tensor, now: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions without the gaps that dropped tokens leave, and how far what follows has moved.
+
+    Args:
+        positions: [B, L], or [A, B, L] of several axes.
+        keep: [B, L] bool, the tokens that remain.
+        now: [B, L] bool, False where padding.
+
+    Returns:
+        The same shape, meaningful where `keep`; and [B] int64.
+    """
+    axes = positions if positions.ndim == 3 else positions[None]
+    now, keep = now.to(axes.device), keep.to(axes.device)
+    # Qwen-VL's four rows are the text's numbering and the three axes of mRoPE.
+    split = len(axes) - 3 if len(axes) == 4 else 0
+    rope = axes[split:]
+    following = rope.masked_fill(~now, -1).amax(dim=(0, 2)) + 1
+    rope = compact(rope, keep, now)
+    axes = torch.cat([compact(axes[:split], keep, now), rope]) if split else rope
+    next_position = rope.masked_fill(~(keep & now), -1).amax(dim=(0, 2)) + 1
+    return (axes if positions.ndim == 3 else axes[0]), following - next_position

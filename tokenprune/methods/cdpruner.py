@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from tokenprune import ops
 from tokenprune.method import Method
-from tokenprune.ops.precision import wide_dtype
+from tokenprune.ops.common.precision import wide_dtype
 from tokenprune.tokens import ReducedTokens, VisionTokens
 
 SMALLEST_RELEVANCE = 1e-6  # of the least relevant token, which may still be needed

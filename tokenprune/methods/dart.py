@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from tokenprune.method import Method
-from tokenprune.ops.precision import wide_dtype
+from tokenprune.ops.common.precision import wide_dtype
 from tokenprune.selection import best, rows, select_tokens
 from tokenprune.tokens import ReducedTokens, VisionTokens
 
@@ -19,7 +19,7 @@ class DART(Method):
     """Keeps a few pivots, and for each of them the tokens least similar to it.
 
     Pivots are the tokens of largest L1 norm. The budget left is dealt out to them in equal parts,
-    and one after the other each takes the tokens of lowest cosine similarity that are still there.
+    and one after the other each takes the tokens of lowest cosine similarity among those left.
     The paper does so inside the language model, with the norm of keys and with text
     among the pivots; here vision tokens alone are looked at.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenprune.method import Method
 from tokenprune.methods.spatial_pool import choose_bands, window_roots
-from tokenprune.ops.precision import wide_dtype
+from tokenprune.ops.common.precision import wide_dtype
 from tokenprune.tokens import ReducedTokens, VisionTokens
 
 

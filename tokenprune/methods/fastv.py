@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tokenprune.method import Cut, LayerMethod
-from tokenprune.ops.checks import check_int
+from tokenprune.ops.common.checks import check_int
 
 
 @dataclass(kw_only=True)

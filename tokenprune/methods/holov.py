@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenprune.method import Method
 from tokenprune.methods.spatial_pool import window_roots
-from tokenprune.ops.cosine import cosine_matrix
+from tokenprune.ops.common.cosine import cosine_matrix
 from tokenprune.selection import best, select_tokens
 from tokenprune.tokens import ReducedTokens, VisionTokens
 

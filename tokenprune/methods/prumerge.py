@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
+from torch import Tensor
+from torch.nn import functional
+
 from tokenprune.method import Method
-from tokenprune.selection import best, merge_tokens
+from tokenprune.ops.common.checks import check_choice, check_int
+from tokenprune.ops.common.precision import wide_dtype
+from tokenprune.selection import best, merge_tokens, rows
 from tokenprune.tokens import ReducedTokens, VisionTokens
 
+KEY_LAYER = -1  # of the tower
+SEVERAL_HEADS = "attention of several heads for one as wide"
 SMALLEST_WEIGHT = 1e-6  # a token that nobody looks at still counts where it is alone
 
 
@@ -16,20 +24,120 @@ SMALLEST_WEIGHT = 1e-6  # a token that nobody looks at still counts where it is 
 class PruMerge(Method):
     """Keeps the tokens of highest attention, and merges every other into the most similar one.
 
-    A merged token is the mean of its members, weighted by their attention. The paper
-    finds the number of tokens from outliers of the attention and compares attention keys; here the
-    budget is given, and the features are compared.
+    By default a merged token is the mean of its members, weighted by their attention, and clusters
+    do not overlap. The paper's code compares attention keys, adds to each kept token the
+    attention-weighted sum of its 32 nearest, and adds one row for all that is not kept; four
+    options follow it: `PruMerge(compared="keys", neighbors=32, keep_rest=True, adaptive=True)`. Its
+    attention is that of one head as wide as all heads; here it is what the host reads.
+
+    Attributes:
+        compared: "features"; or "keys", those of the tower's last layer, all heads side by side.
+        neighbors: None; or how many of the nearest tokens, kept or not, are added to each kept
+            token, weighted by their attention. Clusters then overlap, and sums are longer than a
+            token: `assignment` names the most similar kept token among those that took it.
+        keep_rest: the attention-weighted sum of all tokens that are not kept comes out too, as an
+            extra row beside the budget.
+        adaptive: a crop keeps as many tokens as have outlying attention (above the third quartile
+            by 1.5 interquartile ranges), at least one and at most the budget. Slots then lie
+            packed.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("attention",)
     merges: ClassVar[bool] = True
     paper: ClassVar[str | None] = "2403.15388"
     approximates: ClassVar[str | None] = (
-        "features for keys; clusters do not overlap; no extra token; a budget for outliers"
+        "features for keys; clusters do not overlap; no extra token; a budget for outliers; "
+        + SEVERAL_HEADS
     )
+    compared: str = "features"
+    neighbors: int | None = None
+    keep_rest: bool = False
+    adaptive: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("compared", self.compared, ("features", "keys"))
+        if self.neighbors is not None:
+            check_int("neighbors", self.neighbors, low=1)
+        by_keys = self.compared == "keys"
+        departures = {
+            "features for keys": not by_keys,
+            "clusters do not overlap": self.neighbors is None,
+            "no extra token": not self.keep_rest,
+            "a budget for outliers": not self.adaptive,
+            SEVERAL_HEADS: True,
+        }
+        self.declare(
+            needs=("attention", "keys") if by_keys else ("attention",),
+            tower_layers={"keys": (KEY_LAYER,)} if by_keys else {},
+            approximates="; ".join(words for words, departs in departures.items() if departs),
+        )
+
+    def count(self, num_tokens: int, num_keep: int) -> int | None:
+        return None if self.adaptive else num_keep + self.keep_rest
 
     def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
+        if not self.adaptive:
+            return self._to_budget(tokens, num_keep)
+        assert tokens.attention is not None  # it is in `needs`
+        if not len(tokens.features):
+            return ReducedTokens.pack([self._to_budget(tokens, num_keep)])
+        quotas = num_outliers(tokens.attention.detach()).clamp(1, num_keep).tolist()
+        return ReducedTokens.pack(
+            [self._to_budget(tokens.crop(number), quota) for number, quota in enumerate(quotas)]
+        )
+
+    def _to_budget(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
         assert tokens.attention is not None  # it is in `needs`
         kept = best(tokens.attention, num_keep)
-        weights = tokens.attention.detach().clamp(min=SMALLEST_WEIGHT)
-        return merge_tokens(tokens, kept, kept, tokens.attention, weights)
+        weights = tokens.attention.detach()
+        compared = tokens.features if self.compared == "features" else tokens.keys
+        assert compared is not None  # it is in `needs`
+        if self.neighbors is None:
+            weights = weights.clamp(min=SMALLEST_WEIGHT)
+            result = merge_tokens(tokens, kept, kept, tokens.attention, weights, compared)
+        else:
+            result = add_neighbors(tokens, kept, compared.detach(), self.neighbors)
+        if not self.keep_rest:
+            return result
+        dtype = wide_dtype(tokens.features.dtype)
+        left = tokens.attention.detach().scatter(1, kept, 0)[:, None]  # [B, 1, N]
+        rest = left.to(dtype) @ tokens.features.to(dtype)
+        return replace(result, extra=rest.to(tokens.features.dtype))
+
+
+def num_outliers(attention: Tensor) -> Tensor:
+    """[B, N] -> [B]: how many tokens lie above the third quartile by 1.5 interquartile ranges."""
+    wide = attention.to(wide_dtype(attention.dtype))
+    first, third = (wide.quantile(share, dim=1, keepdim=True) for share in (0.25, 0.75))
+    return (wide > third + 1.5 * (third - first)).sum(1)
+
+
+def add_neighbors(
+    tokens: VisionTokens, kept: Tensor, compared: Tensor, neighbors: int
+) -> ReducedTokens:
+    """To each kept token [B, K] the sum of its nearest tokens, weighted by their attention."""
+    assert tokens.attention is not None  # it is in `needs`
+    features, attention = tokens.features, tokens.attention.detach()
+    batch, num_tokens, _ = features.shape
+    dtype = wide_dtype(features.dtype)
+    directions = functional.normalize(compared.to(dtype), dim=2)
+    similarity = rows(directions, kept) @ directions.mT  # [B, K, N]
+    similarity.scatter_(2, kept[:, :, None], -torch.inf)  # no token is its own neighbor
+    # A stable sort: ties go to the lowest index.
+    ranking = similarity.argsort(dim=2, descending=True, stable=True)
+    nearest = ranking[:, :, : min(neighbors, num_tokens - 1)]
+    is_near = torch.zeros_like(similarity, dtype=torch.bool).scatter(2, nearest, True)
+    shares = is_near * attention[:, None].to(dtype)
+    sums = rows(features, kept).to(dtype) + shares @ features.to(dtype)
+
+    strongest, slot = similarity.masked_fill(~is_near, -torch.inf).max(1)  # [B, N]
+    own = torch.arange(num_tokens, device=features.device).repeat(batch, 1)
+    assignment = torch.where(strongest > -torch.inf, kept.gather(1, slot), own)
+    return ReducedTokens(
+        features=sums.to(features.dtype),
+        keep_indices=kept,
+        valid=torch.ones_like(kept, dtype=torch.bool),
+        assignment=assignment.scatter(1, kept, kept),
+        scores=tokens.attention.gather(1, kept).float(),
+        grid_size=tokens.grid_size,
+    )

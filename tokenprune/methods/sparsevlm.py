@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.method import Method
-from tokenprune.ops.precision import wide_dtype
+from tokenprune.ops.common.precision import wide_dtype
 from tokenprune.selection import best, select_tokens
 from tokenprune.tokens import ReducedTokens, VisionTokens
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.method import Method
-from tokenprune.ops.cluster_mean import cluster_mean
+from tokenprune.ops import cluster_mean
 from tokenprune.tokens import ReducedTokens, VisionTokens
 
 

@@ -2,49 +2,96 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 
 from tokenprune.method import Method
-from tokenprune.selection import best, merge_tokens, others, select_tokens
+from tokenprune.ops.common.checks import check_choice
+from tokenprune.selection import best, compared_rows, merge_tokens, others, rows, select_tokens
 from tokenprune.tokens import ReducedTokens, VisionTokens
+
+KEY_LAYER = -2  # of the tower, the layer whose output LLaVA takes
+AFTER_THE_PROJECTOR = "merged after the projector"
 
 
 @dataclass(kw_only=True)
 class VisionZip(Method):
     """Keeps the tokens of highest attention, and merges the rest into contextual tokens.
 
-    The dominant tokens stay as they are. Among the others, targets are taken at equal
-    steps; every other token joins the target it is most similar to, and a contextual token is the
-    mean of its members. The paper compares attention keys; here the features are compared.
+    The dominant tokens stay as they are. Among the others, targets are taken at equal steps; every
+    other token joins the target it is most similar to. The paper's code compares attention keys,
+    adds the mean of a target's members to the target, and keeps the class token. By default the
+    features are compared, a contextual token is the mean of its target and its members, and the
+    class token is left out; three options follow the paper's code:
+    `VisionZip(compared="keys", merging="sum", keep_cls=True)`.
 
     Attributes:
         contextual_ratio: share of the budget that goes to contextual tokens, from 0 to below 1;
             10 of 64 in the paper.
+        compared: "features"; or "keys", those of the tower's second last layer, mean over heads.
+        merging: "mean", or "sum": the target plus the mean of its members, as the paper's code has
+            it. A sum is longer than a token: features that are all equal come out twice as large.
+        keep_cls: the class token comes out too, as an extra row beside the budget.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("attention",)
     merges: ClassVar[bool] = True
     paper: ClassVar[str | None] = "2412.04467"
     approximates: ClassVar[str | None] = (
-        "features for keys; the class token is left out; merged after the projector"
+        "features for keys; means for sums; the class token is left out; " + AFTER_THE_PROJECTOR
     )
     contextual_ratio: float = 10 / 64
+    compared: str = "features"
+    merging: str = "mean"
+    keep_cls: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.contextual_ratio < 1:
             raise ValueError(f"contextual_ratio must lie in [0, 1), got {self.contextual_ratio}")
+        check_choice("compared", self.compared, ("features", "keys"))
+        check_choice("merging", self.merging, ("mean", "sum"))
+        by_keys = self.compared == "keys"
+        wanted = {"attention": True, "cls": self.keep_cls, "keys": by_keys}
+        departures = {
+            "features for keys": not by_keys,
+            "means for sums": self.merging == "mean",
+            "the class token is left out": not self.keep_cls,
+            AFTER_THE_PROJECTOR: True,
+        }
+        self.declare(
+            needs=tuple(name for name, needed in wanted.items() if needed),
+            tower_layers={"keys": (KEY_LAYER,)} if by_keys else {},
+            approximates="; ".join(words for words, departs in departures.items() if departs),
+        )
+
+    def count(self, num_tokens: int, num_keep: int) -> int:
+        return num_keep + self.keep_cls
 
     def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
+        result = self._merged(tokens, num_keep)
+        if not self.keep_cls:
+            return result
+        assert tokens.cls is not None  # it is in `needs`
+        return replace(result, extra=tokens.cls[:, None])
+
+    def _merged(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
         assert tokens.attention is not None  # it is in `needs`
+        attention = tokens.attention
         num_contextual = min(int(num_keep * self.contextual_ratio + 0.5), num_keep - 1)
-        dominant = best(tokens.attention, num_keep - num_contextual)
+        dominant = best(attention, num_keep - num_contextual)
         rest = others(dominant, tokens.features.shape[1])
         if not num_contextual:  # nothing to merge into: the rest is dropped
-            return select_tokens(tokens, dominant, tokens.attention)
+            return select_tokens(tokens, dominant, attention)
         step = rest.shape[1] // num_contextual
         targets = rest[:, : step * num_contextual : step]
         kept = torch.cat([dominant, targets], 1).sort(1).values
-        return merge_tokens(tokens, kept, targets, tokens.attention)
+        compared = compared_rows(tokens, self.compared)
+        if self.merging == "mean":
+            return merge_tokens(tokens, kept, targets, attention, compared=compared)
+        # A target counts nothing in its members' mean, and is added to it afterwards.
+        is_target = torch.zeros_like(attention).scatter(1, targets, 1)
+        result = merge_tokens(tokens, kept, targets, attention, 1 - is_target, compared)
+        added = rows(tokens.features, kept) * is_target.gather(1, kept)[..., None]
+        return replace(result, features=result.features + added.to(result.features.dtype))

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tokenprune.method import Method
-from tokenprune.ops.cosine import cosine_matrix, rounding_of
-from tokenprune.ops.precision import BLOCK_CROPS
+from tokenprune.ops.common.cosine import cosine_matrix, rounding_of
+from tokenprune.ops.common.precision import BLOCK_CROPS
 from tokenprune.selection import best, others, rows, select_tokens
 from tokenprune.tokens import ReducedTokens, VisionTokens
 

@@ -7,9 +7,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tokenprune.ops.anchored_select.selection import Selection
 from tokenprune.ops.background_merge.kernel import jump, merge_cycles, padded
-from tokenprune.ops.launch import launch_config, unit_stride
-from tokenprune.tokens import crops_of
+from tokenprune.ops.cluster_mean.kernel import Members, launch_mean
+from tokenprune.ops.common.launch import launch_config, unit_stride
+from tokenprune.ops.common.quotas import Quotas
 
 
 @triton.jit
@@ -105,48 +107,6 @@ def _anchored_select_fwd_kernel(
 
 
 @triton.jit
-def _cluster_mean_fwd_kernel(
-    features,  # [B, N, D], strided
-    order,  # [B, N] int32
-    starts,  # [B, N] int32
-    counts,  # [B, N] int32
-    keep_indices,  # [B, K] or packed [T] int64
-    crops,  # [T] int64: each slot's crop (RAGGED only)
-    means,  # [B, K, D] or [T, D]
-    stride_batch,
-    stride_token,
-    num_tokens,
-    num_keep,
-    width,
-    BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    RAGGED: tl.constexpr,
-):
-    slot = tl.program_id(0).to(tl.int64)
-    crop = tl.load(crops + slot) if RAGGED else slot // num_keep
-    channel = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-    present = channel < width
-    cell = crop * num_tokens + tl.load(keep_indices + slot)
-    count = tl.load(counts + cell)
-    start = tl.load(starts + cell, mask=count > 0, other=0)
-    total = tl.zeros((BLOCK_D,), tl.float32)
-    for first in range(0, count, BLOCK_M):
-        member = first + tl.arange(0, BLOCK_M)
-        token = tl.load(order + crop * num_tokens + start + member, mask=member < count, other=0)
-        tile = tl.load(  # [BLOCK_M, BLOCK_D]
-            features
-            + crop * stride_batch
-            + token[:, None].to(tl.int64) * stride_token
-            + channel[None, :],
-            mask=(member < count)[:, None] & present[None, :],
-            other=0.0,
-        )
-        total += tl.sum(tile.to(tl.float32), 0)
-    total = total / tl.maximum(count, 1).to(tl.float32)
-    tl.store(means + slot * width + channel, total.to(means.dtype.element_ty), mask=present)
-
-
-@triton.jit
 def _anchor_score_fwd_kernel(
     features,  # [B, N, D], strided
     anchors,  # [B, D] float32
@@ -180,36 +140,6 @@ def _anchor_score_fwd_kernel(
     tl.store(scores + crop * num_tokens + token, score, mask=inside)
 
 
-@triton.jit
-def _cluster_mean_bwd_kernel(
-    roots,  # [B, N] int64
-    slots,  # [B, N] int64: the kept slot of each root over all crops, -1 where it is not kept
-    shares,  # [T, D] float32: what each member of a slot receives
-    grad_features,  # [B, N, D]
-    num_tokens,
-    width,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    crop = tl.program_id(0).to(tl.int64)
-    token = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    channel = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
-    inside = token < num_tokens
-    stored = inside[:, None] & (channel < width)[None, :]
-    root = tl.load(roots + crop * num_tokens + token, mask=inside, other=0)
-    slot = tl.load(slots + crop * num_tokens + root, mask=inside, other=-1)
-    share = tl.load(
-        shares + slot[:, None] * width + channel[None, :],
-        mask=stored & (slot >= 0)[:, None],
-        other=0.0,
-    )
-    tl.store(
-        grad_features + (crop * num_tokens + token[:, None]) * width + channel[None, :],
-        share.to(grad_features.dtype.element_ty),
-        mask=stored,
-    )
-
-
 def launch_anchor_scores(features: Tensor, anchors: Tensor, offsets: Tensor) -> Tensor:
     """[B, N, D], [B, D] and [B] -> [B, N] float32 scores of tokens."""
     batch, num_tokens, width = features.shape
@@ -235,24 +165,18 @@ def launch_select(
     features: Tensor,
     pointers: Tensor,
     token_scores: Tensor,
-    num_keep: int,
-    cu_seqlens: Tensor | None,
-    total: int,
+    quotas: Quotas,
     doublings: int,
     merge: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Pointers [B, N] int32 and scores [B, N] -> (means, keep_indices, valid, roots, scores).
-
-    Slots are [B, num_keep], or packed [total] where `cu_seqlens` [B + 1] int32 is given.
-    """
+) -> Selection:
+    """Pointers [B, N] int32 and scores [B, N] of tokens -> the clusters that score best."""
     batch, num_tokens, width = features.shape
     features = unit_stride(features)
-    ragged = cu_seqlens is not None
 
     def per_token(dtype: torch.dtype) -> Tensor:
         return features.new_empty(batch, num_tokens, dtype=dtype)
 
-    slots = (total,) if ragged else (batch, num_keep)
+    slots = quotas.shape(batch)
     roots, order = per_token(torch.int64), per_token(torch.int32)
     counts, starts = per_token(torch.int32), per_token(torch.int32)
     keep_indices = features.new_empty(slots, dtype=torch.int64)
@@ -271,55 +195,15 @@ def launch_select(
             keep_indices,
             valid,
             scores,
-            cu_seqlens,
+            quotas.cu_seqlens,
             num_tokens,
-            num_keep,
+            quotas.largest,
             doublings,
             PADDED=padded(num_tokens),
             MERGE=merge,
-            RAGGED=ragged,
+            RAGGED=quotas.cu_seqlens is not None,
             **launch_config("anchored_select_fwd", features),
         )
-    if total:
-        config = launch_config("cluster_mean_fwd", features)
-        _cluster_mean_fwd_kernel[(total, triton.cdiv(width, config["BLOCK_D"]))](
-            features,
-            order,
-            starts,
-            counts,
-            keep_indices,
-            crops_of(cu_seqlens, total) if cu_seqlens is not None else None,
-            means,
-            features.stride(0),
-            features.stride(1),
-            num_tokens,
-            num_keep,
-            width,
-            RAGGED=ragged,
-            **config,
-        )
-    return means, keep_indices, valid.bool(), roots, scores
-
-
-def launch_mean_bwd(roots: Tensor, slots: Tensor, shares: Tensor, dtype: torch.dtype) -> Tensor:
-    """What each member of a kept cluster receives -> [B, N, D] gradient.
-
-    Args:
-        roots: [B, N] int64.
-        slots: [B, N] int64, the slot of each root in `shares`, -1 where it is not kept.
-        shares: [T, D] float32.
-    """
-    batch, num_tokens = roots.shape
-    width = shares.shape[1]
-    grad_features = shares.new_empty(batch, num_tokens, width, dtype=dtype)
-    config = launch_config("cluster_mean_bwd", shares)
-    if batch:
-        grid = (
-            batch,
-            triton.cdiv(num_tokens, config["BLOCK_N"]),
-            triton.cdiv(width, config["BLOCK_D"]),
-        )
-        _cluster_mean_bwd_kernel[grid](
-            roots, slots, shares.contiguous(), grad_features, num_tokens, width, **config
-        )
-    return grad_features
+    crops = None if quotas.cu_seqlens is None else quotas.crops(batch, features.device)
+    launch_mean(features, Members(order, starts, counts), keep_indices, means, crops=crops)
+    return Selection(means, keep_indices, valid.bool(), roots, scores)

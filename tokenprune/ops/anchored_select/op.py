@@ -2,42 +2,61 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
 from tokenprune.ops.anchored_select import reference
-from tokenprune.ops.checks import (
+from tokenprune.ops.anchored_select.selection import (
+    Selection,
+    save_selection,
+    selection_gradients,
+)
+from tokenprune.ops.common.checks import (
+    check_cls,
     check_device,
     check_features,
     check_finite,
     check_indices,
-    check_num_keep,
-    check_quotas,
-    check_shape,
 )
-from tokenprune.ops.launch import grid_obstacle, resolve_impl
-from tokenprune.ops.precision import without_autocast
-from tokenprune.tokens import ReducedTokens, crops_of, cu_seqlens_of
+from tokenprune.ops.common.launch import grid_obstacle, resolve_impl
+from tokenprune.ops.common.precision import without_autocast
+from tokenprune.ops.common.quotas import Quotas
+from tokenprune.ops.common.weights import Anchor, takes_typed_weights
+from tokenprune.tokens import ReducedTokens
 
 
-def check_anchor(
+@overload
+def anchored_select(
     features: Tensor,
     cls: Tensor,
+    roots: Tensor,
+    anchor: Anchor,
+    num_keep: int | Tensor,
+    *,
+    strict: bool = ...,
+    impl: str = ...,
+) -> ReducedTokens: ...
+
+
+@overload
+def anchored_select(
+    features: Tensor,
+    cls: Tensor,
+    roots: Tensor,
     q_weight: Tensor,
     q_bias: Tensor,
     k_weight: Tensor,
     k_bias: Tensor,
-) -> None:
-    batch, _, width = features.shape
-    check_shape("cls", cls, (batch, width), "[B, D]", like=features)
-    check_shape("q_weight", q_weight, (width, width), "[D, D]", like=features)
-    check_shape("q_bias", q_bias, (width,), "[D]", like=features)
-    check_shape("k_weight", k_weight, (width, width), "[D, D]", like=features)
-    check_shape("k_bias", k_bias, (width,), "[D]", like=features)
+    num_keep: int | Tensor,
+    *,
+    strict: bool = ...,
+    impl: str = ...,
+) -> ReducedTokens: ...
 
 
+@takes_typed_weights
 def anchored_select(
     features: Tensor,
     cls: Tensor,
@@ -61,7 +80,8 @@ def anchored_select(
         features: [B, N, D] patch tokens, float32, bfloat16, float16 or float64.
         cls: [B, D] class token.
         roots: [B, N] int64 in [0, N), from `background_merge`.
-        q_weight, k_weight: [D, D]. q_bias, k_bias: [D].
+        q_weight, k_weight: [D, D]. q_bias, k_bias: [D]. In place of the four an `Anchor`, as
+            `anchor` if by keyword.
         num_keep: clusters to keep per crop, 1 to N. Where a crop has fewer, the lowest empty cells
             fill up, marked in `valid`. An int tensor [B] gives each crop a quota of its own, 0 to
             N: slots then come packed with `cu_seqlens` (its values are read on the host: keep it on
@@ -83,49 +103,28 @@ def anchored_select(
     """
     check_features(features)
     batch, num_tokens, _ = features.shape
-    check_anchor(features, cls, q_weight, q_bias, k_weight, k_bias)
+    check_cls(cls, features)
+    anchor = Anchor(q_weight, q_bias, k_weight, k_bias)
+    anchor.check(features)
     check_indices("roots", roots, (batch, num_tokens), "[B, N]", high=num_tokens)
     check_device("roots", roots, features)
-    quotas = resolve_quotas(num_keep, features)
+    quotas = Quotas.of(num_keep, features)
     obstacle = grid_obstacle("anchored_select", features)
     chosen = resolve_impl(impl, obstacle, on_gpu=features.is_cuda)
     if strict:
         check_finite(features=features, cls=cls)
     if chosen == "triton":
-        return _triton(features, cls, roots, q_weight, q_bias, k_weight, k_bias, quotas)
-    return reference.anchored_select(
-        features, cls, roots, q_weight, q_bias, k_weight, k_bias, num_keep
-    )
-
-
-def resolve_quotas(num_keep: int | Tensor, features: Tensor) -> tuple[int, Tensor | None, int]:
-    """(num_keep, cu_seqlens, slots in all); quotas are checked and moved to the features."""
-    batch, num_tokens, _ = features.shape
-    if not isinstance(num_keep, Tensor):
-        check_num_keep(num_keep, num_tokens)
-        return num_keep, None, batch * num_keep
-    total = sum(check_quotas(num_keep, features))
-    return 0, cu_seqlens_of(num_keep.to(features.device)), total
+        return _triton(features, cls, roots, anchor, quotas)
+    return reference.anchored_select(features, cls, roots, anchor, quotas)
 
 
 @without_autocast
 def _triton(
-    features: Tensor,
-    cls: Tensor,
-    roots: Tensor,
-    q_weight: Tensor,
-    q_bias: Tensor,
-    k_weight: Tensor,
-    k_bias: Tensor,
-    quotas: tuple[int, Tensor | None, int],
+    features: Tensor, cls: Tensor, roots: Tensor, anchor: Anchor, quotas: Quotas
 ) -> ReducedTokens:
-    anchors, offsets = reference.anchor_vector(
-        cls, q_weight, q_bias, k_weight, k_bias, torch.float32
-    )
-    means, keep_indices, valid, roots, scores = _anchored_select(
-        features, anchors[:, 0], offsets[:, 0], roots, *quotas
-    )
-    return ReducedTokens(means, keep_indices, valid, roots, scores, None, quotas[1])
+    direction = reference.anchor_direction(cls, anchor, torch.float32)
+    selection = _anchored_select(features, *direction, roots, *quotas)
+    return Selection(*selection).reduced(quotas)
 
 
 @torch.library.custom_op("tokenprune::anchored_select", mutates_args=())
@@ -141,9 +140,8 @@ def _anchored_select(
     from tokenprune.ops.anchored_select import kernel
 
     token_scores = kernel.launch_anchor_scores(features, anchors, offsets)
-    return kernel.launch_select(
-        features, roots.int(), token_scores, num_keep, cu_seqlens, total, 0, False
-    )
+    quotas = Quotas(num_keep, cu_seqlens, total)
+    return kernel.launch_select(features, roots.int(), token_scores, quotas, 0, False)
 
 
 @_anchored_select.register_fake
@@ -156,89 +154,28 @@ def _(
     cu_seqlens: Tensor | None,
     total: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return empty_result(features, num_keep, cu_seqlens, total)
+    return Selection.empty(features, Quotas(num_keep, cu_seqlens, total))
 
 
-def empty_result(
-    features: Tensor, num_keep: int, cu_seqlens: Tensor | None, total: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(means, keep_indices, valid, roots, scores) without contents, for fakes."""
-    batch, num_tokens, width = features.shape
-    slots = (batch, num_keep) if cu_seqlens is None else (total,)
-    return (
-        features.new_empty(*slots, width),
-        features.new_empty(slots, dtype=torch.int64),
-        features.new_empty(slots, dtype=torch.bool),
-        features.new_empty(batch, num_tokens, dtype=torch.int64),
-        features.new_empty(slots, dtype=torch.float32),
-    )
+class _Inputs(NamedTuple):
+    """What `_anchored_select` takes, by name; as gradients, None for what has none."""
 
-
-@torch.library.custom_op("tokenprune::cluster_mean_bwd", mutates_args=())
-def _cluster_mean_bwd(roots: Tensor, slots: Tensor, shares: Tensor, like: Tensor) -> Tensor:
-    from tokenprune.ops.anchored_select import kernel
-
-    return kernel.launch_mean_bwd(roots, slots, shares, like.dtype)
-
-
-@_cluster_mean_bwd.register_fake
-def _(roots: Tensor, slots: Tensor, shares: Tensor, like: Tensor) -> Tensor:
-    return like.new_empty(*roots.shape, shares.shape[1])
-
-
-def save_selection(
-    ctx: Any, anchors: Tensor, cu_seqlens: Tensor | None, output: tuple[Tensor, ...]
-) -> None:
-    """Keeps what `selection_backward` needs."""
-    means, keep_indices, valid, roots, _ = output
-    ctx.mark_non_differentiable(keep_indices, valid, roots)
-    ctx.save_for_backward(anchors, cu_seqlens, means, keep_indices, valid, roots)
-
-
-def selection_backward(
-    ctx: Any, grad_means: Tensor | None, grad_scores: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of (features, anchors, offsets), given those of the means and of their scores.
-
-    A member of a cluster receives an equal share of its mean's gradient, and of its score's along
-    the anchor; the score of a mean is affine in the mean.
-    """
-    anchors, cu_seqlens, means, keep_indices, valid, roots = ctx.saved_tensors
-    batch, width = anchors.shape
-    means, cells, valid = means.reshape(-1, width), keep_indices.flatten(), valid.flatten()
-    if cu_seqlens is None:
-        crops = torch.arange(batch, device=roots.device)
-        crops = crops[:, None].expand_as(keep_indices).flatten()
-    else:
-        crops = crops_of(cu_seqlens, len(cells))
-
-    wide = torch.zeros_like(means, dtype=torch.float32)
-    if grad_means is not None:
-        wide = wide + grad_means.reshape_as(means).float()
-    of_scores = torch.zeros_like(valid, dtype=torch.float32)
-    if grad_scores is not None:
-        of_scores = torch.where(valid, grad_scores.flatten(), of_scores)
-    wide = wide + of_scores[:, None] * anchors[crops]
-    sizes = torch.zeros_like(roots).scatter_add_(1, roots, torch.ones_like(roots))
-    shares = wide / sizes[crops, cells].clamp(min=1)[:, None]
-
-    slots = torch.full_like(roots, -1)
-    slots[crops, cells] = torch.arange(len(cells), device=roots.device)
-    grad_features = _cluster_mean_bwd(roots, slots, shares, means)
-    along = of_scores[:, None] * means.float()
-    grad_anchors = torch.zeros_like(anchors).index_add(0, crops, along)
-    grad_offsets = anchors.new_zeros(batch).index_add(0, crops, of_scores)
-    return grad_features, grad_anchors, grad_offsets
+    features: Any = None
+    anchors: Any = None
+    offsets: Any = None
+    roots: Any = None
+    num_keep: Any = None
+    cu_seqlens: Any = None
+    total: Any = None
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    save_selection(ctx, inputs[1], inputs[5], output)
+    given = _Inputs(*inputs)
+    save_selection(ctx, given.anchors, given.cu_seqlens, Selection(*output))
 
 
-def _backward(
-    ctx: Any, grad_means: Tensor, _1: None, _2: None, _3: None, grad_scores: Tensor
-) -> tuple[Tensor | None, ...]:
-    return (*selection_backward(ctx, grad_means, grad_scores), None, None, None, None)
+def _backward(ctx: Any, *grads: Tensor | None) -> _Inputs:
+    return _Inputs(**selection_gradients(ctx, Selection(*grads))._asdict())
 
 
 _anchored_select.register_autograd(_backward, setup_context=_setup)

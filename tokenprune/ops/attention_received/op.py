@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokenprune.ops.attention import attention_impl, check_queries_and_keys
 from tokenprune.ops.attention_received import reference
+from tokenprune.ops.common.attention import attention_impl, check_queries_and_keys
 
 
 def attention_received(

@@ -7,7 +7,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from tokenprune.ops.precision import wide_dtype, without_autocast
+from tokenprune.ops.common.precision import wide_dtype, without_autocast
 
 BLOCK_ROWS = 1024
 

@@ -3,35 +3,72 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
-from tokenprune.ops.anchored_select.op import (
-    check_anchor,
-    empty_result,
-    resolve_quotas,
+from tokenprune.ops.anchored_select.reference import anchor_direction
+from tokenprune.ops.anchored_select.selection import (
+    Selection,
     save_selection,
-    selection_backward,
+    selection_gradients,
 )
-from tokenprune.ops.anchored_select.reference import anchor_vector
 from tokenprune.ops.background_anchored import reference
 from tokenprune.ops.background_merge.op import check_merge_options
-from tokenprune.ops.background_score.op import check_affinity_head
 from tokenprune.ops.background_score.reference import tap_weights
-from tokenprune.ops.checks import (
-    check_features,
-    check_finite,
-    check_grid,
-)
-from tokenprune.ops.launch import grid_obstacle, resolve_impl
-from tokenprune.ops.precision import without_autocast
+from tokenprune.ops.common.checks import check_cls, check_features, check_finite, check_grid
+from tokenprune.ops.common.launch import grid_obstacle, resolve_impl
+from tokenprune.ops.common.precision import without_autocast
+from tokenprune.ops.common.quotas import Quotas
+from tokenprune.ops.common.weights import AffinityHead, Anchor, takes_typed_weights
 from tokenprune.tokens import ReducedTokens
 
 ASSIGNMENTS = ("hard", "straight_through", "soft")
 
 
+@overload
+def background_anchored(
+    features: Tensor,
+    cls: Tensor,
+    grid_size: tuple[int, int],
+    head: AffinityHead,
+    anchor: Anchor,
+    num_keep: int | Tensor,
+    *,
+    max_iters: int = ...,
+    cycles: str = ...,
+    strict: bool = ...,
+    assignment: str = ...,
+    temperature: float = ...,
+    impl: str = ...,
+) -> ReducedTokens: ...
+
+
+@overload
+def background_anchored(
+    features: Tensor,
+    cls: Tensor,
+    grid_size: tuple[int, int],
+    dw_weight: Tensor,
+    pw_weight: Tensor,
+    pw_bias: Tensor,
+    q_weight: Tensor,
+    q_bias: Tensor,
+    k_weight: Tensor,
+    k_bias: Tensor,
+    num_keep: int | Tensor,
+    *,
+    max_iters: int = ...,
+    cycles: str = ...,
+    strict: bool = ...,
+    assignment: str = ...,
+    temperature: float = ...,
+    impl: str = ...,
+) -> ReducedTokens: ...
+
+
+@takes_typed_weights
 def background_anchored(
     features: Tensor,
     cls: Tensor,
@@ -60,8 +97,10 @@ def background_anchored(
         features: [B, N, D] patch tokens in raster order, float32, bfloat16, float16 or float64.
         cls: [B, D] class token.
         grid_size: (rows, cols) with rows * cols == N.
-        dw_weight: [D, 1, 3, 3]. pw_weight: [9, D, 1, 1]. pw_bias: [9]. The affinity head.
-        q_weight, k_weight: [D, D]. q_bias, k_bias: [D]. The anchor's projections.
+        dw_weight: [D, 1, 3, 3]. pw_weight: [9, D, 1, 1]. pw_bias: [9]. In place of the three an
+            `AffinityHead`, as `head` if by keyword.
+        q_weight, k_weight: [D, D]. q_bias, k_bias: [D]. In place of the four an `Anchor`, as
+            `anchor` if by keyword.
         num_keep: clusters to keep per crop, 1 to N, or a quota for each as in `anchored_select`.
         max_iters, cycles: as in `background_merge`.
         strict: as in `anchored_select`.
@@ -84,11 +123,14 @@ def background_anchored(
     """
     check_features(features)
     check_grid(grid_size, features.shape[1])
-    check_affinity_head(features, dw_weight, pw_weight, pw_bias)
-    check_anchor(features, cls, q_weight, q_bias, k_weight, k_bias)
-    quotas = resolve_quotas(num_keep, features)
+    head = AffinityHead(dw_weight, pw_weight, pw_bias)
+    head.check(features)
+    check_cls(cls, features)
+    anchor = Anchor(q_weight, q_bias, k_weight, k_bias)
+    anchor.check(features)
+    quotas = Quotas.of(num_keep, features)
     check_merge_options(max_iters, cycles)
-    check_assignment(assignment, temperature, num_keep)
+    check_assignment(assignment, temperature, quotas)
     if assignment == "straight_through" and not torch.is_grad_enabled():
         assignment = "hard"  # the same values, for less
     obstacle = grid_obstacle("background_anchored", features)
@@ -99,20 +141,28 @@ def background_anchored(
     chosen = resolve_impl(impl, obstacle, on_gpu=features.is_cuda)
     if strict:
         check_finite(features=features, cls=cls)
-    weights = (dw_weight, pw_weight, pw_bias, q_weight, q_bias, k_weight, k_bias)
     if chosen == "triton":
-        return _triton(features, cls, grid_size, *weights, quotas, max_iters, cycles)
+        return _triton(features, cls, grid_size, head, anchor, quotas, max_iters, cycles)
     return reference.background_anchored(
-        features, cls, grid_size, *weights, num_keep, max_iters, cycles, assignment, temperature
+        features,
+        cls,
+        grid_size,
+        head,
+        anchor,
+        quotas,
+        max_iters=max_iters,
+        cycles=cycles,
+        assignment=assignment,
+        temperature=temperature,
     )
 
 
-def check_assignment(assignment: str, temperature: float, num_keep: int | Tensor) -> None:
+def check_assignment(assignment: str, temperature: float, quotas: Quotas) -> None:
     if assignment not in ASSIGNMENTS:
         raise ValueError(f"assignment must be one of {', '.join(ASSIGNMENTS)}, got {assignment!r}")
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be above 0 and finite, got {temperature}")
-    if assignment != "hard" and isinstance(num_keep, Tensor):
+    if assignment != "hard" and quotas.cu_seqlens is not None:
         raise NotImplementedError(
             f"assignment={assignment!r} needs one num_keep for all crops, got a quota for each"
         )
@@ -123,30 +173,18 @@ def _triton(
     features: Tensor,
     cls: Tensor,
     grid_size: tuple[int, int],
-    dw_weight: Tensor,
-    pw_weight: Tensor,
-    pw_bias: Tensor,
-    q_weight: Tensor,
-    q_bias: Tensor,
-    k_weight: Tensor,
-    k_bias: Tensor,
-    quotas: tuple[int, Tensor | None, int],
+    head: AffinityHead,
+    anchor: Anchor,
+    quotas: Quotas,
     max_iters: int,
     cycles: str,
 ) -> ReducedTokens:
-    anchors, offsets = anchor_vector(cls, q_weight, q_bias, k_weight, k_bias, torch.float32)
-    means, keep_indices, valid, roots, scores = _background_anchored(
-        features,
-        anchors[:, 0],
-        offsets[:, 0],
-        tap_weights(dw_weight, pw_weight, features.dtype),
-        pw_bias,
-        *grid_size,
-        *quotas,
-        max_iters,
-        cycles,
+    direction = anchor_direction(cls, anchor, torch.float32)
+    taps = tap_weights(head, features.dtype)
+    selection = _background_anchored(
+        features, *direction, taps, head.bias, *grid_size, *quotas, max_iters, cycles
     )
-    return ReducedTokens(means, keep_indices, valid, roots, scores, grid_size, quotas[1])
+    return Selection(*selection).reduced(quotas, grid_size)
 
 
 @torch.library.custom_op("tokenprune::background_anchored", mutates_args=())
@@ -164,15 +202,11 @@ def _background_anchored(
     max_iters: int,
     cycles: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    from tokenprune.ops.anchored_select.kernel import launch_select
-    from tokenprune.ops.background_merge.kernel import doublings_of
-    from tokenprune.ops.background_score.kernel import launch_parents
+    from tokenprune.ops.background_anchored import kernel
 
-    parents, token_scores = launch_parents(features, (rows, cols), taps, bias, anchors, offsets)
-    doublings = doublings_of(rows * cols, max_iters, cycles)
-    merge = cycles == "merge"
-    return launch_select(
-        features, parents, token_scores, num_keep, cu_seqlens, total, doublings, merge
+    quotas = Quotas(num_keep, cu_seqlens, total)
+    return kernel.launch(
+        features, anchors, offsets, taps, bias, (rows, cols), quotas, max_iters, cycles
     )
 
 
@@ -191,18 +225,36 @@ def _(
     max_iters: int,
     cycles: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return empty_result(features, num_keep, cu_seqlens, total)
+    return Selection.empty(features, Quotas(num_keep, cu_seqlens, total))
+
+
+class _Inputs(NamedTuple):
+    """What `_background_anchored` takes, by name; as gradients, None for what has none.
+
+    Taps and bias end in an argmax, so they have none.
+    """
+
+    features: Any = None
+    anchors: Any = None
+    offsets: Any = None
+    taps: Any = None
+    bias: Any = None
+    rows: Any = None
+    cols: Any = None
+    num_keep: Any = None
+    cu_seqlens: Any = None
+    total: Any = None
+    max_iters: Any = None
+    cycles: Any = None
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    save_selection(ctx, inputs[1], inputs[8], output)
+    given = _Inputs(*inputs)
+    save_selection(ctx, given.anchors, given.cu_seqlens, Selection(*output))
 
 
-def _backward(
-    ctx: Any, grad_means: Tensor, _1: None, _2: None, _3: None, grad_scores: Tensor
-) -> tuple[Tensor | None, ...]:
-    # Taps and bias end in an argmax and get no gradient.
-    return (*selection_backward(ctx, grad_means, grad_scores), *[None] * 9)
+def _backward(ctx: Any, *grads: Tensor | None) -> _Inputs:
+    return _Inputs(**selection_gradients(ctx, Selection(*grads))._asdict())
 
 
 _background_anchored.register_autograd(_backward, setup_context=_setup)

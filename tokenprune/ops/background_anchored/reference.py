@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from tokenprune.ops.anchored_select.reference import anchor_vector, select_clusters
+from tokenprune.ops.anchored_select.reference import anchor_direction, select_clusters
 from tokenprune.ops.background_anchored.soft import (
     hard_membership,
     neighbor_weights,
@@ -16,7 +16,9 @@ from tokenprune.ops.background_anchored.soft import (
 )
 from tokenprune.ops.background_merge.reference import background_merge
 from tokenprune.ops.background_score.reference import shift_and_add, tap_weights
-from tokenprune.ops.precision import BLOCK_CROPS, wide_dtype, wide_matmul, without_autocast
+from tokenprune.ops.common.precision import BLOCK_CROPS, wide_dtype, wide_matmul, without_autocast
+from tokenprune.ops.common.quotas import Quotas
+from tokenprune.ops.common.weights import AffinityHead, Anchor
 from tokenprune.tokens import ReducedTokens
 
 
@@ -25,14 +27,10 @@ def background_anchored(
     features: Tensor,
     cls: Tensor,
     grid_size: tuple[int, int],
-    dw_weight: Tensor,
-    pw_weight: Tensor,
-    pw_bias: Tensor,
-    q_weight: Tensor,
-    q_bias: Tensor,
-    k_weight: Tensor,
-    k_bias: Tensor,
-    num_keep: int | Tensor,
+    head: AffinityHead,
+    anchor: Anchor,
+    quotas: Quotas,
+    *,
     max_iters: int,
     cycles: str,
     assignment: str = "hard",
@@ -43,20 +41,20 @@ def background_anchored(
     A few crops at a time: their products stay in the cache, and memory does not grow with B.
     """
     dtype = wide_dtype(features.dtype)
-    taps = tap_weights(dw_weight, pw_weight, features.dtype).to(dtype)
-    anchors, offsets = anchor_vector(cls, q_weight, q_bias, k_weight, k_bias, dtype)
+    taps = tap_weights(head, features.dtype).to(dtype)
+    anchors, offsets = anchor_direction(cls, anchor, dtype)
 
     logits, token_scores = [], []
-    for block, anchor, offset in zip(
+    for block, direction, offset in zip(
         *(tensor.split(BLOCK_CROPS) for tensor in (features, anchors, offsets)), strict=True
     ):
-        vectors = torch.cat([taps.expand(len(block), -1, -1), anchor], dim=1)
+        vectors = torch.cat([taps.expand(len(block), -1, -1), direction[:, None]], dim=1)
         products = wide_matmul(block, vectors.mT)
-        logits.append(shift_and_add(products[:, :, :81], grid_size, pw_bias))
-        token_scores.append(products[:, :, 81] + offset)
+        logits.append(shift_and_add(products[:, :, :81], grid_size, head.bias))
+        token_scores.append(products[:, :, 81] + offset[:, None])
     affinity, ranks = torch.cat(logits), torch.cat(token_scores)
     roots = background_merge(affinity, grid_size, max_iters, cycles)
-    hard = select_clusters(features, ranks, roots, num_keep, grid_size)
+    hard = select_clusters(features, ranks, roots, quotas, grid_size)
     if assignment == "hard":
         return hard
     weights = neighbor_weights(affinity, grid_size, temperature)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tokenprune.ops.background_merge.reference import neighbor_tables
-from tokenprune.ops.precision import wide_dtype
+from tokenprune.ops.common.precision import wide_dtype
 
 CENTER = 4  # of the nine neighbors, the token itself
 

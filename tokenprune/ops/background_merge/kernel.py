@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tokenprune.ops.launch import launch_config
+from tokenprune.ops.common.launch import launch_config
 
 BLOCK = tl.constexpr(32)  # cells whose strongest neighbor is found at a time
 

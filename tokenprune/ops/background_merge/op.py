@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from tokenprune.ops.background_merge import reference
-from tokenprune.ops.checks import check_grid, check_int, check_tensor
-from tokenprune.ops.launch import resolve_impl, tokens_obstacle
+from tokenprune.ops.common.checks import check_grid, check_int, check_tensor
+from tokenprune.ops.common.launch import resolve_impl, tokens_obstacle
 
 CYCLES = ("official", "merge")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokenprune.ops.precision import without_autocast
+from tokenprune.ops.common.precision import without_autocast
 
 
 def neighbor_tables(grid_size: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:

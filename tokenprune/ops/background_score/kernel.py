@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -9,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tokenprune.ops.background_merge.kernel import strongest_neighbor
-from tokenprune.ops.launch import interpreting, launch_config, num_programs, unit_stride
+from tokenprune.ops.common.launch import interpreting, launch_config, num_programs, unit_stride
 
 COLUMNS = tl.constexpr(96)  # 81 taps, the three parts of the anchor, and zeros
 ANCHOR = tl.constexpr(81)
@@ -206,8 +208,7 @@ def launch_score(
     """[B, N, D] and [81, D] taps -> [B, N, 9] logits."""
     batch, num_tokens, _ = features.shape
     logits = features.new_empty(batch, num_tokens, 9, dtype=torch.float32)
-    empty = logits.new_empty(0)
-    _launch(features, grid_size, taps, bias, empty, empty, logits, empty.int(), empty, fused=False)
+    _launch(features, grid_size, taps, bias, _Tensors(logits=logits))
     return logits
 
 
@@ -224,9 +225,19 @@ def launch_parents(
     parents = features.new_empty(batch, num_tokens, dtype=torch.int32)
     scores = features.new_empty(batch, num_tokens, dtype=torch.float32)
     parts = split_anchors(anchors, features.dtype)
-    empty = scores.new_empty(0)
-    _launch(features, grid_size, taps, bias, parts, offsets, empty, parents, scores, fused=True)
+    fused = _Tensors(anchors=parts, offsets=offsets, parents=parents, scores=scores)
+    _launch(features, grid_size, taps, bias, fused)
     return parents, scores
+
+
+class _Tensors(NamedTuple):
+    """What the kernel reads and writes in one of its two forms; None is what the other takes."""
+
+    anchors: Tensor | None = None
+    offsets: Tensor | None = None
+    logits: Tensor | None = None
+    parents: Tensor | None = None
+    scores: Tensor | None = None
 
 
 def _launch(
@@ -234,13 +245,7 @@ def _launch(
     grid_size: tuple[int, int],
     taps: Tensor,
     bias: Tensor,
-    anchors: Tensor,
-    offsets: Tensor,
-    logits: Tensor,
-    parents: Tensor,
-    scores: Tensor,
-    *,
-    fused: bool,
+    tensors: _Tensors,
 ) -> None:
     batch, num_tokens, width = features.shape
     if batch == 0:
@@ -251,19 +256,19 @@ def _launch(
     _background_score_fwd_kernel[(programs,)](
         features,
         pad_taps(taps),
-        anchors,
-        offsets,
+        tensors.anchors,
+        tensors.offsets,
         bias.float(),
         products,
-        logits,
-        parents,
-        scores,
+        tensors.logits,
+        tensors.parents,
+        tensors.scores,
         batch,
         features.stride(0),
         features.stride(1),
         *grid_size,
         width,
-        FUSED=fused,
+        FUSED=tensors.logits is None,
         UPCAST=interpreting(),
         **launch_config("background_score_fwd", features),
     )

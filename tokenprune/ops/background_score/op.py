@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from tokenprune.ops.background_score import reference
-from tokenprune.ops.checks import check_features, check_grid, check_shape
-from tokenprune.ops.launch import grid_obstacle, resolve_impl
-from tokenprune.ops.precision import without_autocast
+from tokenprune.ops.common.checks import check_features, check_grid
+from tokenprune.ops.common.launch import grid_obstacle, resolve_impl
+from tokenprune.ops.common.precision import without_autocast
+from tokenprune.ops.common.weights import AffinityHead, takes_typed_weights
 
 
-def check_affinity_head(
-    features: Tensor, dw_weight: Tensor, pw_weight: Tensor, pw_bias: Tensor
-) -> None:
-    width = features.shape[2]
-    check_shape("dw_weight", dw_weight, (width, 1, 3, 3), "[D, 1, 3, 3]", like=features)
-    check_shape("pw_weight", pw_weight, (9, width, 1, 1), "[9, D, 1, 1]", like=features)
-    check_shape("pw_bias", pw_bias, (9,), "[9]", like=features)
+@overload
+def background_score(
+    features: Tensor, grid_size: tuple[int, int], head: AffinityHead, *, impl: str = ...
+) -> Tensor: ...
 
 
+@overload
+def background_score(
+    features: Tensor,
+    grid_size: tuple[int, int],
+    dw_weight: Tensor,
+    pw_weight: Tensor,
+    pw_bias: Tensor,
+    *,
+    impl: str = ...,
+) -> Tensor: ...
+
+
+@takes_typed_weights
 def background_score(
     features: Tensor,
     grid_size: tuple[int, int],
@@ -43,7 +54,7 @@ def background_score(
         grid_size: (rows, cols) with rows * cols == N.
         dw_weight: [D, 1, 3, 3] depth-wise kernel.
         pw_weight: [9, D, 1, 1] point-wise kernel.
-        pw_bias: [9].
+        pw_bias: [9]. In place of the three an `AffinityHead`, as `head` if by keyword.
         impl: "auto" (Triton on CUDA), "reference" or "triton"; a named one runs or raises. Triton
             takes D in multiples of 16, N up to 1,024, and no float64.
 
@@ -58,23 +69,18 @@ def background_score(
     """
     check_features(features)
     check_grid(grid_size, features.shape[1])
-    check_affinity_head(features, dw_weight, pw_weight, pw_bias)
+    head = AffinityHead(dw_weight, pw_weight, pw_bias)
+    head.check(features)
     obstacle = grid_obstacle("background_score", features)
     if resolve_impl(impl, obstacle, on_gpu=features.is_cuda) == "triton":
-        return _triton(features, grid_size, dw_weight, pw_weight, pw_bias)
-    return reference.background_score(features, grid_size, dw_weight, pw_weight, pw_bias)
+        return _triton(features, grid_size, head)
+    return reference.background_score(features, grid_size, head)
 
 
 @without_autocast
-def _triton(
-    features: Tensor,
-    grid_size: tuple[int, int],
-    dw_weight: Tensor,
-    pw_weight: Tensor,
-    pw_bias: Tensor,
-) -> Tensor:
-    taps = reference.tap_weights(dw_weight, pw_weight, features.dtype)
-    return _background_score(features, taps, pw_bias, *grid_size)
+def _triton(features: Tensor, grid_size: tuple[int, int], head: AffinityHead) -> Tensor:
+    taps = reference.tap_weights(head, features.dtype)
+    return _background_score(features, taps, head.bias, *grid_size)
 
 
 @torch.library.custom_op("tokenprune::background_score", mutates_args=())
@@ -101,23 +107,35 @@ def _(grads: Tensor, taps: Tensor, rows: int, cols: int) -> Tensor:
     return taps.new_empty(*grads.shape[:2], taps.shape[1])
 
 
+class _Inputs(NamedTuple):
+    """What `_background_score` takes, by name; as gradients, None for what has none."""
+
+    features: Any = None
+    taps: Any = None
+    bias: Any = None
+    rows: Any = None
+    cols: Any = None
+
+
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    features, taps, bias, ctx.rows, ctx.cols = inputs
-    ctx.save_for_backward(features, taps)
-    ctx.bias_dtype = bias.dtype
+    given = _Inputs(*inputs)
+    ctx.save_for_backward(given.features, given.taps)
+    ctx.grid_size, ctx.bias_dtype = (given.rows, given.cols), given.bias.dtype
 
 
-def _backward(ctx: Any, grads: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grads: Tensor) -> _Inputs:
     features, taps = ctx.saved_tensors
-    of_features, of_taps, of_bias = ctx.needs_input_grad[:3]
-    grad_features = _background_score_bwd(grads, taps, ctx.rows, ctx.cols) if of_features else None
-    grad_taps = None
-    if of_taps:
-        spread = spread_to_taps(grads, (ctx.rows, ctx.cols)).flatten(0, 1)
+    wanted = _Inputs(*ctx.needs_input_grad)
+    grad_features = grad_taps = grad_bias = None
+    if wanted.features:
+        grad_features = _background_score_bwd(grads, taps, *ctx.grid_size)
+    if wanted.taps:
+        spread = spread_to_taps(grads, ctx.grid_size).flatten(0, 1)
         tokens = features.flatten(0, 1).to(spread.dtype)
         grad_taps = (spread.T @ tokens).to(taps.dtype)
-    grad_bias = grads.sum((0, 1)).to(ctx.bias_dtype) if of_bias else None
-    return grad_features, grad_taps, grad_bias, None, None
+    if wanted.bias:
+        grad_bias = grads.sum((0, 1)).to(ctx.bias_dtype)
+    return _Inputs(features=grad_features, taps=grad_taps, bias=grad_bias)
 
 
 def spread_to_taps(grads: Tensor, grid_size: tuple[int, int]) -> Tensor:

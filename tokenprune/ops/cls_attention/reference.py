@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tokenprune.ops.precision import wide_dtype, without_autocast
+from tokenprune.ops.common.precision import wide_dtype, without_autocast
 
 
 @without_autocast

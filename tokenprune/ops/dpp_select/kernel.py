@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tokenprune.ops.background_merge.kernel import padded
-from tokenprune.ops.launch import launch_config, unit_stride
+from tokenprune.ops.common.launch import launch_config, unit_stride
 from tokenprune.ops.max_min_select.kernel import (
     ROUNDING,
     first_largest,

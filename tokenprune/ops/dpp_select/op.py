@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokenprune.ops.checks import check_features, check_finite, check_shape
+from tokenprune.ops.common.checks import check_features, check_finite, check_shape
+from tokenprune.ops.common.launch import resolve_impl, tokens_obstacle
+from tokenprune.ops.common.precision import wide_dtype
+from tokenprune.ops.common.quotas import Quotas
+from tokenprune.ops.common.ranked import keep_first
 from tokenprune.ops.dpp_select import reference
-from tokenprune.ops.launch import resolve_impl, tokens_obstacle
-from tokenprune.ops.precision import wide_dtype
-from tokenprune.ops.ranked import keep_first, longest_order
 from tokenprune.tokens import ReducedTokens
 
 
@@ -53,14 +54,14 @@ def dpp_select(
         dtype = wide_dtype(features.dtype)
         quality = torch.ones(features.shape[:2], dtype=dtype, device=features.device)
     check_shape("quality", quality, tuple(features.shape[:2]), "[B, N]", like=features)
-    longest = longest_order(num_keep, features)
+    quotas = Quotas.of(num_keep, features)
     obstacle = tokens_obstacle("dpp_select", features)
     chosen = resolve_impl(impl, obstacle, on_gpu=features.is_cuda)
     if strict:
         check_finite(features=features, quality=quality)
     order_of = _dpp_order if chosen == "triton" else _reference_order
-    order, gains = order_of(features.detach(), quality.detach(), longest)
-    return keep_first(features, order, gains, num_keep)
+    order, gains = order_of(features.detach(), quality.detach(), quotas.largest)
+    return keep_first(features, order, gains, quotas)
 
 
 @torch.library.custom_op("tokenprune::dpp_order", mutates_args=())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokenprune.ops.cosine import WeightedRows, rounding_of
-from tokenprune.ops.precision import BLOCK_CROPS, wide_dtype, without_autocast
+from tokenprune.ops.common.cosine import WeightedRows, rounding_of
+from tokenprune.ops.common.precision import BLOCK_CROPS, wide_dtype, without_autocast
 
 
 @without_autocast

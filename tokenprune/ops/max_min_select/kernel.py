@@ -8,8 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from tokenprune.ops.background_merge.kernel import padded
-from tokenprune.ops.cosine import SMALLEST_NORM, rounding_of
-from tokenprune.ops.launch import interpreting, launch_config, unit_stride
+from tokenprune.ops.common.cosine import SMALLEST_NORM, rounding_of
+from tokenprune.ops.common.launch import interpreting, launch_config, unit_stride
 
 ROUNDING = tl.constexpr(rounding_of(torch.float32))
 SMALLEST = tl.constexpr(SMALLEST_NORM)

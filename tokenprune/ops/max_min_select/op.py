@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokenprune.ops.checks import check_features, check_finite
-from tokenprune.ops.launch import resolve_impl, tokens_obstacle
+from tokenprune.ops.common.checks import check_features, check_finite
+from tokenprune.ops.common.launch import resolve_impl, tokens_obstacle
+from tokenprune.ops.common.quotas import Quotas
+from tokenprune.ops.common.ranked import keep_first
 from tokenprune.ops.max_min_select import reference
-from tokenprune.ops.ranked import keep_first, longest_order
 from tokenprune.tokens import ReducedTokens
 
 
@@ -40,14 +41,14 @@ def max_min_select(
         NotImplementedError: Triton is not installed.
     """
     check_features(features)
-    longest = longest_order(num_keep, features)
+    quotas = Quotas.of(num_keep, features)
     obstacle = tokens_obstacle("max_min_select", features)
     chosen = resolve_impl(impl, obstacle, on_gpu=features.is_cuda)
     if strict:
         check_finite(features=features)
     order_of = _max_min_order if chosen == "triton" else reference.max_min_order
-    order, distances = order_of(features.detach(), longest)
-    return keep_first(features, order, distances, num_keep)
+    order, distances = order_of(features.detach(), quotas.largest)
+    return keep_first(features, order, distances, quotas)
 
 
 @torch.library.custom_op("tokenprune::max_min_order", mutates_args=())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokenprune.ops.cosine import cosine_distance, cosine_matrix
-from tokenprune.ops.precision import BLOCK_CROPS, wide_dtype, without_autocast
+from tokenprune.ops.common.cosine import cosine_distance, cosine_matrix
+from tokenprune.ops.common.precision import BLOCK_CROPS, wide_dtype, without_autocast
 
 
 @without_autocast

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokenprune.ops.checks import check_device, check_features
-from tokenprune.ops.launch import resolve_impl, triton_obstacle
+from tokenprune.ops.common.checks import check_device, check_features
+from tokenprune.ops.common.launch import resolve_impl, triton_obstacle
+from tokenprune.ops.common.precision import wide_dtype
 from tokenprune.ops.most_similar import reference
-from tokenprune.ops.precision import wide_dtype
 
 
 def most_similar(queries: Tensor, keys: Tensor, *, impl: str = "auto") -> tuple[Tensor, Tensor]:

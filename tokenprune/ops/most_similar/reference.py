@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokenprune.ops.cosine import inverse_norms, rounding_of
-from tokenprune.ops.precision import BLOCK_CROPS, wide_dtype, without_autocast
+from tokenprune.ops.common.cosine import inverse_norms, rounding_of
+from tokenprune.ops.common.precision import BLOCK_CROPS, wide_dtype, without_autocast
 
 BLOCK_ROWS = 256
 

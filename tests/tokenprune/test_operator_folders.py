@@ -1,0 +1,42 @@
+"""The folders are what CONTRIBUTING says they are."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tokenprune import ops
+
+OPS = Path(ops.__file__).parent
+OPERATORS = sorted(path.parent.name for path in OPS.glob("*/op.py"))
+
+
+def imported(path):
+    """The modules that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return found
+
+
+def test_every_operator_is_a_folder():
+    public = {name for name in ops.__all__ if name[0].islower()}
+    assert public == set(OPERATORS)
+    assert {path.name for path in OPS.iterdir() if path.is_dir()} - {"__pycache__"} == (
+        {*OPERATORS, "common"}
+    )
+    assert {path.name for path in OPS.glob("*.py")} == {"__init__.py"}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_reference_and_kernel_never_import_each_other(name):
+    reference, kernel = OPS / name / "reference.py", OPS / name / "kernel.py"
+    assert not {module for module in imported(reference) if "kernel" in module}
+    assert not {module for module in imported(reference) if module.split(".")[0] == "triton"}
+    if kernel.exists():
+        assert not {module for module in imported(kernel) if "reference" in module}

@@ -1,0 +1,196 @@
+"""Adapter: where one family of transformers models takes its visual tokens."""
+
+from __future__ import annotations
+
+import pkgutil
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tokenprune.hosts import families
+from tokenprune.hosts.compat import require
+from tokenprune.hosts.layout import ImageLayout
+from tokenprune.plugins import load_plugin, plugin_names
+
+GROUP = "tokenprune.adapters"  # of entry points
+
+
+class Adapter(ABC):
+    """What `apply` asks of a host. One subclass, one file in `tokenprune/hosts/families/`.
+
+    The host is a transformers model that computes image features in `get_image_features`, puts
+    them in the place of placeholder tokens, and calls a language model with the embeddings. Other
+    packages add theirs by an entry point in the group `tokenprune.adapters`.
+
+    Attributes:
+        model_types: the `config.model_type` of the hosts it knows.
+        conversation_state: attributes of the model in which its own forwards leave what the next
+            turn needs; they stay when all is undone.
+        unit: what a budget counts for, and `report` lists: "image", or "crop" where the host does
+            not say which crops are one image's.
+        positions_need_grid: positions have several axes, which the host computes from the images.
+    """
+
+    model_types: ClassVar[tuple[str, ...]]
+    conversation_state: ClassVar[tuple[str, ...]] = ()
+    unit: ClassVar[str] = "image"
+    positions_need_grid: ClassVar[bool] = False
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model: Any = model  # without the head: it has get_image_features
+        self.config: Any = model.config
+
+    def check(self) -> None:
+        """Raises unless transformers is as this family's file assumes; called at entry.
+
+        What every host assumes is checked in `tokenprune.hosts.compat`, whose `require`,
+        `require_attributes` and `require_parameters` serve here too.
+
+        Raises:
+            NotImplementedError: it is not; the message names the version and the assumption.
+        """
+        require(
+            hasattr(self, "language_model"),
+            f"{type(self.model).__name__} must have the language model that "
+            f"{type(self).__name__} looks for",
+        )
+
+    @property
+    def language_model(self) -> nn.Module:
+        return self.model.language_model
+
+    @property
+    def decoder_layers(self) -> nn.ModuleList:
+        """The language model's layers, which run one after the other on [B, L, D]."""
+        layers = getattr(self.language_model, "layers", None)
+        if not isinstance(layers, nn.ModuleList):
+            raise NotImplementedError(
+                f"{type(self.language_model).__name__} has no list of layers, tokens cannot be "
+                "removed between them"
+            )
+        return layers
+
+    @property
+    def image_token_id(self) -> int:
+        return self.config.image_token_id
+
+    def sizes(
+        self, arguments: Mapping[str, Any], features: Any, input_ids: Tensor | None
+    ) -> Sequence[Any]:
+        """One entry per image, as `layout` takes it.
+
+        Args:
+            arguments: of get_image_features, or of the host where images were encoded before.
+            features: the host's `pooler_output`.
+            input_ids: [B, L], or None where images are encoded before the host is called.
+        """
+        return [None] * len(self.lengths(features))
+
+    def sizes_in_prompts(self, sizes: Sequence[Any], num_images: Sequence[int]) -> Sequence[Any]:
+        """`sizes` as `layout` takes them, of prompts that hold so many images each."""
+        return sizes
+
+    def lengths(self, features: Any) -> list[int]:
+        """Tokens of each image, from the host's `pooler_output`: by default one entry per image."""
+        return [len(feature) for feature in features]
+
+    @abstractmethod
+    def layout(self, size: Any) -> ImageLayout:
+        """The layout of an image of that size; hosts of one size ignore it."""
+
+    @property
+    def vision_tower(self) -> nn.Module:
+        return self.model.vision_tower
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens of the tower that are no patches: 1 with a class token."""
+        names = [name.rsplit(".", 1)[-1] for name, _ in self.vision_tower.named_parameters()]
+        return int("class_embedding" in names or "cls_token" in names)
+
+    @property
+    def attention_layer(self) -> nn.Module:
+        """The tower's self-attention whose output becomes the features."""
+        layer = layer_before(
+            tower_layers(self.vision_tower), getattr(self.config, "vision_feature_layer", -1)
+        )
+        names = {name for name, _ in layer.named_children()} & {"self_attn", "attention", "attn"}
+        return layer.get_submodule(*names)
+
+    def token_attention(self, received: Tensor, sizes: Sequence[Any]) -> list[Tensor]:
+        """From patches to visual tokens.
+
+        Args:
+            received: [crops, patches] attention per patch, without prefix tokens; towers of
+                variable size give [1, all patches of all images].
+            sizes: one entry per image.
+
+        Returns:
+            For each image [tokens in its grids].
+        """
+        (grid,) = self.layout(None).grids
+        return list(pool_patches(received, grid.rows, grid.cols))
+
+
+def pool_patches(received: Tensor, rows: int, cols: int) -> Tensor:
+    """[crops, patches] of a square grid -> [crops, rows * cols] means over equal windows."""
+    side = round(received.shape[1] ** 0.5)
+    square = received.unflatten(1, (1, side, side))
+    return functional.avg_pool2d(square, (side // rows, side // cols)).flatten(1)
+
+
+def tower_layers(tower: nn.Module) -> nn.ModuleList:
+    """The tower's list of transformer layers, whatever it calls it."""
+    for name, module in tower.named_modules():
+        if isinstance(module, nn.ModuleList) and name.endswith(("layers", "layer", "blocks")):
+            return module
+    raise NotImplementedError(f"{type(tower).__name__} has no list of layers that is known")
+
+
+def layer_before(layers: nn.ModuleList, feature_layer: int | Sequence[int]) -> nn.Module:
+    """The layer whose output is hidden_states[feature_layer]; of several the last."""
+    # hidden_states[0] is the embedding, hidden_states[i] the output of layer i - 1.
+    wanted = [feature_layer] if isinstance(feature_layer, int) else feature_layer
+    return layers[max(index - 1 if index >= 0 else len(layers) + index for index in wanted)]
+
+
+def find_adapter(model: nn.Module) -> Adapter:
+    """The adapter that knows the model's `config.model_type`.
+
+    Raises:
+        NotImplementedError: none does; the message lists what is known.
+    """
+    known = known_adapters()
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if model_type not in known:
+        raise NotImplementedError(
+            f"no adapter for {type(model).__name__} (model_type {model_type!r}); known are "
+            f"{', '.join(sorted(known))}. Another package can add one by an entry point in the "
+            f"group {GROUP}, see tokenprune.Adapter"
+        )
+    return known[model_type](model)
+
+
+def known_adapters() -> dict[str, type[Adapter]]:
+    """model_type -> adapter. Plug-ins come last and win: they may know a host better than we do."""
+    own = [module.name for module in pkgutil.iter_modules(families.__path__)]
+    known: dict[str, type[Adapter]] = {}
+    for name in [*own, *plugin_names(GROUP)]:
+        try:
+            adapter_class: type[Adapter] = load_plugin(GROUP, name, Adapter, families.__name__)
+        except Exception as error:
+            if name in own:
+                raise
+            # Another package's fault must not keep hosts from working that have no part in it.
+            warnings.warn(
+                f"the adapter {name!r}, plugged in by another package, cannot be loaded and is "
+                f"left out: {type(error).__name__}: {error}",
+                stacklevel=3,
+            )
+            continue
+        known.update(dict.fromkeys(adapter_class.model_types, adapter_class))
+    return known

@@ -1,0 +1,120 @@
+"""apply(model, method): fewer visual tokens in any known transformers model, and back."""
+
+from __future__ import annotations
+
+import copy
+from types import MethodType
+
+from torch import nn
+
+from tokenprune.budget import Budget
+from tokenprune.hosts.adapter import Adapter, find_adapter
+from tokenprune.hosts.applied import Applied
+from tokenprune.hosts.between_layers import check_layers
+from tokenprune.hosts.handle import Handle
+from tokenprune.hosts.hooks import HostHooks
+from tokenprune.method import LayerMethod, Method, get_method
+
+POSITIONS = ("original", "compact")
+
+
+def apply(
+    model: nn.Module,
+    method: str | Method,
+    *,
+    num_keep: int | None = None,
+    keep_ratio: float | None = None,
+    positions: str = "original",
+    strict: bool = True,
+) -> Handle:
+    """Reduces the visual tokens of `model`, in place, until the handle is removed.
+
+    ```python
+    with tokenprune.apply(model, "divprune", keep_ratio=0.25) as handle:
+        out = model.generate(**inputs, max_new_tokens=64)
+    print(handle.report())
+    ```
+
+    Inputs come from the model's own processor, unchanged; `forward`, `generate` and training work
+    as before, on shorter sequences: logits and hidden states have the columns that
+    `handle.kept_positions` names. The model's own loss takes labels of the whole sequence; a loss
+    computed outside of it, as `Trainer` does for label smoothing, takes those at `kept_positions`.
+    Applied twice, the newest is in effect and the one before comes
+    back when it is removed.
+
+    Args:
+        model: a transformers vision-language model, with or without its head, or a peft model
+            around it. `tokenprune.Adapter` says what a host needs to be known.
+        method: a name of `list_methods()`, or a `Method` with options.
+        num_keep: visual tokens to keep per image; or
+        keep_ratio: the share to keep, in (0, 1]. 1 keeps all, to the bit.
+        positions: "original" leaves every token the position it had: the result is that of the
+            whole model with the dropped tokens masked out. "compact" closes the gaps wherever
+            tokens leave.
+        strict: raise where nothing is removed though something should be, and on features that
+            are not finite.
+
+    Raises:
+        NotImplementedError: a host that no adapter knows, or that is compiled or replicated.
+        ValueError, TypeError: arguments.
+    """
+    if positions not in POSITIONS:
+        raise ValueError(f"positions must be 'original' or 'compact', got {positions!r}")
+    if isinstance(method, str):
+        method = get_method(method)
+    elif not isinstance(method, Method):
+        raise TypeError(f"method must be a name or a Method, got {type(method).__name__}")
+    budget = Budget(num_keep, keep_ratio)
+    model, base = unwrap(model)
+    adapter = find_adapter(base)
+    check_method(method, adapter)
+    if not strict:
+        method = copy.copy(method)
+        method.strict = False
+    applied = Applied(method, budget, positions, strict)
+    return Handle(adapter, applied, HostHooks.enter(model, adapter, applied))
+
+
+def check_method(method: Method, adapter: Adapter) -> None:
+    """Raises unless the method can work in a host, and says beforehand how many tokens it keeps.
+
+    Raises:
+        NotImplementedError: it needs what is not handed over, or keeps another number of tokens
+            than its budget.
+    """
+    missing = [name for name in method.needs if name not in ("attention", "text")]
+    if isinstance(method, LayerMethod):
+        check_layers(adapter, method)
+    elif missing:
+        raise NotImplementedError(
+            f"{type(method).__name__} needs {', '.join(missing)}, apply does not hand it over"
+        )
+    elif (rows := method.known_count(16, 4)) != 4:
+        raise NotImplementedError(
+            f"{type(method).__name__} gives {rows} rows for a budget of 4 tokens, a host has "
+            "placeholders for the budget alone"
+        )
+
+
+def unwrap(model: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """(the transformers model, the same without its head), out of a peft model where it is one."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(get_base_model := getattr(model, "get_base_model", None), MethodType):
+        model = get_base_model()
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise NotImplementedError(
+            f"{type(model).__name__} copies the model; apply to what it wraps, model.module"
+        )
+    if "SequenceClassification" in type(model).__name__:
+        raise NotImplementedError(
+            f"{type(model).__name__} picks a column of the whole sequence, which moves"
+        )
+    base = getattr(model, "base_model", model)
+    for module in (model, base):
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            raise NotImplementedError(
+                "the model is compiled already and would run on without the reduction; apply "
+                "first, then torch.compile it"
+            )
+    return model, base

@@ -1,0 +1,224 @@
+"""Reduction between the layers of the language model: later layers see, and cache, fewer columns.
+
+The first layer holds the whole prompt. What reaches a later layer is cut to that layer's columns
+here: states, rotary embeddings and mask alike.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from tokenprune.hosts.adapter import Adapter
+from tokenprune.hosts.applied import Applied, Outcome, cache_bytes_saved
+from tokenprune.hosts.attention import attention_of
+from tokenprune.hosts.compat import check_layer
+from tokenprune.hosts.image_groups import group_images, reduced_images
+from tokenprune.hosts.layer_arguments import LayerArguments
+from tokenprune.hosts.masks import fit_in_layers, positions_of
+from tokenprune.hosts.memory import Memory, Origin, remember
+from tokenprune.hosts.prompt import Prompt
+from tokenprune.hosts.reduction import Reduction
+from tokenprune.hosts.sequence import KeptColumns, edge_padding
+from tokenprune.hosts.stopwatch import Stopwatch
+from tokenprune.hosts.windows import window_of
+from tokenprune.method import Cut, LayerMethod
+from tokenprune.ops.common.checks import check_finite
+
+
+def check_layers(adapter: Adapter, method: LayerMethod) -> None:
+    """Raises unless the method can work between the layers of this host.
+
+    Raises:
+        NotImplementedError: layers that are not known.
+        ValueError: the method's options do not fit the number of layers.
+    """
+    layers = adapter.decoder_layers
+    for layer in layers:
+        check_layer(layer)
+    method.cuts(len(layers))
+
+
+class BetweenLayers(Reduction):
+    """Tokens leave before some layers, by rank; what is left goes on.
+
+    Attributes:
+        columns: what is left in the current layer; None for all.
+        by_layer: the same for each layer that has begun.
+        shifts: for each layer, how far the positions of what follows have moved.
+    """
+
+    in_layers: ClassVar[bool] = True
+
+    def __init__(self, applied: Applied, adapter: Adapter, prompt: Prompt) -> None:
+        super().__init__(applied, adapter, prompt)
+        assert isinstance(applied.method, LayerMethod)
+        self.method: LayerMethod = applied.method
+        self.num_layers = len(adapter.decoder_layers)
+        self.cuts: list[Cut] = self.method.cuts(self.num_layers)
+        device = prompt.placeholders.device
+        self.groups = group_images(
+            prompt.layouts, self.method, applied.budget, len(self.cuts), device
+        )
+        padding, self.pad_left = edge_padding(prompt.now)
+        self.real = ~padding
+        self.columns: KeptColumns | None = None
+        self.by_layer: list[KeptColumns | None] = []
+        self.shifts: list[Tensor | None] = []
+        self.scores = torch.zeros(int(prompt.placeholders.sum()), device=device)
+        self.stopwatches: list[Stopwatch] = []
+        self.features: Tensor | None = None
+        self._deepstack: tuple[Tensor, Sequence[Tensor]] | None = None
+        self.arguments = LayerArguments(
+            prompt, adapter, applied.positions == "compact", self.real, self.pad_left
+        )
+        self.cuts = [
+            Cut(cut.before, self._ranking_layer(cut.ranked_in)) if self._shrinks(turn) else cut
+            for turn, cut in enumerate(self.cuts)
+        ]
+
+    def _ranking_layer(self, number: int) -> int:
+        """The last layer up to `number` in which prompts' ends see all visual tokens.
+
+        Tokens that have left a sliding window would all rank alike, by their place.
+
+        Raises:
+            NotImplementedError: there is none.
+        """
+        layers, placeholders = self.adapter.decoder_layers, self.prompt.placeholders
+        windows = [window_of(layer, layers[layer]) for layer in range(number + 1)]
+        if windows[number] is None:
+            return number
+        rows = placeholders.any(1)
+        first = placeholders.int().argmax(1)
+        farthest = int((self.prompt.ends - first)[rows].max())
+        seeing = [at for at, window in enumerate(windows) if window is None or farthest < window]
+        if not seeing:
+            raise NotImplementedError(
+                f"{type(self.method).__name__} ranks tokens in layer {number}, whose sliding "
+                f"window of {windows[number]} does not reach back to the first visual token, "
+                f"{farthest} columns before the prompt's end, nor does one of an earlier layer"
+            )
+        return seeing[-1]
+
+    def begin(self, given: dict[str, Any]) -> dict[str, Any]:
+        """The whole prompt goes in.
+
+        Raises:
+            NotImplementedError: image features that the host adds after the last layer.
+        """
+        self.features = given["inputs_embeds"][self.prompt.placeholders]
+        self.arguments.positions = positions_of(given, self.prompt.past)
+        features = given.get("deepstack_visual_embeds")
+        if not features or not any(self._shrinks(turn) for turn in range(len(self.cuts))):
+            return given
+        if len(features) >= self.num_layers:
+            raise NotImplementedError(
+                f"{type(self.method).__name__} cannot follow image features that are added after "
+                "the last layer"
+            )
+        # Added here, layer by layer, where it is known which columns are left.
+        self._deepstack = given["visual_pos_masks"], features
+        return given | {"visual_pos_masks": None, "deepstack_visual_embeds": None}
+
+    def enter_layer(
+        self, number: int, layer: nn.Module, states: Tensor, given: dict[str, Any]
+    ) -> tuple[Tensor, dict[str, Any]]:
+        states = self._add_deepstack(number, states)
+        with Stopwatch(states.device) as stopwatch:
+            for turn, cut in enumerate(self.cuts):
+                if cut.ranked_in == number and self._shrinks(turn):
+                    fitted = self.arguments.fit(number, layer, states, given, self.columns)
+                    self._rank(number, layer, states, fitted)
+                if cut.before == number and self._shrinks(turn):
+                    states = self._cut(turn, states)
+            given = self.arguments.fit(number, layer, states, given, self.columns)
+        self.stopwatches.append(stopwatch)
+        self.by_layer.append(self.columns)
+        self.shifts.append(self.arguments.shift(number, self.columns))
+        return states, given
+
+    def enter_layer_again(
+        self, number: int, layer: nn.Module, states: Tensor, given: dict[str, Any]
+    ) -> tuple[Tensor, dict[str, Any]]:
+        columns, again = self.by_layer[number], copy.copy(self)
+        again.columns = self.by_layer[number - 1] if number else None
+        states = again._add_deepstack(number, states)
+        if columns is not None and columns is not again.columns:
+            states = again._shorten(columns, states)
+        return states, self.arguments.fit(number, layer, states, given, columns)
+
+    def end(self, cache: Any) -> Outcome | None:
+        self.arguments.forget()  # who holds this for the backward must not hold those
+        if len(self.by_layer) < self.num_layers:
+            return None
+        assert self.features is not None  # `begin` has set it
+        prompt = self.prompt
+        kept = self.real if self.columns is None else self.columns.keep
+        outcome = Outcome(
+            reduced_images(
+                self.groups, prompt.layouts, self.applied.budget, self.features, self.scores
+            ),
+            self.columns,
+            [row.nonzero()[:, 0] + prompt.past for row in kept],
+            [None if columns is None else columns.keep for columns in self.by_layer],
+            self.stopwatches,
+        )
+        remembered = Memory.of(prompt.cache) is not None
+        if cache is not None and (self.columns is not None or remembered):
+            length = self.real.shape[1]
+            origin = Origin(self.adapter.language_model, fit_in_layers)
+            remember(cache, self.by_layer, length, prompt.past, self.shifts, origin)
+            removed = [length - kept.index.shape[1] if kept else 0 for kept in self.by_layer]
+            outcome.cache_bytes_saved = cache_bytes_saved(cache, removed)
+        return outcome
+
+    def _shrinks(self, turn: int) -> bool:
+        return any(group.shrinks(turn) for group in self.groups)
+
+    def _add_deepstack(self, number: int, states: Tensor) -> Tensor:
+        if self._deepstack is None or not 1 <= number <= len(self._deepstack[1]):
+            return states
+        mask, features = self._deepstack[0], self._deepstack[1][number - 1].to(states)
+        if self.columns is not None:
+            features = features[self.columns.keep[mask]]
+            mask = self.columns.take(mask, False)
+        mask = mask.to(states.device)
+        states = states.clone()
+        states[mask] = states[mask] + features
+        return states
+
+    @torch.no_grad()
+    def _rank(self, number: int, layer: Any, states: Tensor, given: Mapping[str, Any]) -> None:
+        columns, ends = self.columns, self.prompt.ends[:, None]
+        if columns is not None:
+            ends = columns.places.gather(1, ends)
+        received = attention_of(layer, number, states, ends[:, 0], given).to(self.real.device)
+        if columns is not None:
+            whole = received.new_zeros(self.real.shape)
+            received = whole.scatter_(1, columns.index, received)
+        scores = received[self.prompt.placeholders]
+        if self.method.strict:
+            check_finite(attention=scores[None])
+        self.scores = scores
+
+    def _cut(self, turn: int, states: Tensor) -> Tensor:
+        visual = torch.zeros_like(self.scores, dtype=torch.bool)
+        for group in self.groups:
+            group.cut(turn, self.scores)
+            visual[group.positions.gather(1, group.kept)] = True
+        keep = self.real.clone()
+        keep[self.prompt.placeholders] = visual
+        return self._shorten(KeptColumns.of(keep, pad_left=self.pad_left), states)
+
+    def _shorten(self, columns: KeptColumns, states: Tensor) -> Tensor:
+        slots = columns.index
+        if self.columns is not None:
+            slots = self.columns.places.gather(1, slots)
+        self.columns = columns
+        rows = torch.arange(len(slots), device=states.device)[:, None]
+        return states[rows, slots.to(states.device)]

@@ -1,0 +1,1 @@
+"""One file per family of hosts; the folder is the registry."""

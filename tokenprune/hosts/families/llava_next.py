@@ -1,0 +1,90 @@
+"""LLaVA-NeXT: an overview and a mosaic of crops, each of its rows closed by a newline token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from tokenprune.hosts.adapter import Adapter
+from tokenprune.hosts.compat import (
+    imported,
+    require,
+    require_attributes,
+    require_parameters,
+)
+from tokenprune.hosts.layout import ImageLayout, TokenGrid
+
+CROP_COUNT = "transformers.models.llava_next.modeling_llava_next", "image_size_to_num_patches"
+
+
+class LlavaNext(Adapter):
+    """The host's own packing, run on numbers instead of features, says where each token lies.
+
+    Attributes:
+        packs: what `pack_image_features` takes, in this order.
+    """
+
+    model_types: ClassVar[tuple[str, ...]] = ("llava_next",)
+
+    packs: ClassVar[tuple[str, ...]] = (
+        "image_features",
+        "image_sizes",
+        "vision_feature_select_strategy",
+        "image_newline",
+    )
+
+    def check(self) -> None:
+        super().check()
+        require_attributes(self.model, "vision_tower")
+        require_attributes(self.config, "vision_feature_layer", "image_grid_pinpoints")
+        require_parameters(self.model.get_image_features, "image_sizes")
+        imported(*CROP_COUNT)
+        signature = require_parameters(self.model.pack_image_features, *self.packs)
+        require(
+            tuple(signature.parameters)[: len(self.packs)] == self.packs,
+            f"pack_image_features must take {', '.join(self.packs)} in this order, "
+            f"got {', '.join(signature.parameters)}",
+        )
+
+    def sizes(
+        self, arguments: Mapping[str, Any], features: Any, input_ids: Tensor | None
+    ) -> Sequence[Any]:
+        return [tuple(map(int, size)) for size in arguments["image_sizes"]]
+
+    def layout(self, size: Any) -> ImageLayout:
+        """`size`: (height, width) of the image in pixels, as `image_sizes` holds it."""
+        side = self.crop_side
+        crops = torch.zeros(self.num_crops(size), side * side, 1)
+        is_newline = self.pack(crops, size, newline=torch.ones(1))[:, 0] == 1
+        overview = TokenGrid(0, side, side, side)
+        if len(crops) == 1:
+            return ImageLayout(len(is_newline), (overview,))
+        newlines = is_newline.nonzero()[:, 0].tolist()
+        stride = newlines[0] + 1 - overview.num_tokens
+        mosaic = TokenGrid(overview.num_tokens, len(newlines), stride - 1, stride)
+        return ImageLayout(len(is_newline), (overview, mosaic))
+
+    def token_attention(self, received: Tensor, sizes: Sequence[Any]) -> list[Tensor]:
+        crops = received[:, :, None].split([self.num_crops(size) for size in sizes])
+        return [
+            self.pack(image, size, newline=None)[:, 0]
+            for image, size in zip(crops, sizes, strict=True)
+        ]
+
+    @property
+    def crop_side(self) -> int:
+        return self.config.vision_config.image_size // self.config.vision_config.patch_size
+
+    def num_crops(self, size: Any) -> int:
+        image_size_to_num_patches = imported(*CROP_COUNT)
+        return image_size_to_num_patches(
+            size, self.config.image_grid_pinpoints, self.config.vision_config.image_size
+        )
+
+    def pack(self, crops: Tensor, size: Any, newline: Tensor | None) -> Tensor:
+        """[crops, patches, D] -> [tokens, D], as the host does it."""
+        strategy = self.config.vision_feature_select_strategy
+        return self.model.pack_image_features([crops], [size], strategy, newline)[0][0]

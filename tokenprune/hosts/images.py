@@ -1,0 +1,205 @@
+"""Each image's tokens -> the ones that remain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokenprune.budget import Budget, share_out
+from tokenprune.hosts.layout import ImageLayout, TokenGrid
+from tokenprune.method import Method
+from tokenprune.ops import cluster_mean
+from tokenprune.tokens import ReducedTokens, VisionTokens, refuse_extra
+
+
+@dataclass(frozen=True)
+class ReducedGrids:
+    """Grids of one shape and budget, reduced together.
+
+    Attributes:
+        positions: [G, N] int64, the place of each token among all visual tokens of the batch.
+        tokens: of the G grids; None where nothing of them is kept.
+    """
+
+    positions: Tensor
+    tokens: ReducedTokens | None
+
+    @property
+    def kept(self) -> Tensor:
+        """[G, K] places of the kept tokens."""
+        if self.tokens is None:
+            return self.positions[:, :0]
+        return self.positions.gather(1, self.tokens.keep_indices)
+
+    def features(self, like: Tensor) -> Tensor:
+        """[G * K, D]. A slot that stands for no cluster keeps its own token: the count is fixed."""
+        if self.tokens is None:
+            return like[:0]
+        features = self.tokens.features.flatten(0, 1)
+        valid = self.tokens.valid.flatten()[:, None]
+        return torch.where(valid, features, like[self.kept.flatten()])
+
+    def applied_to(self, other: Tensor) -> Tensor:
+        """[P, D'] further features of all visual tokens -> [G * K, D'], reduced in step."""
+        if self.tokens is None:
+            return other[:0]
+        means = cluster_mean(
+            other[self.positions], self.tokens.assignment, self.tokens.keep_indices
+        )
+        valid = self.tokens.valid.flatten()[:, None]
+        return torch.where(valid, means.flatten(0, 1), other[self.kept.flatten()])
+
+
+@dataclass(frozen=True)
+class ReducedImages:
+    """All images of a batch, in the order of their placeholders.
+
+    Attributes:
+        keep: [P] bool over all visual tokens of the batch.
+        grids: what was reduced together.
+        tokens_before, tokens_after: per image.
+    """
+
+    keep: Tensor
+    grids: list[ReducedGrids]
+    tokens_before: list[int]
+    tokens_after: list[int]
+
+    def places(self) -> Tensor:
+        """[M] int64 ascending: the kept tokens whose features a method has made."""
+        return torch.cat([grid.kept.flatten() for grid in self.grids]).sort().values
+
+    def features(self, features: Tensor) -> Tensor:
+        """[M, D] their features, in that order."""
+        return self._sorted([grid.features(features) for grid in self.grids])
+
+    def applied_to(self, other: Tensor) -> Tensor:
+        """[P, D'] -> [kept, D']: further features of the same tokens, reduced in step."""
+        result = other.clone()
+        result[self.places()] = self._sorted([grid.applied_to(other) for grid in self.grids])
+        return result[self.keep]
+
+    def _sorted(self, parts: list[Tensor]) -> Tensor:
+        order = torch.cat([grid.kept.flatten() for grid in self.grids]).argsort()
+        return torch.cat(parts)[order]
+
+
+def reduce_images(
+    method: Method,
+    budget: Budget,
+    features: Tensor,
+    layouts: Sequence[ImageLayout],
+    attention: Sequence[Tensor] | None,
+    texts: Sequence[Tensor] | None,
+) -> ReducedImages:
+    """Reduces every image to its budget; grids of one shape go through the method together.
+
+    Args:
+        features: [P, D] all visual tokens of the batch.
+        layouts: one per image, in order.
+        attention: for each image [tokens in its grids], or None.
+        texts: for each image [T, D], the embeddings of its prompt's words, or None.
+    """
+    keep = torch.zeros(len(features), dtype=torch.bool, device=features.device)
+    groups: dict[tuple[int, int, int, int], list[Grid]] = {}
+    before, after, offset = [], [], 0
+    for number, layout in enumerate(layouts):
+        num_keep = budget.kept_of(layout.num_tokens)
+        shares = share_out(num_keep, [grid.num_tokens for grid in layout.grids])
+        looked_at = None if attention is None else attention[number]
+        text = None if texts is None else texts[number]
+        shown = torch.zeros(layout.num_tokens, dtype=torch.bool, device=features.device)
+        for grid, share, part in _grids(layout, shares, looked_at):
+            places = grid.positions(features.device)
+            shown[places] = True
+            shape = grid.rows, grid.cols, share, 0 if text is None else len(text)
+            groups.setdefault(shape, []).append(Grid(places + offset, part, text))
+        # What shows nothing is kept last, in order, where the budget still has room.
+        rest = (~shown).nonzero()[:, 0][: num_keep - sum(shares)]
+        keep[rest + offset] = True
+        before.append(layout.num_tokens)
+        after.append(num_keep)
+        offset += layout.num_tokens
+    grids = [_reduce_group(method, features, *group) for group in groups.items()]
+    for grid_group in grids:
+        keep[grid_group.kept.flatten()] = True
+    return ReducedImages(keep, grids, before, after)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One grid on its way to the method: its places, and what the method may need besides."""
+
+    positions: Tensor
+    attention: Tensor | None
+    text: Tensor | None
+
+
+def _grids(
+    layout: ImageLayout, shares: list[int], attention: Tensor | None
+) -> list[tuple[TokenGrid, int, Tensor | None]]:
+    sizes = [grid.num_tokens for grid in layout.grids]
+    parts = [None] * len(sizes) if attention is None else attention.split(sizes)
+    return list(zip(layout.grids, shares, parts, strict=True))
+
+
+def _reduce_group(
+    method: Method,
+    features: Tensor,
+    shape: tuple[int, int, int, int],
+    members: list[Grid],
+) -> ReducedGrids:
+    rows, cols, num_keep, _ = shape
+    positions = torch.stack([grid.positions for grid in members])
+    if num_keep == 0:
+        return ReducedGrids(positions, None)
+    tokens = VisionTokens(
+        features[positions],
+        (rows, cols),
+        attention=_stack([grid.attention for grid in members], features),
+        text=_stack([grid.text for grid in members], features),
+    )
+    if num_keep == rows * cols:
+        return ReducedGrids(positions, whole(tokens))
+    result = method.reduce(tokens, num_keep)
+    check_reduced(type(method).__name__, result, tokens, num_keep)
+    return ReducedGrids(positions, result)
+
+
+def check_reduced(name: str, result: object, tokens: VisionTokens, num_keep: int) -> None:
+    """Raises unless a method, which may be anybody's, has kept what it was asked to keep."""
+    if not isinstance(result, ReducedTokens):
+        raise TypeError(f"{name} must return ReducedTokens, got {type(result).__name__}")
+    refuse_extra(name, result, "apply")
+    batch, num_tokens, width = tokens.features.shape
+    kept, shape = result.keep_indices, tuple(result.features.shape)
+    if tuple(kept.shape) != (batch, num_keep) or shape != (batch, num_keep, width):
+        raise ValueError(
+            f"{name} must keep {num_keep} tokens of each of {batch} images, "
+            f"got keep_indices {list(kept.shape)} and features {list(shape)}"
+        )
+    if bool((kept.diff(dim=1) <= 0).any() | (kept < 0).any() | (kept >= num_tokens).any()):
+        raise ValueError(f"{name} must give keep_indices ascending and below {num_tokens}")
+
+
+def _stack(parts: list[Tensor | None], like: Tensor) -> Tensor | None:
+    """All there or none."""
+    present = [part for part in parts if part is not None]
+    return torch.stack(present).to(like.device) if present else None
+
+
+def whole(tokens: VisionTokens) -> ReducedTokens:
+    """Every token kept as it is."""
+    batch, num_tokens, _ = tokens.features.shape
+    everyone = torch.arange(num_tokens, device=tokens.features.device).repeat(batch, 1)
+    return ReducedTokens(
+        features=tokens.features,
+        keep_indices=everyone,
+        valid=torch.ones_like(everyone, dtype=torch.bool),
+        assignment=everyone,
+        scores=torch.zeros(batch, num_tokens, device=tokens.features.device),
+        grid_size=tokens.grid_size,
+    )

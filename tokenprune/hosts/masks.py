@@ -1,0 +1,302 @@
+"""Masks and positions of a step, in columns of the whole sequence -> of what a cache holds.
+
+Where all layers hold the same, and a handle is in force, the language model is given masks that
+fit. Else each layer's arguments are fitted as it is entered, by hooks that last for one forward.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Mapping
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokenprune.hosts.compat import (
+    CACHE_NAMES,
+    Call,
+    attention_implementation,
+    prepared_masks,
+)
+from tokenprune.hosts.memory import Memory, Origin
+from tokenprune.hosts.prompt import Prompt
+from tokenprune.hosts.sequence import KeptColumns, take_columns
+from tokenprune.hosts.windows import (
+    check_flash_window,
+    kind_of,
+    refused_attention,
+    window_of,
+    window_of_kind,
+)
+
+# The positions that the language model was called with in this thread: layers are not told.
+positions_now: ContextVar[Tensor | None] = ContextVar("positions_now", default=None)
+
+
+def held_before(
+    memory: Memory | None, past: int, batch: int, window: int | None, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """([B, P], [B, P]): columns and real of what a layer holds before a step of `past` columns.
+
+    Raises:
+        NotImplementedError: a window from which a right-padded prompt's tokens have left.
+    """
+    columns = real = None
+    if memory is not None:
+        columns, real = memory.entries(past, device)
+    if columns is None or real is None:
+        columns = torch.arange(past, device=device).expand(batch, -1)
+        real = torch.ones_like(columns, dtype=torch.bool)
+    if len(columns) != batch:
+        raise NotImplementedError(
+            f"the cache was filled with {len(columns)} rows, got {batch}; change its rows by "
+            "batch_select_indices, batch_repeat_interleave or reorder_cache"
+        )
+    if window is not None and columns.shape[1] > window - 1:
+        if not bool(real[:, -1].all()):
+            raise NotImplementedError(
+                "a prompt padded on the right that is longer than the sliding window cannot be "
+                "continued, its last tokens have left the cache; pad on the left"
+            )
+        columns, real = columns[:, 1 - window :], real[:, 1 - window :]
+    return columns, real
+
+
+def fit_mask(
+    mask: Any,
+    memory: Memory,
+    past: int,
+    states: Tensor,
+    window: int | None,
+    attention: str,
+) -> Tensor | None:
+    """A step's mask for what a layer holds.
+
+    Args:
+        mask: in columns of the whole sequence: [B, M], [B or 1, H, L, M], or None for causal.
+        past: columns of the whole sequence before the step.
+        states: [B, L, D], the step's.
+        window: the layer's.
+        attention: the name of its implementation.
+    """
+    batch, length, _ = states.shape
+    total = past + length
+    columns, real = held_before(memory, past, batch, window, states.device)
+    now = torch.arange(past, total, device=states.device).expand(batch, -1)
+    columns = torch.cat([columns, now], dim=1)
+    real = torch.cat([real, torch.ones_like(now, dtype=torch.bool)], dim=1)
+    flash = "flash" in attention
+    if flash:
+        check_flash_window(window, total)
+    if mask is None:
+        if bool(real.all()):
+            return None
+        if flash:
+            return real
+        seen = (columns[:, None] <= now[:, :, None]) & real[:, None]
+        if attention != "sdpa":
+            raise refused_attention(attention)
+        return seen[:, None]
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        places = (columns - (total - mask.shape[1])).to(mask.device)
+        taken = mask.expand(batch, -1).gather(1, places.clamp(min=0))
+        return taken * (real.to(mask.device) & (places >= 0))
+    if isinstance(mask, Tensor) and mask.ndim == 4:
+        return take_columns(mask, columns, real, total - mask.shape[3])
+    raise refused_attention(f"masks of type {type(mask).__name__}")
+
+
+def fit_prompt_mask(
+    mask: Any,
+    memory: Memory | None,
+    prompt: Prompt,
+    columns: KeptColumns,
+    window: int | None,
+    attention: str,
+) -> Tensor | None:
+    """A prompt's mask for the columns that remain, and for what a layer held before.
+
+    Args: as of `fit_mask`.
+    """
+    now, past = prompt.now, prompt.past
+    length, total = now.shape[1], past + now.shape[1]
+    earlier, earlier_real = held_before(memory, past, len(now), window, now.device)
+    if "flash" in attention:
+        check_flash_window(window, total)
+        if mask is None and (columns.padded or not bool(earlier_real.all())):
+            mask = now.new_ones(len(now), total)
+    if mask is None or (isinstance(mask, Tensor) and mask.ndim == 4):
+        offset = 0 if mask is None else total - mask.shape[3]
+        return columns.take_mask(mask, earlier, earlier_real, offset)
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        offset = total - mask.shape[1]
+        places = (earlier - offset).clamp(min=0).to(mask.device)
+        seen = (earlier_real & (earlier >= offset)).to(mask.device)
+        before = mask.expand(len(now), -1).gather(1, places) * seen
+        return torch.cat([before, columns.take(mask[:, -length:], False)], dim=1)
+    raise refused_attention(f"masks of type {type(mask).__name__}")
+
+
+def fit_model(
+    given: Mapping[str, Any], call: Call, language_model: Any, past: int
+) -> dict[str, Any]:
+    """What the language model is to be called with for a step, where all layers hold the same."""
+    cache, states = call.cache(given), given["inputs_embeds"]
+    memory = Memory.of(cache)
+    assert memory is not None  # who calls has looked
+    check_untouched(cache)
+    config, mask = language_model.config.get_text_config(), given.get("attention_mask")
+    fit = functools.partial(
+        fit_mask,
+        memory=memory,
+        past=past,
+        states=states,
+        attention=attention_implementation(language_model),
+    )
+    ready = isinstance(mask, dict) or (isinstance(mask, Tensor) and mask.ndim == 4)
+    masks = mask if ready else prepared_masks(config, states, mask, cache)
+    if isinstance(masks, dict):
+        fitted: Any = {
+            kind: fit(one, window=window_of_kind(config, kind)) for kind, one in masks.items()
+        }
+        if not ready and len(fitted) == 1:  # not every model takes masks by kind
+            (fitted,) = fitted.values()
+    else:
+        fitted = fit(masks, window=window_of_kind(config, None))
+    changed: dict[str, Any] = {"attention_mask": fitted}
+    if memory.shift is not None:
+        changed["position_ids"] = moved(positions_of(given, past), memory)
+    return {**given, **changed}
+
+
+def positions_of(given: Mapping[str, Any], past: int) -> Tensor:
+    """[B or 1, L], or [A, B, L] where there are several axes."""
+    positions, states = given.get("position_ids"), given["inputs_embeds"]
+    if isinstance(positions, Tensor):
+        return positions
+    return torch.arange(past, past + states.shape[1], device=states.device)[None]
+
+
+def moved(positions: Tensor, memory: Memory) -> Tensor:
+    shift = memory.shift_of_rows()
+    return positions if shift is None else positions - shift[:, None].to(positions.device)
+
+
+def fit_in_layers(origin: Origin) -> None:
+    """For one forward, the layers that fill a cache fit their arguments to what each holds."""
+    if origin.pending is not None and origin.pending.fresh:
+        return
+    if origin.pending is not None:  # of a forward that failed midway
+        origin.pending.remove()
+    model = origin.language_model()
+    if model is None:
+        raise RuntimeError(
+            "this cache was filled by another model, with visual tokens removed; it cannot be "
+            "continued here"
+        )
+    origin.pending = LayerFit(origin, list(model.layers))  # type: ignore[arg-type]
+
+
+class LayerFit:
+    """Hooks for one forward; each goes when it has done its work."""
+
+    def __init__(self, origin: Origin, layers: list[nn.Module]) -> None:
+        self.origin = weakref.ref(origin)
+        self.made: dict[Any, Any] = {}
+        self.hooks = {
+            number: layer.register_forward_pre_hook(
+                torch.compiler.disable(functools.partial(self.before_layer, number)),
+                with_kwargs=True,
+            )
+            for number, layer in enumerate(layers)
+        }
+        self.count = len(layers)
+        weakref.finalize(origin, self.remove)
+
+    @property
+    def fresh(self) -> bool:
+        return len(self.hooks) == self.count
+
+    def remove(self) -> None:
+        for hook in self.hooks.values():
+            hook.remove()
+        self.hooks = {}
+
+    def before_layer(self, number: int, layer: Any, args: Any, kwargs: Any = None) -> Any:
+        if kwargs is None:  # another thread's hook, which it has just removed
+            return None
+        cache = next((kwargs[name] for name in CACHE_NAMES if kwargs.get(name) is not None), None)
+        memory = Memory.of(cache, number)
+        origin = self.origin()
+        if memory is None or memory.origin is not origin:  # a forward of another thread
+            return None
+        self.hooks.pop(number).remove()
+        if not self.hooks:
+            origin.pending = None
+        states = args[0] if args else kwargs["hidden_states"]
+        return args, self.fit(number, layer, states, kwargs, memory, cache)
+
+    def fit(
+        self,
+        number: int,
+        layer: Any,
+        states: Tensor,
+        given: Mapping[str, Any],
+        memory: Memory,
+        cache: Any,
+    ) -> dict[str, Any]:
+        if number == 0:
+            check_untouched(cache)
+        past = cache.layers[number].get_seq_length()
+        mask, window = given.get("attention_mask"), window_of(number, layer)
+        changed: dict[str, Any] = {}
+        if memory.columns is not None:
+            key = memory.group, window, id(mask)
+            if key not in self.made:
+                attention = attention_implementation(layer.self_attn)
+                self.made[key] = fit_mask(mask, memory, past, states, window, attention), mask
+            # Layers look at positions only to find packed sequences, which gaps would pass for.
+            changed = {"attention_mask": self.made[key][0], "position_ids": None}
+        if memory.shift is not None:
+            changed["position_embeddings"] = self.rotary(number, layer, states, memory)
+        return {**given, **changed}
+
+    def rotary(self, number: int, layer: Any, states: Tensor, memory: Memory) -> Any:
+        positions, origin = positions_now.get(), self.origin()
+        if positions is None or origin is None:
+            raise NotImplementedError(
+                "a cache of a prompt with positions='compact' can only be continued while a "
+                "reduction is applied; apply again, or use positions='original'"
+            )
+        key = "rotary", memory.group, kind_of(number, layer.self_attn.config)
+        if key not in self.made:
+            model = origin.language_model()
+            self.made[key] = rotary_of(model, number, layer, states, moved(positions, memory))
+        return self.made[key]
+
+
+def rotary_of(
+    language_model: Any, number: int, layer: Any, states: Tensor, positions: Tensor
+) -> tuple[Tensor, ...]:
+    """(cos, sin) of `positions`, as the language model makes them for a layer."""
+    if positions.ndim == 3 and len(positions) == 4:  # the first is the text's own numbering
+        positions = positions[1:]
+    kind = kind_of(number, layer.self_attn.config)
+    rotary = language_model.rotary_emb
+    by_kind = (kind,) if "layer_type" in Call.parameters(rotary.forward) else ()
+    pair: tuple[Tensor, ...] = rotary(states, positions, *by_kind)
+    return pair
+
+
+def check_untouched(cache: Any) -> None:
+    """Raises where a cache's keys were changed by hand: which rows and columns they are is lost."""
+    for layer in cache.layers:
+        if getattr(layer, "memory", None) is not None and layer.keys is not layer.noted:
+            raise NotImplementedError(
+                "the keys of a cache from which visual tokens were removed were exchanged from "
+                "outside; change its rows by batch_select_indices, batch_repeat_interleave or "
+                "reorder_cache, and its length by crop"
+            )

@@ -1,0 +1,57 @@
+"""ops.bipartite_merge: tokens merge into their best match, round by round."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from tokenprune.ops.bipartite_merge import reference
+from tokenprune.ops.common.checks import (
+    check_features,
+    check_finite,
+    check_num_keep,
+    check_of_patches,
+)
+from tokenprune.tokens import ReducedTokens
+
+
+def bipartite_merge(
+    features: Tensor,
+    num_keep: int,
+    compared: Tensor | None = None,
+    *,
+    strict: bool = False,
+    impl: str = "auto",
+) -> ReducedTokens:
+    """Merges similar tokens until `num_keep` are left.
+
+    Bipartite soft matching of ToMe (arXiv 2210.09461), repeated to a budget. In each
+    round the tokens alternate, in raster order, between sources and targets; every source finds
+    the target of largest cosine similarity, and the most similar sources merge into theirs. A
+    merged token is the mean of all original tokens in it, which is ToMe's mean by size.
+
+    Args:
+        features: [B, N, D] patch tokens, float32, bfloat16, float16 or float64.
+        num_keep: tokens to keep per crop, 1 to N.
+        compared: [B, N, Dk], what similarity is measured on, and averaged where tokens merge: ToMe
+            compares attention keys. The features by default.
+        strict: raise if features or what is compared are not finite (one more read of each, and a
+            synchronization on GPUs).
+        impl: of `most_similar`, which matches, and of `cluster_mean`, which averages.
+
+    Returns:
+        ReducedTokens in raster order, each at its last target's place; `scores` are the logarithms
+        of sizes, which ToMe adds to attention logits. Ties go to the lowest index. Differentiable
+        in `features`: the gradient of a mean goes back to its members.
+
+    Raises:
+        ValueError: shapes, `num_keep`, values that are not finite when strict, an unknown `impl`.
+        TypeError: dtypes.
+        NotImplementedError: Triton is not installed.
+    """
+    check_features(features)
+    check_num_keep(num_keep, features.shape[1])
+    if compared is not None:
+        check_of_patches("compared", compared, "[B, N, Dk]", features)
+    if strict:
+        check_finite(features=features, compared=compared)
+    return reference.bipartite_merge(features, num_keep, compared, impl)
