@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -374,3 +376,205 @@ def test_compact_positions_go_on_under_a_handle_alone(name):
     with tokenprune.apply(host.model, "random", num_keep=5):
         again.turn()
     assert torch.equal(again.logits[1], talk.logits[1])
+
+
+# -- what goes wrong midway -----------------------------------------------------------------------
+
+
+def shortened_cache(host: Host, inputs: Any, name: str = "divprune", **options: Any) -> Any:
+    with tokenprune.apply(host.model, method_of(name), num_keep=5, **options), torch.no_grad():
+        return cache_in(host.model(**inputs, use_cache=True))
+
+
+@torch.no_grad()
+def step(host: Host, cache: Any, words: Tensor, **given: Any) -> Tensor:
+    return host.model(input_ids=words, **{CACHE: cache}, **given).logits
+
+
+def words_after(inputs: Any, count: int = 3) -> tuple[Tensor, Tensor]:
+    """Some words for each row, and the mask of the whole sequence."""
+    generator = torch.Generator().manual_seed(1)
+    words = torch.randint(5, 90, (len(inputs["input_ids"]), count), generator=generator)
+    return words, torch.nn.functional.pad(inputs["attention_mask"], (0, count), value=1)
+
+
+def failing(host: Host, number: int, error: type[BaseException]) -> Any:
+    def fail(*_: Any) -> None:
+        raise error
+
+    return layers_of(host)[number].input_layernorm.register_forward_pre_hook(fail)
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("name", ["divprune", "fastv"])
+@pytest.mark.parametrize("where", ["under a handle", "outside"])
+def test_a_step_that_failed_before_leaves_no_trace_in_the_next(name, error, where):
+    host = build("llava")
+    inputs = host.inputs(BATCH)
+    words, mask = words_after(inputs)
+    cache = shortened_cache(host, inputs, name)
+    expected = step(host, copy.deepcopy(cache), words, attention_mask=mask)
+    hook = failing(host, 0, error)
+    with pytest.raises(error):
+        step(host, cache, words, attention_mask=mask)
+    hook.remove()
+    before = traces(host.model)
+    if where == "outside":
+        again = step(host, cache, words, attention_mask=mask)
+    else:
+        with tokenprune.apply(host.model, "divprune", num_keep=5):
+            again = step(host, cache, words, attention_mask=mask)
+    torch.testing.assert_close(again, expected, atol=1e-5, rtol=0)
+    after = traces(host.model)
+    assert all(after[key] <= before[key] for key in before if key.endswith("hooks"))
+
+
+def test_asking_a_cache_changes_no_step():
+    host = build("llava")
+    inputs = host.inputs(BATCH)
+    words, mask = words_after(inputs)
+    cache = shortened_cache(host, inputs)
+    expected = step(host, copy.deepcopy(cache), words, attention_mask=mask)
+    assert cache.get_mask_sizes(3, 0) == (mask.shape[1], 0)
+    with tokenprune.apply(host.model, "divprune", num_keep=5):
+        again = step(host, cache, words, attention_mask=mask)
+    torch.testing.assert_close(again, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["divprune", "fastv"])
+def test_compact_is_refused_before_a_layer_has_grown(name):
+    host = build("llava")
+    inputs = host.inputs(BATCH)
+    words, mask = words_after(inputs)
+    cache = shortened_cache(host, inputs, name, positions="compact")
+    held = [layer.keys.shape[2] for layer in cache.layers]
+    with tokenprune.apply(host.model, method_of(name), num_keep=5, positions="compact"):
+        expected = step(host, copy.deepcopy(cache), words, attention_mask=mask)
+    with pytest.raises(NotImplementedError, match="'compact' can only be continued while"):
+        step(host, cache, words, attention_mask=mask)
+    assert [layer.keys.shape[2] for layer in cache.layers] == held
+    with tokenprune.apply(host.model, method_of(name), num_keep=5, positions="compact"):
+        again = step(host, cache, words, attention_mask=mask)
+    torch.testing.assert_close(again, expected, atol=1e-5, rtol=0)
+
+
+def test_an_interrupt_in_one_host_does_not_reach_another():
+    one, other = deep("llava"), deep("llava")
+    inputs = other.inputs(BATCH)
+    words, mask = words_after(inputs)
+    cache = shortened_cache(other, inputs)
+    expected = step(other, copy.deepcopy(cache), words, attention_mask=mask)
+    with tokenprune.apply(one.model, "divprune", num_keep=5), torch.no_grad():
+        mine = cache_in(one.model(**inputs, use_cache=True))
+        hook = failing(one, 1, KeyboardInterrupt)
+        with pytest.raises(KeyboardInterrupt):
+            step(one, mine, words, attention_mask=mask)
+        hook.remove()
+        again = step(other, cache, words, attention_mask=mask)
+    torch.testing.assert_close(again, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("names", [("divprune", "fastv"), ("fastv", "pyramiddrop")])
+@pytest.mark.parametrize("ratio", [0.3, 1.0])
+def test_padding_in_the_images_of_a_second_turn(names, ratio):
+    """Before the first cut, states of a second prompt have their padding still."""
+    host = build("llava")
+    first, second = host.inputs([[3, 0, 4], [6, 0, 1]]), host.inputs([[2, 0, 1], [5, 0, 4]], seed=4)
+    past = first["input_ids"].shape[1]
+    marks = second["attention_mask"].clone()
+    second["attention_mask"] = torch.cat([torch.ones_like(first["attention_mask"]), marks], 1)
+    logits = []
+    for pads in (0, 4):
+        given = dict(second)
+        if pads:
+            ids = given["input_ids"]
+            given["input_ids"] = torch.nn.functional.pad(ids, (pads, 0), value=5)
+            left = torch.zeros(2, pads, dtype=marks.dtype)
+            mask = given["attention_mask"]
+            given["attention_mask"] = torch.cat([mask[:, :past], left, mask[:, past:]], 1)
+        given["position_ids"] = (given["attention_mask"].cumsum(1) - 1)[:, past:].clamp(min=0)
+        cache = shortened_cache(host, first, names[0])
+        method = method_of(names[1])
+        with tokenprune.apply(host.model, method, keep_ratio=ratio), torch.no_grad():
+            logits.append(host.model(**given, **{CACHE: cache}).logits[:, -1])
+    torch.testing.assert_close(*logits, atol=1e-4, rtol=0)
+
+
+def test_crops_to_nothing_and_beyond():
+    host = build("llava")
+    inputs = host.inputs(BATCH[:1])
+    plain = logits_of(host, inputs)
+    for more in (0, 3):
+        cache = shortened_cache(host, inputs)
+        cache.crop(-(cache.get_seq_length() + more))
+        assert cache.get_seq_length() == 0
+        with torch.no_grad():
+            assert torch.equal(host.model(**inputs, **{CACHE: cache}).logits, plain)
+
+
+def test_a_compact_cache_is_not_cropped_among_what_left():
+    host = build("llava")
+    inputs = host.inputs(BATCH[:1])
+    cache = shortened_cache(host, inputs, positions="compact")
+    cache.crop(-2)
+    with pytest.raises(NotImplementedError, match="'compact' cannot be cropped to 12 columns"):
+        cache.crop(12 - cache.get_seq_length())
+
+
+@pytest.mark.parametrize("name", ["divprune", "fastv"])
+def test_masks_of_other_columns_and_foreign_models_are_refused(name):
+    host, twin = build("llava"), copy.deepcopy(build("llava"))
+    inputs = host.inputs(BATCH[:1])
+    words, mask = words_after(inputs)
+    total = mask.shape[1]
+    cache = shortened_cache(host, inputs, name)
+    held = cache.layers[-1].keys.shape[2]
+    wide = torch.ones(1, 1, 3, total, dtype=torch.bool).tril(total - 3)
+    narrow = torch.ones(1, 1, 3, held + 3, dtype=torch.bool).tril(held)
+    expected = step(host, copy.deepcopy(cache), words, attention_mask=mask)
+    with tokenprune.apply(host.model, method_of(name), num_keep=5):
+        again = step(host, copy.deepcopy(cache), words, attention_mask=wide)
+        torch.testing.assert_close(again, expected, atol=1e-5, rtol=0)
+        with pytest.raises(ValueError, match=f"attention_mask must have {total} columns"):
+            step(host, copy.deepcopy(cache), words, attention_mask=narrow)
+    # Where a first layer holds all columns, torch says so before us.
+    with pytest.raises(RuntimeError, match="goes on in the model that filled it alone|must match"):
+        step(host, copy.deepcopy(cache), words, attention_mask=narrow)
+    with pytest.raises(RuntimeError, match="goes on in the model that filled it alone"):
+        step(twin, copy.deepcopy(cache), words, attention_mask=mask)
+
+
+def test_keys_exchanged_before_an_image_are_refused():
+    host = build("llava")
+    inputs = host.inputs([[3, 0, 4], [6, 0, 1]])
+    cache = shortened_cache(host, inputs)
+    for layer in cache.layers:
+        layer.keys, layer.values = layer.keys.flip(0), layer.values.flip(0)
+    with (
+        tokenprune.apply(host.model, "divprune", num_keep=5),
+        pytest.raises(NotImplementedError, match="exchanged from outside"),
+    ):
+        host.model(**{**inputs, "attention_mask": None}, **{CACHE: cache})
+
+
+def test_nothing_is_kept_that_is_over(tmp_path):
+    """Handles that are forgotten, forwards that fail, long answers outside of a handle."""
+    host = deep("llava")
+    inputs = host.inputs(BATCH)
+    cache = shortened_cache(host, inputs)
+    for count in range(4):
+        words, mask = words_after(inputs, 1)
+        more = torch.nn.functional.pad(mask, (0, count), value=1)
+        step(host, cache, words, attention_mask=more)
+    assert cache.layers[0].memory.origin.pending is None
+    host.model.train()
+    with tokenprune.apply(host.model, method_of("fastv"), num_keep=5) as handle:
+        host.model(**inputs, labels=inputs["input_ids"]).loss.backward()
+        assert handle.last is not None
+        found = handle.last if isinstance(handle.last, list) else [handle.last]
+        assert not any(one.features.requires_grad for one in found)
+    kept = weakref.ref(host.model.model)
+    tokenprune.apply(host.model, "divprune", num_keep=5)
+    del host, handle, cache
+    gc.collect()
+    assert kept() is None

@@ -61,6 +61,7 @@ class Applied:
     last: LastRun = field(default_factory=LastRun)
 
     def note(self, outcome: Outcome) -> None:
+        outcome.images = outcome.images.detached()
         self.last.outcome, self.last.columns = outcome, outcome.columns
         self.last.kept_positions = outcome.kept_positions
 
@@ -69,7 +70,7 @@ def cache_bytes_saved(cache: Any, removed: Sequence[int]) -> int:
     """`removed`: for each layer, the columns that it would hold beside those it holds."""
     saved = 0
     for layer, columns in zip(cache.layers, removed, strict=False):
-        if layer.keys is None:  # made, but not used: nothing was cached
+        if layer.keys is None or layer.keys.ndim != 4:  # not used, or quantized elsewhere
             continue
         rows, _, held, _ = layer.keys.shape
         per_column = sum(

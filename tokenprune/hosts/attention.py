@@ -173,6 +173,11 @@ def attention_of(
     earlier = (
         cache.layers[number].keys if cache is not None and len(cache.layers) > number else None
     )
+    if earlier is not None and hasattr(cache.layers[number], "_quantized_keys"):
+        raise NotImplementedError(
+            "tokens cannot be ranked in a prompt that goes on in a quantized cache; use a "
+            "dynamic one"
+        )
     noted: list[Tensor] = []
 
     def noting(

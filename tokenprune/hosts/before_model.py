@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -136,7 +137,7 @@ class BeforeModel(Reduction):
         )
         if columns is not None and cache is not None:
             layers, length = len(cache.layers), prompt.now.shape[1]
-            origin = Origin(self.adapter.language_model, fit_in_layers)
+            origin = Origin(weakref.ref(self.adapter.language_model), fit_in_layers)
             remember(cache, [columns] * layers, length, prompt.past, [self.shift] * layers, origin)
             removed = length - columns.index.shape[1]
             outcome.cache_bytes_saved = cache_bytes_saved(cache, [removed] * layers)

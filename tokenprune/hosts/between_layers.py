@@ -7,6 +7,7 @@ here: states, rotary embeddings and mask alike.
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -73,9 +74,7 @@ class BetweenLayers(Reduction):
         self.stopwatches: list[Stopwatch] = []
         self.features: Tensor | None = None
         self._deepstack: tuple[Tensor, Sequence[Tensor]] | None = None
-        self.arguments = LayerArguments(
-            prompt, adapter, applied.positions == "compact", self.real, self.pad_left
-        )
+        self.arguments = LayerArguments(prompt, adapter, applied.positions == "compact")
         self.cuts = [
             Cut(cut.before, self._ranking_layer(cut.ranked_in)) if self._shrinks(turn) else cut
             for turn, cut in enumerate(self.cuts)
@@ -150,10 +149,16 @@ class BetweenLayers(Reduction):
         states = again._add_deepstack(number, states)
         if columns is not None and columns is not again.columns:
             states = again._shorten(columns, states)
-        return states, self.arguments.fit(number, layer, states, given, columns)
+        given = self.arguments.fit(number, layer, states, given, columns)
+        self.forget()
+        return states, given
+
+    def forget(self) -> None:
+        """Who holds this for the backward must not hold the arguments of its layers."""
+        self.arguments.forget()
 
     def end(self, cache: Any) -> Outcome | None:
-        self.arguments.forget()  # who holds this for the backward must not hold those
+        self.forget()
         if len(self.by_layer) < self.num_layers:
             return None
         assert self.features is not None  # `begin` has set it
@@ -171,7 +176,7 @@ class BetweenLayers(Reduction):
         remembered = Memory.of(prompt.cache) is not None
         if cache is not None and (self.columns is not None or remembered):
             length = self.real.shape[1]
-            origin = Origin(self.adapter.language_model, fit_in_layers)
+            origin = Origin(weakref.ref(self.adapter.language_model), fit_in_layers)
             remember(cache, self.by_layer, length, prompt.past, self.shifts, origin)
             removed = [length - kept.index.shape[1] if kept else 0 for kept in self.by_layer]
             outcome.cache_bytes_saved = cache_bytes_saved(cache, removed)

@@ -7,7 +7,6 @@ Nothing is patched on a class: module hooks and two attributes of the instance d
 from __future__ import annotations
 
 import functools
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -24,12 +23,12 @@ from tokenprune.hosts.inputs import Calls, PerThread
 from tokenprune.hosts.step import Step
 from tokenprune.method import LayerMethod
 
-_hosts: weakref.WeakKeyDictionary[nn.Module, HostHooks] = weakref.WeakKeyDictionary()
+_ATTRIBUTE = "_tokenprune_hooks"  # of the model: who forgets a handle must not keep the model
 
 
 def is_applied(host: nn.Module) -> bool:
     """Whether a reduction is in force in a model without its head."""
-    return host in _hosts
+    return _ATTRIBUTE in host.__dict__
 
 
 class HostHooks:
@@ -51,11 +50,10 @@ class HostHooks:
     @staticmethod
     def enter(model: nn.Module, adapter: Adapter, applied: Applied) -> HostHooks:
         base = adapter.model
-        hooks = _hosts.get(base) or HostHooks(adapter)
+        hooks: HostHooks = base.__dict__.get(_ATTRIBUTE) or HostHooks(adapter)
         try:
             if not hooks.applied:
                 hooks._install()
-                _hosts[base] = hooks
             if model is not base and hooks.head is None:
                 hooks._install_head(model)
             if isinstance(applied.method, LayerMethod) and not hooks._in_layers:
@@ -80,7 +78,8 @@ class HostHooks:
                 undo()
             self._undo.clear()
             self.thread, self.head, self._in_layers = PerThread(), None, False
-            _hosts.pop(self.adapter.model, None)
+            self._checkpointed = WeakIdKeyDictionary()
+            self.calls.in_force = False
 
     def _install(self) -> None:
         self.adapter.check()
@@ -105,6 +104,7 @@ class HostHooks:
             report=self._note_encoded,
         )
         self._replace(base, "get_image_features", watched)
+        self._replace(base, _ATTRIBUTE, self)
 
     def _install_head(self, head: Any) -> None:
         check_head(head)

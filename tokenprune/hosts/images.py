@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -67,6 +67,16 @@ class ReducedImages:
     grids: list[ReducedGrids]
     tokens_before: list[int]
     tokens_after: list[int]
+
+    def detached(self) -> ReducedImages:
+        """The same, without what a backward would need."""
+        grids = [
+            grid
+            if grid.tokens is None
+            else replace(grid, tokens=replace(grid.tokens, features=grid.tokens.features.detach()))
+            for grid in self.grids
+        ]
+        return replace(self, grids=grids)
 
     def places(self) -> Tensor:
         """[M] int64 ascending: the kept tokens whose features a method has made."""

@@ -26,13 +26,14 @@ from tokenprune.hosts.sequence import edge_padding
 from tokenprune.log import refuse
 
 
-@dataclass(frozen=True)
+@dataclass
 class Calls:
-    """How a host and its language model are called."""
+    """How a host and its language model are called, for as long as a reduction is in force."""
 
     adapter: Adapter
     host: Call
     language: Call
+    in_force: bool = True
 
     @property
     def language_model(self) -> nn.Module:
@@ -261,7 +262,8 @@ def find_prompt(
     if last is not None and last.goes_on_in(inputs.ids):
         last.length += 1
     else:
-        last = LastPrompt(inputs.ids, inputs.ids.shape[1], prompt_ends(now, placeholders, head))
+        ends = prompt_ends(now, placeholders, head)
+        last = LastPrompt(inputs.ids.detach(), inputs.ids.shape[1], ends)
         thread.last_prompt = last
     return Prompt(
         placeholders=placeholders,

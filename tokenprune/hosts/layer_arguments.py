@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tokenprune.hosts.adapter import Adapter
@@ -23,8 +24,6 @@ class LayerArguments:
         prompt: as it came into the first layer.
         adapter: of the host.
         compact: positions close their gaps.
-        real: [B, L] bool, False where a row is padded at its ends.
-        pad_left: whether rows are padded on the left.
 
     Attributes:
         positions: [.., B or 1, L] of the whole prompt.
@@ -32,11 +31,8 @@ class LayerArguments:
 
     positions: Tensor
 
-    def __init__(
-        self, prompt: Prompt, adapter: Adapter, compact: bool, real: Tensor, pad_left: bool
-    ) -> None:
+    def __init__(self, prompt: Prompt, adapter: Adapter, compact: bool) -> None:
         self.prompt, self.adapter, self.compact = prompt, adapter, compact
-        self.real, self.pad_left = real, pad_left
         self._fitted: dict[Any, tuple[Any, Any]] = {}
 
     def fit(
@@ -51,7 +47,8 @@ class LayerArguments:
         memory = self._memory(number)
         if columns is None and memory is None:
             return given
-        left = columns or KeptColumns.of(self.real, pad_left=self.pad_left)
+        # Before the first cut states have all columns, padding included.
+        left = columns or KeptColumns.of(torch.ones_like(self.prompt.now), pad_left=True)
         group = None if memory is None else memory.group
         rotary, mask = given["position_embeddings"], given.get("attention_mask")
         window, attention = window_of(number, layer), attention_implementation(layer.self_attn)

@@ -105,8 +105,23 @@ def fit_mask(
         taken = mask.expand(batch, -1).gather(1, places.clamp(min=0))
         return taken * (real.to(mask.device) & (places >= 0))
     if isinstance(mask, Tensor) and mask.ndim == 4:
-        return take_columns(mask, columns, real, total - mask.shape[3])
+        return take_columns(mask, columns, real, offset_of(mask, total, length, window))
     raise refused_attention(f"masks of type {type(mask).__name__}")
+
+
+def offset_of(mask: Tensor, total: int, length: int, window: int | None) -> int:
+    """The column of the whole sequence that a mask [B, H, L, M] begins with.
+
+    Raises:
+        ValueError: it has other columns than the whole sequence, or its window.
+    """
+    expected = {total} if window is None else {total, min(total, window - 1 + length)}
+    if mask.shape[3] not in expected:
+        raise ValueError(
+            f"attention_mask must have {total} columns, those of the whole sequence, "
+            f"got {list(mask.shape)}"
+        )
+    return total - mask.shape[3]
 
 
 def fit_prompt_mask(
@@ -129,7 +144,7 @@ def fit_prompt_mask(
         if mask is None and (columns.padded or not bool(earlier_real.all())):
             mask = now.new_ones(len(now), total)
     if mask is None or (isinstance(mask, Tensor) and mask.ndim == 4):
-        offset = 0 if mask is None else total - mask.shape[3]
+        offset = 0 if mask is None else offset_of(mask, total, length, window)
         return columns.take_mask(mask, earlier, earlier_real, offset)
     if isinstance(mask, Tensor) and mask.ndim == 2:
         offset = total - mask.shape[1]
@@ -185,12 +200,22 @@ def moved(positions: Tensor, memory: Memory) -> Tensor:
     return positions if shift is None else positions - shift[:, None].to(positions.device)
 
 
+def prepare_layers(given: Mapping[str, Any], memory: Memory, past: int) -> None:
+    """Before a step whose layers hold different columns: a mask that is ready asks no cache."""
+    mask, length = given.get("attention_mask"), given["inputs_embeds"].shape[1]
+    if isinstance(mask, Tensor) and mask.ndim == 4:
+        offset_of(mask, past + length, length, None)
+        memory.origin.drop_pending()
+        memory.origin.fit_in_layers(memory.origin)
+
+
 def fit_in_layers(origin: Origin) -> None:
     """For one forward, the layers that fill a cache fit their arguments to what each holds."""
-    if origin.pending is not None and origin.pending.fresh:
-        return
-    if origin.pending is not None:  # of a forward that failed midway
-        origin.pending.remove()
+    if origin.moved and positions_now.get() is None:
+        raise NotImplementedError(
+            "a cache of a prompt with positions='compact' can only be continued while a "
+            "reduction is applied; apply again, or use positions='original'"
+        )
     model = origin.language_model()
     if model is None:
         raise RuntimeError(
@@ -213,31 +238,32 @@ class LayerFit:
             )
             for number, layer in enumerate(layers)
         }
-        self.count = len(layers)
-        weakref.finalize(origin, self.remove)
-
-    @property
-    def fresh(self) -> bool:
-        return len(self.hooks) == self.count
+        self.finalizer = weakref.finalize(origin, self.remove)
 
     def remove(self) -> None:
         for hook in self.hooks.values():
             hook.remove()
-        self.hooks = {}
+        self.hooks, self.made = {}, {}
+        self.finalizer.detach()
 
     def before_layer(self, number: int, layer: Any, args: Any, kwargs: Any = None) -> Any:
         if kwargs is None:  # another thread's hook, which it has just removed
             return None
         cache = next((kwargs[name] for name in CACHE_NAMES if kwargs.get(name) is not None), None)
-        memory = Memory.of(cache, number)
-        origin = self.origin()
-        if memory is None or memory.origin is not origin:  # a forward of another thread
-            return None
+        memory, origin = Memory.of(cache, number), self.origin()
+        if cache is None or memory is None or origin is None or memory.origin is not origin:
+            return None  # a forward of another thread
         self.hooks.pop(number).remove()
-        if not self.hooks:
-            origin.pending = None
         states = args[0] if args else kwargs["hidden_states"]
-        return args, self.fit(number, layer, states, kwargs, memory, cache)
+        try:
+            fitted = self.fit(number, layer, states, kwargs, memory, cache)
+        except BaseException:
+            origin.drop_pending()
+            raise
+        cache.layers[number].fitted = True
+        if not self.hooks:
+            origin.drop_pending()
+        return args, fitted
 
     def fit(
         self,
@@ -266,11 +292,8 @@ class LayerFit:
 
     def rotary(self, number: int, layer: Any, states: Tensor, memory: Memory) -> Any:
         positions, origin = positions_now.get(), self.origin()
-        if positions is None or origin is None:
-            raise NotImplementedError(
-                "a cache of a prompt with positions='compact' can only be continued while a "
-                "reduction is applied; apply again, or use positions='original'"
-            )
+        assert positions is not None  # `fit_in_layers` has looked
+        assert origin is not None  # the cache is here
         key = "rotary", memory.group, kind_of(number, layer.self_attn.config)
         if key not in self.made:
             model = origin.language_model()

@@ -19,8 +19,21 @@ from torch import Tensor, nn
 
 from tokenprune.hosts.sequence import KeptColumns
 
-# Whether a forward of ours is under way in this thread, which fits the masks that are made in it.
-masks_are_fitted: ContextVar[bool] = ContextVar("masks_are_fitted", default=False)
+
+@dataclass(frozen=True)
+class Fitting:
+    """A forward of ours that fits the masks and positions for one cache.
+
+    Attributes:
+        origin: the cache's.
+        in_force: whether the reduction still is; an interrupt may have left this behind.
+    """
+
+    origin: Origin
+    in_force: Callable[[], bool]
+
+
+fitting: ContextVar[Fitting | None] = ContextVar("fitting", default=None)
 
 
 class Origin:
@@ -28,18 +41,35 @@ class Origin:
 
     Attributes:
         language_model: weak reference to the one that filled the cache.
-        fit_in_layers: called where a mask is made for the cache that nobody will fit.
+        fit_in_layers: called where a mask is made for the cache that no forward of ours fits.
+        moved: in some layer the positions of what follows have moved.
+        pending: hooks that will fit the layers' arguments.
     """
 
-    def __init__(self, language_model: nn.Module, fit_in_layers: Callable[[Origin], None]) -> None:
-        self.language_model = weakref.ref(language_model)
+    def __init__(
+        self,
+        language_model: weakref.ref[nn.Module],
+        fit_in_layers: Callable[[Origin], None],
+        moved: bool = False,
+    ) -> None:
+        self.language_model = language_model
         self.fit_in_layers = fit_in_layers
+        self.moved = moved
         self.pending: Any = None
 
     def __deepcopy__(self, memo: Any) -> Origin:
-        model = self.language_model()
-        assert model is not None, "a cache is copied after its model"
-        return Origin(model, self.fit_in_layers)
+        return Origin(self.language_model, self.fit_in_layers, self.moved)
+
+    @property
+    def is_fitted(self) -> bool:
+        now = fitting.get()
+        return now is not None and now.origin is self and now.in_force()
+
+    def drop_pending(self) -> None:
+        """Hooks that a forward has left which failed midway."""
+        if self.pending is not None:
+            self.pending.remove()
+            self.pending = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +144,11 @@ class Memory:
         gone = self.real & (self.columns >= length)
         counts = gone.sum(1)
         lost = int(counts[0])
+        if self.shift is not None and lost != self.length - length:
+            raise NotImplementedError(
+                f"a cache with positions='compact' cannot be cropped to {length} columns, among "
+                "those from which visual tokens were removed"
+            )
         if bool((counts != lost).any()) or not bool(gone[:, gone.shape[1] - lost :].all()):
             raise NotImplementedError(
                 f"a cache of {self.length} columns, from which visual tokens were removed, cannot "
@@ -148,12 +183,21 @@ class ShortenedLayer:
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         # Where no forward of ours fits the mask that is about to be made, the layers must.
-        if not masks_are_fitted.get():
-            self.memory.origin.fit_in_layers(self.memory.origin)
+        origin = self.memory.origin
+        origin.drop_pending()
+        if not origin.is_fitted:
+            origin.fit_in_layers(origin)
         sizes: tuple[int, int] = own(self).get_mask_sizes(query_length)
         return sizes
 
     def update(self, *args: Any, **kwargs: Any) -> Any:
+        fitted = self.__dict__.pop("fitted", False)
+        if self.memory.columns is not None and not fitted and not self.memory.origin.is_fitted:
+            raise RuntimeError(
+                "a cache from which visual tokens were removed goes on in the model that filled "
+                "it alone, all its layers together, with an attention_mask of [B, columns of the "
+                "whole sequence] or none"
+            )
         held = own(self).update(*args, **kwargs)
         self.noted = self.keys
         return held
@@ -187,14 +231,18 @@ class ShortenedLayer:
         self.noted = self.keys
 
     def crop(self, tokens_to_remove: int) -> None:
-        count, before = abs(tokens_to_remove), self.get_seq_length()
+        before = self.get_seq_length()
+        # Releases before 5.18 take a length, too.
+        count = max(0, before - tokens_to_remove) if tokens_to_remove > 0 else -tokens_to_remove
+        if count >= before:
+            self.reset()
+            return
         memory, lost = self.memory.cropped(before - count)
         # Entries that go: what followed the prompt, and what of the prompt is held in that range.
         entries = min(count, before - self.memory.length) + lost
         if self.memory.columns is None:
             entries = count
-        # transformers refuses what is above 0, except in layers without a memory.
-        own(self).crop(-entries if tokens_to_remove <= 0 else tokens_to_remove)
+        own(self).crop(-entries)
         if hasattr(self, "cumulative_length"):
             self.cumulative_length = before - count
         else:
@@ -204,8 +252,8 @@ class ShortenedLayer:
     def reset(self) -> None:
         """Empty, it is what it was."""
         self.__class__ = type(self).__base__  # type: ignore[assignment]
-        for name in ("memory", "removed", "noted"):
-            del self.__dict__[name]
+        for name in ("memory", "removed", "noted", "fitted"):
+            self.__dict__.pop(name, None)
         # Releases before 5.23 zero what is held, and would go on counting it.
         self.__dict__.update(keys=None, values=None, is_initialized=False)
         self.reset()
@@ -244,6 +292,7 @@ def remember(
         origin: new, for all layers.
     """
     made: dict[Any, Memory] = {}
+    origin.moved = any(shift is not None for shift in shifts)
     befores = [getattr(layer, "memory", None) for layer in cache.layers]
     keys = [
         (id(columns), None if before is None else before.group)

@@ -40,6 +40,9 @@ class Reduction(ABC):
         """The same as before: a checkpointed layer runs again in the backward."""
         return states, given
 
+    def forget(self) -> None:  # noqa: B027 - most have nothing to let go of
+        """Lets go of what only the forward under way needs."""
+
     @abstractmethod
     def end(self, cache: Any) -> Outcome | None:
         """After the last layer: leaves a memory on the cache. None where it was not reached.

@@ -17,8 +17,14 @@ from tokenprune.hosts.before_model import BeforeModel
 from tokenprune.hosts.between_layers import BetweenLayers
 from tokenprune.hosts.compat import cache_of, is_filled, past_length
 from tokenprune.hosts.inputs import Calls, Inputs, PerThread, check_cache, find_prompt, read_inputs
-from tokenprune.hosts.masks import fit_model, positions_now, positions_of
-from tokenprune.hosts.memory import Memory, masks_are_fitted
+from tokenprune.hosts.masks import (
+    check_untouched,
+    fit_model,
+    positions_now,
+    positions_of,
+    prepare_layers,
+)
+from tokenprune.hosts.memory import Fitting, Memory, fitting
 from tokenprune.hosts.reduction import Reduction
 from tokenprune.hosts.sequence import KeptColumns
 from tokenprune.log import refuse
@@ -80,6 +86,8 @@ class Step:
         variable.set(value)
 
     def close(self) -> None:
+        if self.reduction is not None:
+            self.reduction.forget()
         while self.former:
             variable, value = self.former.pop()
             variable.set(value)
@@ -91,12 +99,9 @@ class Step:
         self.inputs = read_inputs(given, self.calls, self.applied, self.thread)
         memory = Memory.of(self.inputs.cache) if self.inputs.past else None
         prompt = self.inputs.placeholders is not None
-        in_layers = isinstance(self.applied.method, LayerMethod)
         if memory is not None and (prompt or memory.uniform):
             # Ours to fit: of a prompt always, of a step where all layers hold the same.
-            self._set(masks_are_fitted, True)
-        elif prompt and in_layers:
-            self._set(masks_are_fitted, True)
+            self._set(fitting, Fitting(memory.origin, lambda: self.calls.in_force))
 
     def enter_language_model(self, given: dict[str, Any]) -> dict[str, Any]:
         """A prompt's reduction begins; a step's mask and positions are fitted to its cache."""
@@ -104,6 +109,11 @@ class Step:
         if inputs is None:
             return given
         self.language_cache = check_cache(given, self.calls, inputs)
+        memory = Memory.of(self.language_cache) if inputs.past else None
+        if memory is not None:
+            check_untouched(self.language_cache)
+            if memory.origin.is_fitted:
+                memory.origin.drop_pending()
         if inputs.placeholders is not None and not self.done and self.reduction is None:
             in_layers = isinstance(self.applied.method, LayerMethod)
             kind = BetweenLayers if in_layers else BeforeModel
@@ -112,12 +122,12 @@ class Step:
             )
             self.reduction = kind(self.applied, self.calls.adapter, prompt)
             return self.reduction.begin(given)
-        memory = Memory.of(self.language_cache) if inputs.past else None
         if memory is None:
             return given
         if memory.uniform:
             return fit_model(given, self.calls.language, self.calls.language_model, inputs.past)
         self._set(positions_now, positions_of(given, inputs.past))
+        prepare_layers(given, memory, inputs.past)
         return given
 
     def enter_layer(
@@ -150,6 +160,6 @@ class Step:
         if prompt and not self.done:
             message = (
                 f"no visual token was removed: {type(host).__name__} did not reach its language "
-                "model by the way the adapter knows"
+                "model by the way the adapter knows; one that was compiled before runs on without"
             )
             refuse(self.applied.strict, RuntimeError(message))
