@@ -299,6 +299,15 @@ def test_benchmark_rows(refused, tmp_path):
     assert "row" in line
 
 
+def test_benchmark_data_without_rows(refused, tmp_path):
+    pytest.importorskip("datasets")
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.table({"question": ["What?"]}).slice(0, 0), path)
+    line = refused("evaluate", "xlrs", "--data", path, "--out", tmp_path / "out")
+    assert str(path) in line
+    assert "An error occurred" not in line
+
+
 @pytest.mark.parametrize("place", ["question", "answer"])
 def test_benchmark_rows_that_json_or_utf_8_cannot_write(refused, run, tmp_path, place):
     pytest.importorskip("datasets")
