@@ -107,6 +107,7 @@ GENERATION_SETTINGS: dict[Any, tuple[tuple[str, ...], str]] = {
     ),
 }
 MAX_BEAMS = 64
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 CONFIG_FILES = ("config.json", "processor_config.json", "preprocessor_config.json")
 # As JSON escapes it. Whole pairs have such a half too, and are text.
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -196,7 +197,17 @@ def check_generation(path: Path) -> None:
                 f"{path}: {name} must be between 1 and {MAX_BEAMS}, got {content[name]}"
             )
     with named(path, "the model cannot generate with it"):
+        for name in TOKEN_IDS:
+            check_ids(name, content.get(name))
         GenerationConfig.from_dict(content).validate()
+
+
+def check_ids(name: str, value: Any) -> None:
+    """A token's id, a list of ids, or None."""
+    for number in value if isinstance(value, list) else [value]:
+        good = isinstance(number, int) and not isinstance(number, bool)
+        if number is not None and not (good and -1 <= number < 2**31):
+            raise ValueError(f"{name} must be a token's id, got {number!r}")
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -127,6 +127,11 @@ class GeoLlavaConfig(PreTrainedConfig):
             check_count("encoder_chunk_size", self.encoder_chunk_size, 1)
         check_channels("image_mean", self.image_mean)
         check_channels("image_std", self.image_std)
+        for name in checkpoint.TOKEN_IDS:
+            checkpoint.check_ids(name, getattr(self, name, None))
+            checkpoint.check_ids(f"text_config.{name}", getattr(self.text_config, name, None))
+        if self.image_grid_pinpoints is not None:
+            self.canvases()
         side = self.vision_config.image_size // self.vision_config.patch_size
         if isinstance(self.num_keep, bool) or not isinstance(self.num_keep, int):
             raise TypeError(f"num_keep must be an int, got {type(self.num_keep).__name__}")
@@ -181,6 +186,10 @@ class GeoLlavaConfig(PreTrainedConfig):
                 )
         for name in ("image_size", "patch_size"):
             check_count(f"vision_config.{name}", getattr(self.vision_config, name), 1)
+        if self.vision_config.num_channels != 3:
+            raise ValueError(
+                f"vision_config.num_channels must be 3, got {self.vision_config.num_channels!r}"
+            )
         for name in ("vocab_size", "num_key_value_heads", "max_position_embeddings"):
             check_count(f"text_config.{name}", getattr(self.text_config, name), 1)
 

@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from geollava.evaluate.benchmark import Benchmark, Row
 from geollava.extras import install
 from geollava.imagery import Scene, open_scene
-from geollava.readable import named
+from geollava.readable import named, reason_of
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 IMAGES = ("image", "Image", "bytes")  # the column with the image: the first that there is
@@ -236,6 +236,7 @@ def load_dataset(path: Path, source: str, split: str | None) -> Any:
             f"reading {source} needs the extra evaluate: {install('evaluate')}"
         ) from error
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # the error says it
     try:
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
             found = datasets.load_from_disk(str(path))
@@ -249,7 +250,7 @@ def load_dataset(path: Path, source: str, split: str | None) -> Any:
         else:
             found = datasets.load_dataset(source)
     except Exception as error:  # of the file, the hub or the network: all in one line
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason_of(error.__cause__ or error)  # datasets says of many that one occurred
         raise ValueError(f"the data {source} cannot be read: {reason}") from error
     if isinstance(found, dict):
         names = sorted(found)

@@ -42,7 +42,12 @@ def parse_canvases(pinpoints: str | Sequence[Sequence[int]], crop_size: int) -> 
                 for rows in range(first_rows, last_rows + 1)
             ]
         pinpoints = counts
-    canvases = [[int(width), int(height)] for width, height in pinpoints]
+    try:
+        canvases = [[int(width), int(height)] for width, height in pinpoints]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"image_grid_pinpoints must be pairs of pixels or a range, got {pinpoints!r}"
+        ) from error
     bad = [canvas for canvas in canvases if min(canvas) < 1 or any(s % crop_size for s in canvas)]
     if bad or not canvases:
         raise ValueError(

@@ -175,7 +175,8 @@ def test_no_tokenizer(tiny_checkpoint):
 
 
 def test_known_tower_needs_no_files(checkpoint_copy):
-    edit_config(checkpoint_copy, mm_vision_tower="openai/clip-vit-large-patch14-336")
+    tower = "openai/clip-vit-large-patch14-336"
+    edit_config(checkpoint_copy, mm_vision_tower=tower, image_grid_pinpoints=[[336, 672]])
     config = GeoLlavaConfig.from_pretrained(checkpoint_copy).vision_config
     assert (config.hidden_size, config.num_hidden_layers, config.image_size) == (1024, 24, 336)
     assert (config.intermediate_size, config.num_attention_heads) == (4096, 16)

@@ -69,9 +69,10 @@ def edit(path, **changes):
         ({"hidden_act": "nope"}, "hidden_act must be an activation"),
         ({"mm_spatial_pool_stride": "x"}, "video_pool_stride must be an int, got str"),
         ({"mm_vision_select_layer": "x"}, "vision_feature_layer must be an int, got str"),
-        ({"image_grid_pinpoints": 7}, "no image processor can be made of it"),
+        ({"image_grid_pinpoints": 7}, "image_grid_pinpoints must be pairs of pixels or a range"),
         ({"torch_dtype": "float33"}, "float33"),
         ({"model_type": []}, "model_type must be geollava or llava_qwen, got []"),
+        ({"bos_token_id": 10**80}, "bos_token_id must be a token's id, got 1000"),
         # What would be listed or built before the weights show that it is not there.
         ({"num_hidden_layers": 10**9}, "num_hidden_layers must be at most 512, got 1000000000"),
         ({"image_grid_pinpoints": "(1x1),...,(99999x99999)"}, "at most 10,000 crops"),
@@ -88,6 +89,7 @@ def test_config_of_wrong_types(ask, checkpoint_copy, changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"vision_config": {"num_channels": 0}}, "vision_config.num_channels must be 3, got 0"),
         ({"vision_tower_name": ["x"]}, "vision_tower_name must be a string, got list"),
         ({"merge_cycles": 0}, "merge_cycles must be one of official, merge, got 0"),
         ({"merge_max_iters": 10**9}, "merge_max_iters must be at most 1000, got 1000000000"),
@@ -125,6 +127,7 @@ def test_image_processors_that_cannot_be(ask_own, changes, message):
         ({"max_length": "x"}, "max_length must be a whole number, got 'x'"),
         ({"temperature": []}, "temperature must be a number, got []"),
         ({"num_beams": 10**9}, "num_beams must be between 1 and 64, got 1000000000"),
+        ({"eos_token_id": [1, "x"]}, "eos_token_id must be a token's id, got 'x'"),
         ({"cache_implementation": "x"}, "the model cannot generate with it"),
     ],
 )
@@ -320,6 +323,15 @@ def test_benchmark_rows(refused, tmp_path):
     parquet.write_table(pyarrow.Table.from_pylist([row]), path)
     line = refused("evaluate", "xlrs", "--data", path, "--out", tmp_path / "out")
     assert "row" in line
+
+
+def test_benchmark_data_without_rows(refused, tmp_path):
+    pytest.importorskip("datasets")
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.table({"question": ["What?"]}).slice(0, 0), path)
+    line = refused("evaluate", "xlrs", "--data", path, "--out", tmp_path / "out")
+    assert str(path) in line
+    assert "An error occurred" not in line
 
 
 @pytest.mark.parametrize("place", ["question", "answer"])
