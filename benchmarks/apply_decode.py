@@ -1,13 +1,15 @@
 """What a decoding step costs under `tokenprune.apply`, beside the model as it is.
 
 Both steps attend to the same number of columns: the cache of the shortened prompt, and a plain copy
-of its keys and values. The model is that of `apply_prefill.py`, with four rows. Steps are taken in
-turn, and the ratio's interval is a bootstrap over pairs.
+of its keys and values, in a twin of the model that shares its weights, to which nothing is applied.
+The model is that of `apply_prefill.py`, with four rows. Steps are taken in turn, and the ratio's
+interval is a bootstrap over pairs.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import random
 import statistics
 import sys
@@ -61,33 +63,29 @@ def measure(model: Any, method: str, pairs: int) -> tuple[list[float], list[floa
         short = cache_of(model(**given, use_cache=True))
     plain = plain_copy(short)
     length = ids.shape[1]
-    expected = None
 
-    def step(cache: Any, position: int) -> torch.Tensor:
-        """One token on; the cache is put back."""
-        places = torch.full((ROWS, 1), position, device=model.device)
-        output = model(input_ids=token, position_ids=places, **{cache_name: cache})
+    places = torch.full((ROWS, 1), length, device=model.device)
+    twin = copy.deepcopy(model)
+    twin.load_state_dict(model.state_dict(), assign=True)
+
+    def step(of: Any, cache: Any) -> torch.Tensor:
+        output = of(input_ids=token, position_ids=places, **{cache_name: cache})
         if model.device.type == "cuda":
             torch.cuda.synchronize()
         return output.logits
 
     seconds: tuple[list[float], list[float]] = ([], [])
-    for pair in track(range(-3, pairs), description=method, transient=True):
-        order = (0, 1) if pair % 2 else (1, 0)
-        logits: dict[int, torch.Tensor] = {}
-        for which in order:
-            cache = (short, plain)[which]
-            handle = tokenprune.apply(model, method, keep_ratio=RATIO) if which == 0 else None
-            start = time.perf_counter()
-            logits[which] = step(cache, length)
-            taken = time.perf_counter() - start
-            if handle is not None:
-                handle.remove()
-            cache.crop(-1)
-            if pair >= 0:
-                seconds[which].append(taken)
-        if expected is None:
-            expected = logits
+    with tokenprune.apply(model, method, keep_ratio=RATIO):
+        for pair in track(range(-5, pairs), description=method, transient=True):
+            logits: dict[int, torch.Tensor] = {}
+            for which in (0, 1) if pair % 2 else (1, 0):
+                cache = (short, plain)[which]
+                start = time.perf_counter()
+                logits[which] = step((model, twin)[which], cache)
+                taken = time.perf_counter() - start
+                cache.crop(-1)
+                if pair >= 0:
+                    seconds[which].append(taken)
             torch.testing.assert_close(logits[0], logits[1], atol=1e-4, rtol=0)
     return *seconds, short.layers[-1].keys.shape[2]
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from tokenprune.hosts.applied import Outcome, cache_bytes_saved
 from tokenprune.hosts.compat import attention_implementation, prepared_masks
 from tokenprune.hosts.images import ReducedImages, reduce_images
-from tokenprune.hosts.masks import fit_in_layers, fit_prompt_mask, moved, positions_of
+from tokenprune.hosts.layer_fit import fit_in_layers
+from tokenprune.hosts.masks import fit_prompt_mask, moved, positions_of
 from tokenprune.hosts.memory import Memory, Origin, remember
 from tokenprune.hosts.reduction import Reduction
 from tokenprune.hosts.sequence import KeptColumns, compacted, edge_padding

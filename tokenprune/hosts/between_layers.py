@@ -20,7 +20,8 @@ from tokenprune.hosts.attention import attention_of
 from tokenprune.hosts.compat import check_layer
 from tokenprune.hosts.image_groups import group_images, reduced_images
 from tokenprune.hosts.layer_arguments import LayerArguments
-from tokenprune.hosts.masks import fit_in_layers, positions_of
+from tokenprune.hosts.layer_fit import fit_in_layers
+from tokenprune.hosts.masks import positions_of
 from tokenprune.hosts.memory import Memory, Origin, remember
 from tokenprune.hosts.prompt import Prompt
 from tokenprune.hosts.reduction import Reduction

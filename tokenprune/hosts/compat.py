@@ -14,6 +14,7 @@ From first to last, one forward of a host is assumed to
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
@@ -178,6 +179,12 @@ def image_features(output: Any) -> Any:
     return features
 
 
+@functools.cache
+def mask_preparation() -> tuple[Callable[..., Any], Call]:
+    prepare = imported("transformers.masking_utils", "create_masks_for_generate")
+    return prepare, Call.of(prepare, "config", "inputs_embeds", "attention_mask")
+
+
 def prepared_masks(config: Any, embeddings: Tensor, mask: Tensor | None, cache: Any) -> Any:
     """The masks that a language model would make for itself, one or one for each layer type.
 
@@ -189,8 +196,7 @@ def prepared_masks(config: Any, embeddings: Tensor, mask: Tensor | None, cache: 
         mask: [B, columns] or None.
         cache: says how many columns there are, or None.
     """
-    prepare = imported("transformers.masking_utils", "create_masks_for_generate")
-    call = Call.of(prepare, "config", "inputs_embeds", "attention_mask")
+    prepare, call = mask_preparation()
     return prepare(
         config=config,
         inputs_embeds=embeddings,

@@ -39,7 +39,6 @@ class HostHooks:
         self.applied: list[Applied] = []
         self.thread = PerThread()
         self.head: Any = None
-        self._in_layers = False
         # What a checkpoint runs again it runs on the very tensors that it was first given; maybe
         # in another thread.
         self._checkpointed: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -56,7 +55,7 @@ class HostHooks:
                 hooks._install()
             if model is not base and hooks.head is None:
                 hooks._install_head(model)
-            if isinstance(applied.method, LayerMethod) and not hooks._in_layers:
+            if isinstance(applied.method, LayerMethod) and not hooks.calls.in_layers:
                 hooks._install_layers()
         except BaseException:
             hooks._uninstall_if_unused()
@@ -77,7 +76,7 @@ class HostHooks:
             for undo in reversed(self._undo):
                 undo()
             self._undo.clear()
-            self.thread, self.head, self._in_layers = PerThread(), None, False
+            self.thread, self.head = PerThread(), None
             self._checkpointed = WeakIdKeyDictionary()
             self.calls.in_force = False
 
@@ -118,7 +117,7 @@ class HostHooks:
 
     def _install_layers(self) -> None:
         """Only where a method works there: hooks in every layer would break compiled graphs."""
-        self._in_layers = True
+        self.calls.in_layers = True
         for number, layer in enumerate(self.adapter.decoder_layers):
             hook = disable(functools.partial(self._before_layer, number))
             self._undo.append(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
@@ -167,16 +166,18 @@ class HostHooks:
 
     def _before_layer(self, number: int, module: Any, args: Any, kwargs: Any) -> Any:
         step = Step.of(self.calls)
-        reduction = None if step is None or step.done else step.reduction
-        if reduction is None and not self._checkpointed:
+        active = step is not None and step.is_in_layers
+        if not active and not self._checkpointed:
             return None
         given = dict(kwargs)
         states, *rest = args or (given.pop("hidden_states"),)
         cos = given["position_embeddings"][0]
-        if reduction is not None:
-            if module.training and getattr(module, "gradient_checkpointing", False):
-                self._checkpointed[cos] = reduction
-            states, given = reduction.enter_layer(number, module, states, given)
+        if active:
+            assert step is not None  # it is active
+            checkpointing = module.training and getattr(module, "gradient_checkpointing", False)
+            if checkpointing and step.reduction is not None:
+                self._checkpointed[cos] = step.reduction
+            states, given = step.enter_layer(number, module, states, given)
         elif (again := self._checkpointed.get(cos)) is not None:
             states, given = again.enter_layer_again(number, module, states, given)
         else:

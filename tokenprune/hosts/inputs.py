@@ -28,12 +28,17 @@ from tokenprune.log import refuse
 
 @dataclass
 class Calls:
-    """How a host and its language model are called, for as long as a reduction is in force."""
+    """How a host and its language model are called, for as long as a reduction is in force.
+
+    Attributes:
+        in_layers: every layer is hooked, too.
+    """
 
     adapter: Adapter
     host: Call
     language: Call
     in_force: bool = True
+    in_layers: bool = False
 
     @property
     def language_model(self) -> nn.Module:

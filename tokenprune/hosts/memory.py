@@ -173,7 +173,7 @@ class ShortenedLayer:
     is_compileable = False
     memory: Memory
     removed: int
-    noted: Tensor
+    noted: Tensor | None
     keys: Tensor
     cumulative_length: int
 
@@ -198,6 +198,7 @@ class ShortenedLayer:
                 "it alone, all its layers together, with an attention_mask of [B, columns of the "
                 "whole sequence] or none"
             )
+        self.noted = None  # the old keys' memory is wanted for the new values
         held = own(self).update(*args, **kwargs)
         self.noted = self.keys
         return held

@@ -17,13 +17,8 @@ from tokenprune.hosts.before_model import BeforeModel
 from tokenprune.hosts.between_layers import BetweenLayers
 from tokenprune.hosts.compat import cache_of, is_filled, past_length
 from tokenprune.hosts.inputs import Calls, Inputs, PerThread, check_cache, find_prompt, read_inputs
-from tokenprune.hosts.masks import (
-    check_untouched,
-    fit_model,
-    positions_now,
-    positions_of,
-    prepare_layers,
-)
+from tokenprune.hosts.layer_fit import LayerFit, positions_now, prepare_layers
+from tokenprune.hosts.masks import check_untouched, fit_model, positions_of
 from tokenprune.hosts.memory import Fitting, Memory, fitting
 from tokenprune.hosts.reduction import Reduction
 from tokenprune.hosts.sequence import KeptColumns
@@ -44,6 +39,7 @@ class Step:
         head: the arguments of the model with its head.
         inputs: of the host.
         reduction: of a prompt with images.
+        layer_fit: of a step whose layers hold different columns.
         columns: of the prompt, those that remain: labels lose the others.
         done: the prompt was reduced.
         opened_by_head: it lasts until the head has its loss.
@@ -56,6 +52,7 @@ class Step:
     inputs: Inputs | None = None
     language_cache: Any = None
     reduction: Reduction | None = None
+    layer_fit: LayerFit | None = None
     columns: KeptColumns | None = None
     done: bool = False
     opened_by_head: bool = False
@@ -92,6 +89,10 @@ class Step:
             variable, value = self.former.pop()
             variable.set(value)
 
+    @property
+    def is_in_layers(self) -> bool:
+        return self.layer_fit is not None or (self.reduction is not None and not self.done)
+
     # -- the path of one forward ------------------------------------------------------------------
 
     def enter_host(self, given: dict[str, Any]) -> None:
@@ -99,8 +100,8 @@ class Step:
         self.inputs = read_inputs(given, self.calls, self.applied, self.thread)
         memory = Memory.of(self.inputs.cache) if self.inputs.past else None
         prompt = self.inputs.placeholders is not None
-        if memory is not None and (prompt or memory.uniform):
-            # Ours to fit: of a prompt always, of a step where all layers hold the same.
+        if memory is not None and (prompt or memory.uniform or self.calls.in_layers):
+            # Ours to fit; else the layers get hooks for this one forward.
             self._set(fitting, Fitting(memory.origin, lambda: self.calls.in_force))
 
     def enter_language_model(self, given: dict[str, Any]) -> dict[str, Any]:
@@ -128,14 +129,19 @@ class Step:
             return fit_model(given, self.calls.language, self.calls.language_model, inputs.past)
         self._set(positions_now, positions_of(given, inputs.past))
         prepare_layers(given, memory, inputs.past)
+        if self.calls.in_layers:
+            self.layer_fit = LayerFit()
         return given
 
     def enter_layer(
         self, number: int, layer: Any, states: Tensor, given: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Any]]:
-        if self.reduction is None:
-            return states, given
-        return self.reduction.enter_layer(number, layer, states, given)
+        """A prompt's columns leave between layers; a step's arguments are fitted to each layer."""
+        if self.layer_fit is not None:
+            return states, self.layer_fit.fit(number, layer, states, given, self.language_cache)
+        if self.reduction is not None and not self.done:
+            return self.reduction.enter_layer(number, layer, states, given)
+        return states, given
 
     def leave_language_model(self, output: Any) -> None:
         """The reduction ends: what it did is noted, and what it left is remembered."""
