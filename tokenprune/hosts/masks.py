@@ -77,17 +77,16 @@ def fit_mask(
     """
     batch, length, _ = states.shape
     total = past + length
+    if "flash" in attention:
+        check_flash_window(window, total)
+    if mask is None and not memory.padded:
+        return None
     columns, real = held_before(memory, past, batch, window, states.device)
     now = torch.arange(past, total, device=states.device).expand(batch, -1)
     columns = torch.cat([columns, now], dim=1)
     real = torch.cat([real, torch.ones_like(now, dtype=torch.bool)], dim=1)
-    flash = "flash" in attention
-    if flash:
-        check_flash_window(window, total)
     if mask is None:
-        if bool(real.all()):
-            return None
-        if flash:
+        if "flash" in attention:
             return real
         seen = (columns[:, None] <= now[:, :, None]) & real[:, None]
         if attention != "sdpa":
@@ -155,8 +154,9 @@ def fit_model(
     cache, states = call.cache(given), given["inputs_embeds"]
     memory = Memory.of(cache)
     assert memory is not None  # who calls has looked
-    check_untouched(cache)
     config, mask = language_model.config.get_text_config(), given.get("attention_mask")
+    if is_plain_step(mask, memory, states, config, attention_implementation(language_model)):
+        return {**given, **moved_positions(given, memory, past)}
     fit = functools.partial(
         fit_mask,
         memory=memory,
@@ -174,10 +174,22 @@ def fit_model(
             (fitted,) = fitted.values()
     else:
         fitted = fit(masks, window=window_of_kind(config, None))
-    changed: dict[str, Any] = {"attention_mask": fitted}
-    if memory.shift is not None:
-        changed["position_ids"] = moved(positions_of(given, past), memory)
-    return {**given, **changed}
+    return {**given, "attention_mask": fitted, **moved_positions(given, memory, past)}
+
+
+def is_plain_step(mask: Any, memory: Memory, states: Tensor, config: Any, attention: str) -> bool:
+    """Whether one more token sees all that is held: the language model then makes no mask."""
+    if memory.padded or states.shape[1] != 1 or getattr(config, "sliding_window", None):
+        return False
+    if attention != "sdpa" and "flash" not in attention:
+        return False
+    return mask is None or (isinstance(mask, Tensor) and mask.ndim == 2 and bool(mask.all()))
+
+
+def moved_positions(given: Mapping[str, Any], memory: Memory, past: int) -> dict[str, Any]:
+    if memory.shift is None:
+        return {}
+    return {"position_ids": moved(positions_of(given, past), memory)}
 
 
 def positions_of(given: Mapping[str, Any], past: int) -> Tensor:

@@ -80,6 +80,7 @@ class Memory:
         length: columns of the whole sequence, up to the prompt's end.
         columns: [B, C] int64, the column that each entry comes from; None for all of them.
         real: [B, C] bool, False where an entry only fills a row up; None with `columns`.
+        padded: whether there are such entries.
         group: a number that layers with the same entries share.
         uniform: all layers hold the same.
         shift: [B] int64, how far the positions that follow have moved; None where they have not.
@@ -90,6 +91,7 @@ class Memory:
     length: int
     columns: Tensor | None
     real: Tensor | None
+    padded: bool
     group: int
     uniform: bool
     shift: Tensor | None
@@ -101,10 +103,6 @@ class Memory:
         if cache is None or len(cache.layers) <= number:
             return None
         return getattr(cache.layers[number], "memory", None)
-
-    @property
-    def padded(self) -> bool:
-        return self.real is not None and not bool(self.real.all())
 
     def picked(self, change: Callable[[Tensor], Tensor], batch: int) -> Memory:
         """After a change of the cache's rows."""
@@ -307,7 +305,8 @@ def remember(
         if key not in made:
             now, real = joined(columns, length, past, before)
             uniform = len(set(keys)) == 1
-            made[key] = Memory(past + length, now, real, len(made), uniform, shift, origin)
+            padded = real is not None and not bool(real.all())
+            made[key] = Memory(past + length, now, real, padded, len(made), uniform, shift, origin)
         if before is None:
             kind: Any = type(layer)
             layer.__class__, layer.removed = shortened(kind), 0
