@@ -39,7 +39,12 @@ COUNTS = {
 }
 PART_COUNTS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 # The most that those may be which take time or memory before weights are compared with them.
-MOST = {"num_hidden_layers": 512, "merge_max_iters": 1000, "max_crops": MAX_CROPS}
+MOST = {
+    "num_hidden_layers": 512,
+    "merge_max_iters": 1000,
+    "max_crops": MAX_CROPS,
+    "crop_size": 4096,
+}
 
 
 class GeoLlavaConfig(PreTrainedConfig):

@@ -109,6 +109,7 @@ def test_own_config_of_settings_that_cannot_be(ask_own, changes, message):
     ("changes", "message"),
     [
         ({"max_crops": 10**9}, "max_crops must be at most 10000"),
+        ({"crop_size": 2**63}, "crop_size must be at most 4096, got 92233720"),
         ({"max_crops": 1}, "must allow a canvas of at least two crops, got 1 and 49"),
         ({"image_std": [1, 0, 1]}, "image_std must be above 0"),
     ],

@@ -12,7 +12,7 @@ images.py              each image's tokens -> the ones that remain; image_groups
 sequence.py, masks.py  the same columns out of embeddings, positions, masks and labels; windows.py
 memory.py              what stays on a cache: it reports the original length
 layer_arguments.py     what a layer is called with in a prompt that loses columns on its way
-layer_fit.py           the same in a step whose layers hold different columns, with or without a handle
+layer_fit.py           the same in a step whose layers hold different columns, also without a handle
 training.py            labels beside `transformers.Trainer`
 compat.py              all that is assumed of transformers' names and call order, checked at entry
 verify.py              the masked-equivalence proof on a user's model; verifying/ holds its parts
