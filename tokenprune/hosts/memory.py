@@ -230,9 +230,9 @@ class ShortenedLayer:
         self.noted = self.keys
 
     def crop(self, tokens_to_remove: int) -> None:
-        before = self.get_seq_length()
+        before, number = self.get_seq_length(), int(tokens_to_remove)  # some give a tensor
         # Releases before 5.18 take a length, too.
-        count = max(0, before - tokens_to_remove) if tokens_to_remove > 0 else -tokens_to_remove
+        count = max(0, before - number) if number > 0 else -number
         if count >= before:
             self.reset()
             return
