@@ -339,6 +339,21 @@ def said_again(host: Host, cache: Any, inputs: Any, text: Tensor) -> Tensor:
     return host.model(input_ids=words, **{CACHE: cache}).logits[:, 2:]
 
 
+@pytest.mark.slow
+def test_a_step_of_a_model_that_was_compiled_after():
+    host = build("llava")
+    inputs = host.inputs(BATCH[:1])
+    words, mask = words_after(inputs, 1)
+    with tokenprune.apply(host.model, "divprune", num_keep=5), torch.no_grad():
+        cache = cache_in(host.model(**inputs, use_cache=True))
+        expected = step(host, copy.deepcopy(cache), words, attention_mask=mask)
+        torch.compiler.reset()
+        compiled = torch.compile(host.model, backend="aot_eager")
+        actual = compiled(input_ids=words, attention_mask=mask, **{CACHE: cache}).logits
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+    torch.compiler.reset()
+
+
 def test_a_crop_into_the_images_is_refused_where_rows_differ():
     host = build("llava")
     with tokenprune.apply(host.model, "uniform", num_keep=5) as handle, torch.no_grad():

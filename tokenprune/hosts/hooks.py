@@ -1,7 +1,7 @@
 """Hooks: where a host is entered, and how it is left again without a trace.
 
 The host runs as it is, on its processor's full inputs; `step.py` says what happens on the way.
-Nothing is patched on a class: module hooks and two attributes of the instance do it all.
+Nothing is patched on a class: module hooks and three attributes of the instance do it all.
 """
 
 from __future__ import annotations

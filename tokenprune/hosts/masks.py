@@ -156,7 +156,9 @@ def fit_model(
     assert memory is not None  # who calls has looked
     config, mask = language_model.config.get_text_config(), given.get("attention_mask")
     if is_plain_step(mask, memory, states, config, attention_implementation(language_model)):
-        return {**given, **moved_positions(given, memory, past)}
+        # A mask of the whole sequence would be made into one that does not fit where a compiler
+        # cannot look whether all is seen.
+        return {**given, "attention_mask": None, **moved_positions(given, memory, past)}
     fit = functools.partial(
         fit_mask,
         memory=memory,
