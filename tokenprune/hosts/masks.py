@@ -18,7 +18,7 @@ from tokenprune.hosts.compat import (
     attention_implementation,
     prepared_masks,
 )
-from tokenprune.hosts.memory import Memory
+from tokenprune.hosts.memory import Memory, fitting
 from tokenprune.hosts.prompt import Prompt
 from tokenprune.hosts.sequence import KeptColumns, take_columns
 from tokenprune.hosts.windows import (
@@ -158,6 +158,9 @@ def fit_model(
     if is_plain_step(mask, memory, states, config, attention_implementation(language_model)):
         # A mask of the whole sequence would be made into one that does not fit where a compiler
         # cannot look whether all is seen.
+        now = fitting.get()
+        assert now is not None  # `Step.enter_host` has set it
+        now.plain = True
         return {**given, "attention_mask": None, **moved_positions(given, memory, past)}
     fit = functools.partial(
         fit_mask,

@@ -20,17 +20,20 @@ from torch import Tensor, nn
 from tokenprune.hosts.sequence import KeptColumns
 
 
-@dataclass(frozen=True)
+@dataclass
 class Fitting:
     """A forward of ours that fits the masks and positions for one cache.
 
     Attributes:
         origin: the cache's.
         in_force: whether the reduction still is; an interrupt may have left this behind.
+        plain: one more token sees all that is held; whoever makes a mask of nothing, as compiled
+            models may, makes it as wide as that.
     """
 
     origin: Origin
     in_force: Callable[[], bool]
+    plain: bool = False
 
 
 fitting: ContextVar[Fitting | None] = ContextVar("fitting", default=None)
@@ -183,8 +186,12 @@ class ShortenedLayer:
         # Where no forward of ours fits the mask that is about to be made, the layers must.
         origin = self.memory.origin
         origin.drop_pending()
-        if not origin.is_fitted:
+        now = fitting.get()
+        if now is None or not origin.is_fitted:
             origin.fit_in_layers(origin)
+        elif now.plain:
+            held = self.keys.shape[-2]
+            return held + query_length, self.get_seq_length() - held
         sizes: tuple[int, int] = own(self).get_mask_sizes(query_length)
         return sizes
 
