@@ -35,8 +35,8 @@ def run(folder: Path, workers: int) -> tuple[float, list[Any]]:
     import ray
     from pyarrow import parquet
 
-    from geollava.batch import Settings, run_batch
-    from geollava.default_model import default_checkpoint
+    from geollava.answering.batch import Settings, run_batch
+    from geollava.model.default_model import default_checkpoint
 
     done: list[float] = []
     cores = sorted(os.sched_getaffinity(0))[:workers]

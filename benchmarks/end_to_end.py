@@ -33,9 +33,9 @@ def ask(path: Path, model: str | None, device: str, threads: int) -> dict[str, A
     """Seconds per stage, crops, and peak memory in MiB: of the process beyond what it takes with
     the model loaded, and of the device beyond its weights."""
     from geollava import imagery
-    from geollava.answer import Stopwatch, answer, load
-    from geollava.default_model import default_checkpoint
-    from geollava.malloc import keep_freed_memory
+    from geollava.answering.answer import Stopwatch, answer, load
+    from geollava.common.malloc import keep_freed_memory
+    from geollava.model.default_model import default_checkpoint
 
     keep_freed_memory()  # as the command line does
     torch.set_num_threads(threads)

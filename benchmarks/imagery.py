@@ -87,7 +87,10 @@ def run(impl: str, path: Path, threads: int) -> tuple[dict[str, float], Tensor]:
 
 
 def normalized(crops: Tensor) -> Tensor:
-    from geollava.checkpoint import CLIP_MEAN, CLIP_STD  # 8 MiB, which making crops does not need
+    from geollava.model.checkpoint import (  # 8 MiB, which making crops does not need
+        CLIP_MEAN,
+        CLIP_STD,
+    )
 
     return imagery.normalize_crops(crops, CLIP_MEAN, CLIP_STD)
 

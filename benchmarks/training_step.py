@@ -19,13 +19,13 @@ import torch
 import yaml
 
 from benchmarks import results
-from geollava.default_model import default_checkpoint
+from geollava.model.default_model import default_checkpoint
 
 RATES = {"vision_tower": 1e-5, "projector": 1e-4, "affinity_head": 1e-4, "language_model": 1e-4}
 
 
 def geollava(*arguments: object) -> None:
-    command = [sys.executable, "-m", "geollava.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "geollava", *map(str, arguments)]
     subprocess.run(command, check=True)
 
 

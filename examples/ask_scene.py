@@ -12,10 +12,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from geollava import answer, imagery, overlay, scenes
-from geollava.console import progress_bar
-from geollava.default_model import default_checkpoint
-from geollava.scene_drawing import draw
+from geollava import imagery, scenes
+from geollava.answering import answer, overlay
+from geollava.commands.console import progress_bar
+from geollava.model.default_model import default_checkpoint
+from geollava.scenes.draw import draw
 
 SEED = 80_000  # of no scene that the model learned from
 SIZE, SCALE = 1344, 1.3

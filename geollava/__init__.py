@@ -9,8 +9,8 @@ from importlib.metadata import distributions
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from geollava.extras import install
-from geollava.registration import register_with_transformers
+from geollava.common.extras import install
+from geollava.model.registration import register_with_transformers
 
 # Looked for before `register_with_transformers` changes how transformers is found. Raised when a
 # name is needed: the command line must be able to say it in one line.
@@ -28,9 +28,9 @@ if any(True for _ in distributions(name="tokenprune")):
     )
 
 if TYPE_CHECKING:
-    from geollava.configuration import GeoLlavaConfig
-    from geollava.modeling import GeoLlavaForConditionalGeneration
-    from geollava.processing import GeoLlavaImageProcessor, GeoLlavaProcessor
+    from geollava.model.configuration import GeoLlavaConfig
+    from geollava.model.modeling import GeoLlavaForConditionalGeneration
+    from geollava.model.processing import GeoLlavaImageProcessor, GeoLlavaProcessor
 
 __all__ = [
     "GeoLlavaConfig",
@@ -44,7 +44,7 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         if "transformers" in _missing:
             raise ImportError(MISSING_EXTRA)
-        for module in map(import_module, ("geollava.modeling", "geollava.processing")):
+        for module in map(import_module, ("geollava.model.modeling", "geollava.model.processing")):
             if hasattr(module, name):
                 return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -35,12 +35,12 @@ TESTS = {
         "tests/tokenprune/test_threads.py",
         "tests/tokenprune/test_training.py",
         "tests/tokenprune/test_golden.py",
-        "tests/geollava/test_model.py",
-        "tests/geollava/test_published.py",
-        "tests/geollava/test_evaluate.py",
+        "tests/geollava/model/test_model.py",
+        "tests/geollava/model/test_published.py",
+        "tests/geollava/evaluate/test_evaluate.py",
     ],
     "triton": ["tests/kernels"],
-    "lmms-eval": ["tests/geollava/test_lmms.py"],
+    "lmms-eval": ["tests/geollava/evaluate/test_lmms.py"],
 }
 ALONE = ("lmms-eval",)  # it asks for torchvision, which has no build beside CPU torch; we need none
 

@@ -25,8 +25,8 @@ from torch.nn import functional
 from tower import make_crops
 
 from geollava import GeoLlavaForConditionalGeneration
-from geollava.default_model import default_checkpoint
-from geollava.token_reduction import AffinityHead
+from geollava.model.default_model import default_checkpoint
+from geollava.model.token_reduction import AffinityHead
 from tokenprune import ReducedTokens
 from tokenprune.ops import background_anchored
 

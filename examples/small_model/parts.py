@@ -14,7 +14,7 @@ from geollava import (
     GeoLlavaImageProcessor,
     GeoLlavaProcessor,
 )
-from geollava.processing import IMAGE_TOKEN, VIDEO_TOKEN
+from geollava.model.processing import IMAGE_TOKEN, VIDEO_TOKEN
 from geollava.scenes import (
     COLOR_NAMES,
     DIRECTIONS,

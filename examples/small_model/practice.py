@@ -26,7 +26,7 @@ from words import SCALE, WORDING_FILE, Turn, teach, turns_of
 
 from geollava import GeoLlavaForConditionalGeneration, GeoLlavaProcessor
 from geollava.scenes import Scene, plan, training_row
-from geollava.train_data import join, tokenize
+from geollava.training.packs import join, tokenize
 
 SIZES, SHARES = (672, 1008, 1344), (0.3, 0.3, 0.4)
 KEPT = 0.95  # of the things

@@ -29,7 +29,6 @@ from torch.nn import functional
 
 from geollava import GeoLlavaForConditionalGeneration
 from geollava.imagery import cut_crops, normalize_crops
-from geollava.scene_drawing import draw
 from geollava.scenes import (
     COLORS,
     DIRECTIONS,
@@ -43,6 +42,7 @@ from geollava.scenes import (
     Planner,
     Scene,
 )
+from geollava.scenes.draw import draw
 from tokenprune.ops import background_score
 
 SIDE = 1344  # of the scenes that are learned from: 16 crops

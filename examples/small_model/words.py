@@ -48,7 +48,7 @@ from geollava.scenes import (
     training_row,
     varied,
 )
-from geollava.train_data import join, tokenize
+from geollava.training.packs import join, tokenize
 
 SCALE = 1.3
 WORDING_FILE = "wording.safetensors"

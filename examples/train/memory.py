@@ -3,7 +3,7 @@
     python examples/train/memory.py
 
 One 8K image of 13,824 visual tokens and 200 of text, under gradient checkpointing; see
-`geollava.train_plan`, which `geollava train` counts its own run by before it begins.
+`geollava.training.plan`, which `geollava train` counts its own run by before it begins.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from geollava import GeoLlavaConfig
-from geollava.train_config import TrainConfig
-from geollava.train_plan import memory
+from geollava.training.config import TrainConfig
+from geollava.training.plan import memory
 
 TOKENS, CROPS = 13_824 + 200, 576
 FROZEN = {"vision_tower": "frozen", "language_model": "frozen", "projector": 1e-5}

@@ -73,7 +73,7 @@ class Benchmark:
 def get_benchmark(name: str) -> Benchmark:
     if name not in NAMES:
         raise ValueError(f"the benchmark must be one of {', '.join(NAMES)}, got {name!r}")
-    module = importlib.import_module(f"geollava.evaluate.{name.replace('-', '_')}")
+    module = importlib.import_module(f"geollava.evaluate.benchmarks.{name.replace('-', '_')}")
     return module.BENCHMARK
 
 

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from geollava.common.outputs import written_whole
 from geollava.evaluate import report
-from geollava.evaluate.answerer import Answerer
+from geollava.evaluate.models.answerer import Answerer
 from geollava.evaluate.processes import Processes
 from geollava.evaluate.rows import Data, Example
 from geollava.evaluate.runner import PREDICTIONS, RESULTS, Line, Options, answer_all
 from geollava.evaluate.scores import Graded, summarize
-from geollava.outputs import written_whole
 
 
 def evaluate(

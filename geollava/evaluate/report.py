@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from geollava.extras import install
-from geollava.outputs import written_whole
+from geollava.common.extras import install
+from geollava.common.outputs import written_whole
 
 NAMES = {"macro": "macro", "macro_present": "macro (subtasks with rows)"}
 FEW = 20  # images

@@ -15,10 +15,10 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
+from geollava.common.extras import install
+from geollava.common.readable import named, reason_of
 from geollava.evaluate.benchmark import Benchmark, Row
-from geollava.extras import install
 from geollava.imagery import Scene, open_scene
-from geollava.readable import named, reason_of
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 IMAGES = ("image", "Image", "bytes")  # the column with the image: the first that there is

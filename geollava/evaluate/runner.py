@@ -19,10 +19,10 @@ from typing import IO, Any
 import torch
 import transformers
 
-from geollava.evaluate.answerer import Answerer, Reply
+from geollava.common.outputs import written_whole
+from geollava.evaluate.models.answerer import Answerer, Reply
 from geollava.evaluate.processes import Processes
 from geollava.evaluate.rows import Data, Example
-from geollava.outputs import written_whole
 from tokenprune.version import __version__
 
 ON_BAD_ROWS = ("refuse", "count-wrong", "skip")

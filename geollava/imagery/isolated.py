@@ -29,7 +29,7 @@ START = """
 import sys
 sys.path[:] = sys.argv[3:]
 from types import ModuleType
-for name in ("geollava", "geollava.imagery"):
+for name in ("geollava", "geollava.imagery", "geollava.common"):
     module = sys.modules[name] = ModuleType(name)
     module.__path__ = [sys.argv[2] + "/" + name.replace(".", "/")]
 from geollava.imagery.worker import main

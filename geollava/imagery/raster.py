@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from geollava.extras import install
+from geollava.common.extras import install
 from geollava.imagery.scene import (
     CHECK_PIXELS,
     PUBLISHED_MAX_PIXELS,

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from geollava.common.malloc import keep_freed_rows
 from geollava.imagery.picture import MAX_PIXELS, reason_of
 from geollava.imagery.reader import open_here
-from geollava.malloc import keep_freed_rows
 
 MEMORY_BYTES = 4 * 1024**3
 # A request may take this long, longer for a large file, which may lie on a slow disk, and longer

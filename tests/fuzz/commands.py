@@ -69,7 +69,7 @@ def content_of(stream: io.TextIOWrapper) -> str:
 
 
 def geollava(*arguments: object, **options: Any) -> None:
-    from geollava import cli
+    from geollava.commands import main as cli
 
     run(cli.main, *arguments, **options)
 
@@ -101,8 +101,8 @@ def checkpoint(folder: Path, form: str) -> list[Path]:
     import torch
 
     from geollava import GeoLlavaConfig, GeoLlavaForConditionalGeneration, GeoLlavaProcessor
-    from geollava.processing import GeoLlavaImageProcessor
-    from geollava.train import save_checkpoint
+    from geollava.model.processing import GeoLlavaImageProcessor
+    from geollava.training.trainer import save_checkpoint
     from tests.tokenprune.checkpoint import byte_tokenizer
 
     tokenizer = byte_tokenizer()
@@ -261,7 +261,7 @@ def evaluate(path: Path) -> None:
 
 def train(path: Path) -> None:
     """What the trainer prints may stand before the error."""
-    from geollava.train_config import read_config
+    from geollava.training.config import read_config
 
     clear("run")
     with suppress(ValueError):

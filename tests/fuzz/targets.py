@@ -122,14 +122,14 @@ def recipes(folder: Path) -> list[Path]:
 
 
 def configs(folder: Path) -> list[Path]:
-    from geollava.default_model import default_checkpoint
+    from geollava.model.default_model import default_checkpoint
 
     source = default_checkpoint()
     return [Path(shutil.copy(source / name, folder)) for name in ("config.json",)]
 
 
 def tokenizers(folder: Path) -> list[Path]:
-    from geollava.default_model import default_checkpoint
+    from geollava.model.default_model import default_checkpoint
 
     return [Path(shutil.copy(default_checkpoint() / "tokenizer.json", folder))]
 
@@ -160,13 +160,13 @@ def read_scene(path: Path) -> None:
 
 
 def read_table(path: Path) -> None:
-    from geollava import batch
+    from geollava.answering import batch
 
     (batch.read_questions if path.suffix == ".txt" else batch.read_scenes)(path)
 
 
 def read_recipe(path: Path) -> None:
-    from geollava.train_config import read_config
+    from geollava.training.config import read_config
 
     read_config(path)
 
@@ -180,7 +180,7 @@ def read_model_config(path: Path) -> None:
 def read_tokenizer(path: Path) -> None:
     """The mutated file in the place of the shipped model's own."""
     from geollava import GeoLlavaProcessor
-    from geollava.default_model import default_checkpoint
+    from geollava.model.default_model import default_checkpoint
 
     folder = path.parent
     for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
@@ -190,7 +190,7 @@ def read_tokenizer(path: Path) -> None:
 
 
 def read_weights(path: Path) -> None:
-    from geollava import checkpoint
+    from geollava.model import checkpoint
 
     checkpoint.check_tensors(path.parent, {"a": (4, 4), "b.c": (3,)}, frozenset())
 

@@ -50,7 +50,7 @@ def main() -> None:
     import torch
 
     # Before the first reading, so that their memory is not the reading's.
-    import geollava.cli  # noqa: F401
+    import geollava.commands.main  # noqa: F401
     import tokenprune  # noqa: F401
 
     torch.set_num_threads(1)

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from geollava import GeoLlavaForConditionalGeneration, GeoLlavaProcessor, cli, scenes
-from geollava.default_model import default_checkpoint
+from geollava import GeoLlavaForConditionalGeneration, GeoLlavaProcessor, scenes
+from geollava.commands import main as cli
+from geollava.model.default_model import default_checkpoint
 from tests.tokenprune.checkpoint import byte_tokenizer
 
 

@@ -1,0 +1,78 @@
+"""The command line's door: runs a command, and turns what goes wrong into one line.
+
+Exit codes: 0; 2 for wrong usage or input; 130 when interrupted; 1 for the rest.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import NoReturn
+
+from geollava import MISSING_EXTRA
+from geollava.common.malloc import keep_freed_memory
+from geollava.common.readable import one_line, storable
+
+INTERRUPTED = 130  # what shells say of a process that SIGINT ended
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line; an error is one line on the standard error, never a traceback."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    keep_freed_memory()
+    for library in ("PIL", "rasterio"):  # what they log of a damaged file, the error says
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    try:
+        sys.exit(run(arguments))
+    except BrokenPipeError:
+        # Whoever reads has read enough. Python would complain when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except (ValueError, TypeError, NotImplementedError, OSError, ImportError) as error:
+        fail(first_line(error, arguments), 2)
+    except KeyboardInterrupt:
+        fail("interrupted", INTERRUPTED)
+    except Exception as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # the Abort of older releases of typer
+            fail("interrupted", INTERRUPTED)
+        usage = getattr(error, "format_message", None)  # typer's own errors have one
+        if usage is not None:
+            fail(usage() or "no command given", 2)
+        if os.environ.get("GEOLLAVA_DEBUG"):
+            raise
+        line = f"{type(error).__name__}: {first_line(error, arguments)}"
+        fail(f"{line} (GEOLLAVA_DEBUG=1 shows where)", 1)
+
+
+def run(arguments: list[str]) -> int | None:
+    """The command's exit code. ImportError naming the extra where only torch is installed."""
+    if MISSING_EXTRA is not None:
+        raise ImportError(MISSING_EXTRA)
+    from geollava.commands.app import app  # late: it needs the extra
+
+    code: int | None = app(arguments, standalone_mode=False)
+    if code == INTERRUPTED:  # typer has caught it
+        raise KeyboardInterrupt
+    sys.stdout.flush()
+    return code
+
+
+def first_line(error: BaseException, arguments: list[str]) -> str:
+    text = str(error)
+    for argument in arguments:  # a file's name may hold a line break
+        text = text.replace(argument, one_line(argument)) if argument else text
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Plain, so that no terminal is too narrow for it."""
+    print(f"error: {storable(message)}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What answers the questions of an evaluation, one file each."""

@@ -1,0 +1,1 @@
+"""Studies over evaluations, one file each."""

@@ -1,0 +1,1 @@
+"""The model: vision tower, token reduction, projector, language model."""

@@ -1,0 +1,139 @@
+"""Vision tokens -> kept tokens. The only file that knows how tokens are reduced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from geollava.model.configuration import GeoLlavaConfig
+from geollava.model.sharding import whole
+from tokenprune import (
+    LayerMethod,
+    Method,
+    ReducedTokens,
+    VisionTokens,
+    get_method,
+    list_methods,
+    method_class,
+)
+from tokenprune.hosts.attention import AttentionReader
+from tokenprune.method import required_options
+from tokenprune.tokens import refuse_extra
+
+__all__ = ["AffinityHead", "ReducedTokens", "check_method", "reading_attention", "reduce_tokens"]
+
+OWN_METHOD = "background_anchored"
+
+
+class AffinityHead(nn.Module):
+    """The two convolutions that say which neighbor a token leans towards; see `reduce_tokens`."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.dw = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
+        self.pw = nn.Conv2d(width, 9, 1)
+
+
+def check_method(name: str, also: Sequence[str] = ()) -> None:
+    """Raises ValueError unless there is such a method and crops carry what it needs.
+
+    Args:
+        also: other names that the caller accepts, to be listed where there is no such method.
+    """
+    names = list_methods()
+    if name not in names:
+        accepted = [known for known in names if why_not(known) is None]
+        raise ValueError(
+            f"method must be one of {', '.join(sorted([*accepted, *also]))}, got {name!r}"
+        )
+    reason = why_not(name)
+    if reason is not None:
+        raise ValueError(f"the method {name} {reason}")
+
+
+def why_not(name: str) -> str | None:
+    """Why crops cannot be reduced by this method, or None."""
+    method = method_class(name)
+    if issubclass(method, LayerMethod):
+        return (
+            "works in the language model's layers: crops are reduced before it, one by one, and "
+            "only kept tokens enter it"
+        )
+    missing = [need for need in method.needs if need not in ("cls", "attention")]
+    if "text" in missing:
+        return f"needs {', '.join(missing)}: crops are reduced before the question is read"
+    if missing:
+        return f"needs {', '.join(missing)}, which this model does not hand over"
+    weights = required_options(method)
+    if weights and name != OWN_METHOD:
+        return f"needs {', '.join(weights)}, which this model does not have"
+    return None
+
+
+@contextmanager
+def reading_attention(
+    anchor: nn.Module, config: GeoLlavaConfig
+) -> Iterator[Callable[[], Tensor | None]]:
+    """While the tower runs within, its class token's attention is read, where a method needs it.
+
+    Yields:
+        What gives [B, N] float32 afterwards, or None.
+    """
+    if "attention" not in method_class(config.reduction_method).needs:
+        yield lambda: None
+        return
+    reader = AttentionReader(num_prefix_tokens=1)
+    with reader.reading(anchor):
+        yield reader.joined
+
+
+def reduce_tokens(
+    hidden_states: Tensor,
+    head: AffinityHead,
+    anchor: Any,
+    config: GeoLlavaConfig,
+    attention: Tensor | None = None,
+) -> ReducedTokens:
+    """Background Token Pruning, then Anchored Token Selection (arXiv 2505.21375, section 3.2).
+
+    Or another method, as a control: what `config.reduction_method` names.
+
+    Args:
+        hidden_states: [B, 1 + N, D], the class token first.
+        head: the affinity head.
+        anchor: an attention module with `q_proj` and `v_proj`; as in the released model the keys
+            are projected by `v_proj`.
+        config: `reduction_method`, `num_keep`, `strict` and what begins with `merge_` count here.
+        attention: [B, N], of the class token, for methods that need it.
+    """
+    if config.reduction_method == OWN_METHOD:
+        method = background_anchored(head, anchor, config)
+    else:
+        method = get_method(config.reduction_method, strict=config.strict)
+    tokens = VisionTokens(
+        hidden_states[:, 1:], config.grid_size, cls=hidden_states[:, 0], attention=attention
+    )
+    result = method.reduce(tokens, config.num_keep)
+    refuse_extra(type(method).__name__, result, "this model")
+    return result
+
+
+def background_anchored(head: AffinityHead, anchor: Any, config: GeoLlavaConfig) -> Method:
+    return get_method(
+        OWN_METHOD,
+        dw_weight=head.dw.weight,
+        pw_weight=head.pw.weight,
+        pw_bias=head.pw.bias,
+        q_weight=whole(anchor.q_proj.weight),
+        q_bias=whole(anchor.q_proj.bias),
+        k_weight=whole(anchor.v_proj.weight),
+        k_bias=whole(anchor.v_proj.bias),
+        max_iters=config.merge_max_iters,
+        cycles=config.merge_cycles,
+        assignment=config.merge_assignment,
+        temperature=config.merge_temperature,
+        strict=config.strict,
+    )

@@ -1,0 +1,1 @@
+"""Rows -> packs -> a trained checkpoint."""

@@ -1,0 +1,121 @@
+"""The plug-in for lmms-eval: the same scores as our own evaluation."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+from PIL import Image
+
+from geollava.evaluate.benchmark import get_benchmark
+from geollava.evaluate.benchmarks import xlrs
+from geollava.evaluate.evaluation import evaluate
+from geollava.evaluate.models import lmms_plugin
+from geollava.evaluate.models.lmms_plugin import answer_in_order, request_of
+from geollava.evaluate.models.opening import open_model
+from geollava.evaluate.rows import Data
+from geollava.evaluate.runner import Options
+from tests.geollava.conftest import noise
+
+XLRS = get_benchmark("xlrs")
+ROOT = Path(__file__).resolve().parents[3]
+GREEDY = {"max_new_tokens": 1, "temperature": 0, "top_p": 1.0, "num_beams": 1, "do_sample": False}
+
+
+@pytest.fixture
+def saved(questions, tmp_path):
+    """The questions as XLRS-Bench-lite comes: a `train` split of embedded images."""
+    rows = json.loads(questions.read_text())
+    for row in rows:
+        row["image"] = [Image.open(questions.parent / row["image"][0])]
+        del row["conversations"], row["id"]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "xlrs" / "data" / "train.parquet")
+    return tmp_path / "xlrs"
+
+
+def test_requests_in_a_row_see_their_image_once(questions, guessing_checkpoint, tmp_path):
+    rows = json.loads(questions.read_text())[:16]
+    answerer = open_model(str(guessing_checkpoint), None, None, "cpu", "float32")
+    options = Options(batch_size=4, max_new_tokens=1, limit=16)
+    expected = evaluate(Data(XLRS, str(questions)), answerer, tmp_path, options)
+    seen, sizes = answerer.see, []
+    answerer.see = lambda scenes: sizes.append([scene.size for scene in scenes]) or seen(scenes)
+    requests = (
+        request_of(xlrs.build_prompt(row), [Image.open(questions.parent / row["image"][0])], GREEDY)
+        for row in rows
+    )
+    replies = list(answer_in_order(answerer, requests, 4))
+    assert xlrs.score(rows, replies)["per_subtask"] == expected["per_subtask"]
+    assert sizes == [[(400 + 60 * seed, 300)] for seed in range(2)]
+
+
+def test_batches():
+    a, b = noise(30, 30, 0), noise(30, 30, 1)
+    made = [request_of(str(i), [image], GREEDY) for i, image in enumerate([a, a, a, b, a, a])]
+    made.append(request_of("6", [a], {**GREEDY, "max_new_tokens": 2}))
+    made.append(request_of("7", [], {}))
+    found = [[int(r.prompt) for r in batch] for _, batch in lmms_plugin.batches(made, 2)]
+    assert found == [[0, 1], [2], [3], [4, 5], [6], [7]]
+    assert made[-1].max_new_tokens == 128
+    with pytest.raises(NotImplementedError, match=r"greedily, a task with temperature = 0\.7"):
+        request_of("?", [], {"temperature": 0.7})
+
+
+def test_entry_point_is_declared():
+    text = (ROOT / "pyproject.toml").read_text()
+    _, _, section = text.partition('[project.entry-points."lmms_eval.models"]\n')
+    assert section.splitlines()[0] == 'geollava = "geollava.evaluate.models.lmms_plugin:manifest"'
+    assert callable(lmms_plugin.manifest)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("lmms_eval") is None, reason="lmms-eval is not installed"
+)
+def test_lmms_eval_gives_the_same_scores(saved, guessing_checkpoint, tmp_path):
+    # An installation's entry point, for a checkout that is not installed.
+    info = tmp_path / "site" / "plug-0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plug\nVersion: 0\n")
+    (info / "entry_points.txt").write_text(
+        "[lmms_eval.models]\ngeollava = geollava.evaluate.models.lmms_plugin:manifest\n"
+    )
+    task = tmp_path / "tasks"
+    task.mkdir()
+    source = Path(importlib.util.find_spec("lmms_eval").origin).parent / "tasks" / "xlrs"
+    for path in source.glob("*.*"):
+        text = path.read_text().replace("initiacms/XLRS-Bench-lite", str(saved))
+        (task / path.name).write_text(text.replace("task: xlrs-lite", "task: xlrs-here"))
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), str(ROOT)]),
+        "HF_HUB_OFFLINE": "1",
+    }
+    command = [
+        "-m", "lmms_eval", "--model", "geollava", "--model_args",
+        f"pretrained={guessing_checkpoint},dtype=float32,attention=eager", "--tasks", "xlrs-here",
+        "--include_path", task, "--batch_size", 8, "--output_path", tmp_path / "out",
+        "--log_samples", "--device", "cpu", "--gen_kwargs", "max_new_tokens=1",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (path,) = (tmp_path / "out").rglob("*_results.json")
+    theirs = json.loads(path.read_text())["results"]["xlrs-here"]
+
+    answerer = open_model(str(guessing_checkpoint), None, None, "cpu", "float32", "eager")
+    options = Options(max_new_tokens=1)
+    ours = evaluate(Data(XLRS, str(saved)), answerer, tmp_path / "o", options)
+    assert 0 < ours["macro"] < ours["micro"] < 1
+    assert theirs["xlrs_micro_score,none"] == pytest.approx(ours["micro"])
+    assert theirs["xlrs_macro_score,none"] == pytest.approx(ours["macro"])
+    (path,) = (tmp_path / "out").rglob("*samples*.jsonl")
+    samples = sorted(map(json.loads, path.read_text().splitlines()), key=lambda s: s["doc_id"])
+    lines = (tmp_path / "o" / "predictions.jsonl").read_text().splitlines()
+    assert [s["filtered_resps"] for s in samples] == [json.loads(x)["reply"] for x in lines]
