@@ -35,7 +35,8 @@ def run(folder: Path, workers: int) -> tuple[float, list[Any]]:
     import ray
     from pyarrow import parquet
 
-    from geollava.answering.batch import Settings, run_batch
+    from geollava.answering.batch import run_batch
+    from geollava.answering.settings import Settings
     from geollava.model.default_model import default_checkpoint
 
     done: list[float] = []

@@ -26,26 +26,31 @@ from benchmarks.imagery import make_scene
 from benchmarks.measure import in_new_process
 
 SIDES = (2048, 4096, 8192, 16_384)
-STAGES = {"read": "#9aa5b1", "crop": "#e1a01e", "encode": "#1f78b4", "answer": "#33a02c"}
+STAGES = {
+    "read": "#9aa5b1",
+    "crop": "#e1a01e",
+    "encode": "#1f78b4",
+    "prefill": "#b2df8a",
+    "answer": "#33a02c",
+}
 
 
 def ask(path: Path, model: str | None, device: str, threads: int) -> dict[str, Any]:
     """Seconds per stage, crops, and peak memory in MiB: of the process beyond what it takes with
     the model loaded, and of the device beyond its weights."""
-    from geollava import imagery
-    from geollava.answering.answer import Stopwatch, answer, load
+    from geollava.answering.measures import Stopwatch
+    from geollava.answering.session import Session
     from geollava.common.malloc import keep_freed_memory
-    from geollava.model.default_model import default_checkpoint
 
     keep_freed_memory()  # as the command line does
     torch.set_num_threads(threads)
-    network, processor = load(model or str(default_checkpoint()), None, device, "auto")
+    session = Session(model, device=device)
     before = measure.status_mib("VmRSS")
     weights = torch.cuda.memory_allocated() if device == "cuda" else 0
     stopwatch = Stopwatch()
     with stopwatch.stage("read"):
-        scene = imagery.open_scene(path)
-    result = answer(network, processor, scene, "What?", max_new_tokens=1, stopwatch=stopwatch)
+        seen = session.see(path)
+    result = seen.ask("What?", max_new_tokens=1, stopwatch=stopwatch)
     row: dict[str, Any] = {
         "seconds": stopwatch.seconds,
         "crops": result.crops,

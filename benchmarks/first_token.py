@@ -28,7 +28,7 @@ from benchmarks.baselines import published_crops, published_flow
 from benchmarks.imagery import make_scene
 from benchmarks.measure import in_new_process
 from geollava import GeoLlavaConfig, GeoLlavaForConditionalGeneration, GeoLlavaImageProcessor
-from geollava.answering.answer import encode_scene
+from geollava.answering.encoding import encode_scene
 from geollava.imagery import open_scene
 
 SIZES: dict[str, dict[str, Any]] = {

@@ -70,9 +70,8 @@ def run(impl: str, path: Path, threads: int) -> tuple[dict[str, float], Tensor]:
         image.read_rows(0, 1, 1)  # decodes
         decoded = time.perf_counter()
         canvases = imagery.allowed_canvases(CROP_SIZE, 576, 49)
-        width, height = image.size
-        canvas = imagery.select_canvas(width, height, canvases)
-        crops = imagery.all_crops(image, canvas, CROP_SIZE)
+        canvas = imagery.Canvas.choose(image.size, canvases, CROP_SIZE)
+        crops = imagery.all_crops(image, canvas)
     end = time.perf_counter()
     row = {"decode": decoded - start, "crops": end - decoded, "normalize": 0.0}
     row["peak"] = measure.status_mib("VmHWM")

@@ -12,10 +12,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from geollava import imagery, scenes
-from geollava.answering import answer, overlay
+from geollava import scenes
+from geollava.answering import overlay
+from geollava.answering.measures import Stopwatch
+from geollava.answering.session import Session
 from geollava.commands.console import progress_bar
-from geollava.model.default_model import default_checkpoint
 from geollava.scenes.draw import draw
 
 SEED = 80_000  # of no scene that the model learned from
@@ -34,29 +35,22 @@ def main() -> None:
 
     question = scene.questions[2].text
     console.print(f'geollava ask {path} "{question}" --overlay {FOLDER / "overlay.png"}')
-    model, processor = answer.load(str(default_checkpoint()), None, "auto", "auto")
-    image = imagery.open_scene(path)
-    stopwatch = answer.Stopwatch()
+    seen, stopwatch = Session().see(path), Stopwatch()
     with progress_bar() as bar:
         task = bar.add_task("crops", total=None)
-        tokens = answer.encode_scene(
-            model,
-            processor,
-            image,
+        (tokens,) = seen.encode(
             stopwatch=stopwatch,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     table = Table("question", "answer", "true", box=None, padding=(0, 2, 0, 0))
-    with stopwatch.stage("answer"):
-        for asked in scene.questions:
-            inputs = answer.ask_for(model, processor, asked.text, tokens.crops, 8)
-            said = answer.generate(model, processor, tokens, inputs, 8)
-            table.add_row(asked.text, said, asked.choices[asked.answer])
+    for asked in scene.questions:
+        answer = seen.ask(asked.text, max_new_tokens=8, stopwatch=stopwatch)
+        table.add_row(asked.text, answer.text, asked.choices[asked.answer])
     console.print(table)
-    before, after = tokens.kept.assignment.numel(), tokens.kept.keep_indices.numel()
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in stopwatch.seconds.items())
-    console.print(f"{tokens.crops} crops, {before:,} visual tokens -> {after:,}; {seconds}")
-    overlay.save(overlay.draw(image, tokens.kept, tokens.canvas_size), FOLDER / "overlay.png")
+    counts = f"{tokens.before:,} visual tokens -> {tokens.after:,}"
+    console.print(f"{tokens.canvas.crops} crops, {counts}; {seconds}")
+    overlay.save(seen.overlay(), FOLDER / "overlay.png")
     console.print(f"what it looked at: {FOLDER / 'overlay.png'}")
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPImageProcessorPil
 
-from geollava.imagery import allowed_canvases, fitted_size, image_box, select_canvas
+from geollava.imagery import Canvas, allowed_canvases
 
 
 def decode(path: Path) -> Image.Image:
@@ -24,14 +24,13 @@ def decode(path: Path) -> Image.Image:
 
 def crops_of(image: Image.Image, crop_size: int = 336, max_crops: int = 576) -> Tensor:
     """An RGB image -> [1 + C, 3, crop_size, crop_size] float32, the thumbnail first."""
-    canvas = select_canvas(*image.size, allowed_canvases(crop_size, max_crops, 49))
-    framed = Image.new("RGB", canvas)
-    resized = image.resize(fitted_size(image.size, canvas))
-    framed.paste(resized, image_box(image.size, canvas)[:2])
+    canvas = Canvas.choose(image.size, allowed_canvases(crop_size, max_crops, 49), crop_size)
+    framed = Image.new("RGB", canvas.size)
+    framed.paste(image.resize(canvas.fitted_size), canvas.image_box[:2])
     crops = [
         framed.crop((left, top, left + crop_size, top + crop_size))
-        for top in range(0, canvas[1], crop_size)
-        for left in range(0, canvas[0], crop_size)
+        for top in range(0, canvas.size[1], crop_size)
+        for left in range(0, canvas.size[0], crop_size)
     ]
     thumbnail = image.resize((crop_size, crop_size))
     processor: Any = CLIPImageProcessorPil(size=crop_size, crop_size=crop_size)

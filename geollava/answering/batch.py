@@ -6,60 +6,32 @@ from there. One engine works in this process, the other on Ray Data over any num
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from geollava.answering.answer import ask_for, encode_scene, generate, load
-from geollava.answering.finished import COLUMNS, Finished, Row, fingerprint, is_output, model_files
+from geollava.answering.finished import COLUMNS, Finished, Row, fingerprint, model_files
+from geollava.answering.measures import Stopwatch
+from geollava.answering.scene_list import find_scenes, read_questions
+from geollava.answering.session import Seen
+from geollava.answering.settings import Settings
 from geollava.common.extras import install
 from geollava.common.malloc import keep_freed_memory
 from geollava.common.outputs import check_output
-from geollava.common.readable import named, one_line, storable
-from geollava.imagery import files_of, open_scene
+from geollava.common.readable import one_line, storable
+from geollava.imagery import files_of
 from geollava.model.checkpoint import resolve_folder
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".jp2", ".j2k", ".vrt")
-# What lies beside scenes and is expected to be none: side files of rasters, texts, tables.
-COMPANIONS = (
-    *(".xml", ".ovr", ".msk", ".tfw", ".jgw", ".pgw", ".j2w", ".wld", ".prj"),
-    *(".json", ".geojson", ".txt", ".csv", ".md", ".yaml", ".yml", ".html"),
-)
 ENGINES = ("local", "ray")
 SECONDS_PER_PART = 2.0  # of work that a kill can cost
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How each scene is answered; see `geollava ask`."""
-
-    model: str
-    num_keep: int | None = None
-    method: str | None = None
-    max_new_tokens: int = 128
-    bands: tuple[int, ...] | None = None
-    resize: str = "pillow"
-    exif: str = "stored"
-    max_pixels: int | None = None
-    memory_budget: int | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-
-    def of_answers(self) -> str:
-        """Those that change an answer, as JSON. The model is known for each row instead."""
-        elsewhere = ["model", "memory_budget", "device", "max_pixels"]
-        if self.exif == "stored":  # outputs of earlier versions say nothing of it, and are such
-            elsewhere.append("exif")
-        return json.dumps({k: v for k, v in asdict(self).items() if k not in elsewhere})
 
 
 @dataclass(frozen=True)
@@ -71,49 +43,37 @@ class Task:
 
 
 class SceneAnswerer:
-    """A loaded model that turns tasks into rows. A bad scene becomes rows with its error."""
+    """A session that turns tasks into rows. A bad scene becomes rows with its error."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.model, self.processor = load(
-            settings.model, settings.num_keep, settings.device, settings.dtype, settings.method
-        )
-        self.processor.image_processor.resize = settings.resize
+        self.session = settings.session()
 
     def __call__(self, task: Task) -> list[Row]:
-        settings, start = self.settings, time.perf_counter()
+        stopwatch = Stopwatch()
         try:
-            with open_scene(
-                task.scene,
-                bands=settings.bands,
-                max_pixels=settings.max_pixels,
-                exif=settings.exif,
-            ) as scene:
-                tokens = encode_scene(
-                    self.model, self.processor, scene, memory_budget=settings.memory_budget
-                )
+            with self.session.see(task.scene, **self.settings.of_scenes()) as seen:
+                seen.encode(stopwatch=stopwatch)
+                return [self.row(seen, task.scene, text, stopwatch) for text in task.questions]
         except Exception as error:  # whatever is wrong with this scene, the others go on
             return [row_of(task.scene, question, error=error) for question in task.questions]
-        encoding = time.perf_counter() - start
 
-        rows = []
-        for question in task.questions:
-            start = time.perf_counter()
-            row: Row = {
-                "crops": tokens.crops,
-                "tokens_before": tokens.kept.assignment.numel(),
-                "tokens_after": tokens.kept.keep_indices.numel(),
-            }
-            try:
-                limit = settings.max_new_tokens
-                inputs = ask_for(self.model, self.processor, question, tokens.crops, limit)
-                row["answer"] = generate(self.model, self.processor, tokens, inputs, limit)
-            except Exception as error:
-                rows.append(row_of(task.scene, question, error=error, **row))
-            else:
-                row["seconds"] = encoding + time.perf_counter() - start
-                rows.append(row_of(task.scene, question, **row))
-        return rows
+    def row(self, seen: Seen, scene: str, question: str, stopwatch: Stopwatch) -> Row:
+        """One answer; its seconds are its own and what was done once for all of the scene's."""
+        stopwatch.seconds.pop("answer", None)
+        (tokens,) = seen.encode()
+        row: Row = {
+            "crops": tokens.canvas.crops,
+            "tokens_before": tokens.before,
+            "tokens_after": tokens.after,
+        }
+        limit = self.settings.max_new_tokens
+        try:
+            answer = seen.ask(question, max_new_tokens=limit, stopwatch=stopwatch)
+        except Exception as error:
+            return row_of(scene, question, error=error, **row)
+        row |= {"answer": answer.text, "seconds": sum(stopwatch.seconds.values())}
+        return row_of(scene, question, **row)
 
 
 def row_of(scene: str, question: str, error: Exception | None = None, **values: Any) -> Row:
@@ -279,107 +239,6 @@ class PartWriter:
 
     def __exit__(self, *error: object) -> None:
         self.flush()
-
-
-def read_scenes(source: Path) -> list[str]:
-    """Paths of all scenes that a folder holds or a table names, each once, in order."""
-    return [path for path, problem in find_scenes(source).items() if problem is None]
-
-
-def find_scenes(source: Path, own: Collection[Path] = ()) -> dict[str, ValueError | None]:
-    """Paths in order -> None for a scene, or why another file of a folder is none.
-
-    Args:
-        source: see `run_batch`.
-        own: the run's own files, which are left out.
-    """
-    found: dict[str, ValueError | None]
-    if source.is_dir():
-        root, ours = source.resolve(), {path.resolve() for path in own}
-        found = {
-            str(path): problem_of(path)
-            for path in sorted(source.rglob("*"))
-            if root / path.relative_to(source) not in ours and not is_left_out(path, source)
-        }
-    elif not source.is_file():
-        raise ValueError(
-            f"scenes must be a folder, a CSV or a Parquet file, {source} does not exist"
-        )
-    else:
-        found = {
-            name if "://" in name else str(source.parent / name): None
-            for name in scene_column(source)
-        }
-    if not found:
-        raise ValueError(f"{source} must name at least one scene, it names none")
-    return found
-
-
-def is_left_out(path: Path, folder: Path) -> bool:
-    """Whether a path below the folder is neither a scene nor something that should be one."""
-    if os.path.isdir(path):  # its files come by themselves, unless nobody looks into it
-        return not path.is_symlink() and os.access(path, os.R_OK | os.X_OK)
-    suffix, parts = path.suffix.lower(), path.relative_to(folder).parts
-    return suffix not in SUFFIXES and (
-        suffix in COMPANIONS
-        or any(part.startswith(".") or part.endswith(".parts") for part in parts)
-        or is_output(path)
-    )
-
-
-def problem_of(path: Path) -> ValueError | None:
-    """Why a path of a folder is no scene; None where it may be one."""
-    if os.path.isdir(path):
-        what = "is a link, which is not followed" if path.is_symlink() else "cannot be read"
-        return ValueError(f"{path} holds scenes that are not asked about: the folder {what}")
-    if path.suffix.lower() in SUFFIXES:
-        return None
-    return ValueError(
-        f"{path} must be an image that geollava reads ({', '.join(SUFFIXES)}), its name says it "
-        "is not"
-    )
-
-
-def scene_column(source: Path) -> list[str]:
-    if source.suffix.lower() == ".parquet":
-        import pyarrow
-        from pyarrow import parquet
-
-        try:
-            table = parquet.read_table(source)
-        except (pyarrow.ArrowException, OSError, ValueError) as error:
-            raise ValueError(f"{source} must be a Parquet file, it cannot be read") from error
-        columns = {name.lower(): name for name in table.column_names}
-        with named(source, "its rows must be readable"):
-            table.validate(full=True)  # what is damaged can crash those who read it
-            rows: list[dict[str, Any]] = table.to_pylist()
-    else:
-        with (
-            named(source, "it must be a CSV file in UTF-8"),
-            source.open(newline="", encoding="utf-8-sig") as file,
-        ):
-            reader = csv.DictReader(file)
-            rows = list(reader)
-            columns = {name.lower(): name for name in reader.fieldnames or []}
-    column = columns.get("image", columns.get("scene"))
-    if column is None:
-        raise ValueError(
-            f"{source} must have a column image or scene, got {', '.join(columns) or 'none'}"
-        )
-    return [str(row[column]) for row in rows if row[column]]
-
-
-def read_questions(path: Path) -> list[str]:
-    """The lines of a file that say something, each once, in order."""
-    if not path.is_file():
-        raise ValueError(f"questions must be a text file, {path} does not exist")
-    with named(path, "it must be a text file in UTF-8"):
-        text = path.read_text(encoding="utf-8-sig")
-    lines = (line.strip() for line in text.splitlines())
-    questions = list(dict.fromkeys(line for line in lines if line))
-    if not questions:
-        raise ValueError(f"{path} must hold a question on each line, it holds none")
-    return questions
 
 
 def require_arrow() -> None:

@@ -96,8 +96,8 @@ def ask(
     from geollava import imagery
     from geollava.answering import geojson
     from geollava.answering import overlay as drawing
-    from geollava.answering.answer import Stopwatch, answer, load, peak_memory_mib
-    from geollava.answering.streaming import parse_memory
+    from geollava.answering.measures import Stopwatch, peak_memory_mib
+    from geollava.answering.session import Session
     from geollava.common.outputs import check_output
     from geollava.model.default_model import DEMONSTRATION, default_checkpoint, is_default
 
@@ -108,9 +108,9 @@ def ask(
         check_output(overlay, "the overlay", drawing.SUFFIXES)
     if tokens_geojson is not None:
         check_output(tokens_geojson, "the GeoJSON file", geojson.SUFFIXES)
-    budget = parse_memory(memory_budget) if memory_budget is not None else None
     check_one_of("--resize", resize, imagery.RESIZE_MODES)
     check_one_of("--exif", exif, imagery.EXIF_MODES)
+    folder = model if model is not None else str(default_checkpoint())
     with stopwatch.stage("read"):
         scene = imagery.open_scene(
             image,
@@ -119,42 +119,46 @@ def ask(
             exif=exif,
         )
     with stopwatch.stage("load"):
-        folder = model if model is not None else str(default_checkpoint())
-        network, processor = load(folder, num_keep, device, dtype, method)
-        processor.image_processor.resize = resize
+        session = Session(
+            folder,
+            num_keep=num_keep,
+            method=method,
+            device=device,
+            dtype=dtype,
+            resize=resize,
+            memory_budget=memory_budget,
+        )
+    seen = session.see(scene)
     with progress_bar() as bar:
         task = bar.add_task("crops", total=None)
-        result = answer(
-            network,
-            processor,
-            scene,
+        result = seen.ask(
             question,
             max_new_tokens=max_new_tokens,
-            memory_budget=budget,
             stopwatch=stopwatch,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
+    (tokens,) = seen.encode()
     if overlay is not None:
         with stopwatch.stage("overlay"):
-            drawing.save(drawing.draw(scene, result.kept, result.canvas_size), overlay)
+            drawing.save(seen.overlay(), overlay)
 
     if tokens_geojson is not None:
         with stopwatch.stage("geojson"):
-            collection = geojson.token_features(scene, result.kept, result.canvas_size)
-            geojson.save(collection, tokens_geojson)
+            geojson.save(geojson.token_features(tokens), tokens_geojson)
     demonstration = is_default(folder)
     if demonstration:
         note(DEMONSTRATION)
-    if network.config.untrained:
+    config = session.model.config
+    if config.untrained:
         note("this model's weights are untrained, its answer means nothing")
     report = {
         "answer": result.text,
         "model": folder,
-        "method": network.config.reduction_method,
+        "method": config.reduction_method,
         "demonstration": demonstration,
-        "untrained": network.config.untrained,
+        "untrained": config.untrained,
         "image_size": list(scene.size),
-        "canvas_size": list(result.canvas_size),
+        "canvas_size": list(tokens.canvas.size),
         "crops": result.crops,
         "tokens_before": result.tokens_before,
         "tokens_after": result.tokens_after,
@@ -226,7 +230,8 @@ def batch(
     from transformers.utils import logging as transformers_logging
 
     from geollava import imagery
-    from geollava.answering.batch import Settings, run_batch
+    from geollava.answering.batch import run_batch
+    from geollava.answering.settings import Settings
     from geollava.answering.streaming import parse_memory
     from geollava.model.default_model import DEMONSTRATION, default_checkpoint, is_default
 
@@ -333,7 +338,7 @@ def export(
 
     from transformers.utils import logging as transformers_logging
 
-    from geollava.answering.answer import load
+    from geollava.answering.loading import load
     from geollava.training.trainer import RUN_FILE, export_run, save_checkpoint
 
     transformers_logging.disable_progress_bar()

@@ -46,7 +46,7 @@ def background(
     """How much of scenes is background, by the similarity of windows of about 64 pixels."""
     check_one_of("--dtype", dtype, DTYPES)
 
-    from geollava.answering.batch import read_scenes
+    from geollava.answering.scene_list import read_scenes
     from geollava.evaluate import report
     from geollava.evaluate.studies import background_share
     from geollava.evaluate.studies.ablation import AblatedModel

@@ -5,8 +5,64 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 MAX_CROPS = 10_000  # of a canvas: more than any model reads, and few enough to be listed
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """The black sheet that an image is fitted to and cut into crops from.
+
+    Attributes:
+        image_size: (width, height) of the image in its own pixels.
+        size: (width, height) in pixels, multiples of `crop_size`.
+        crop_size: side of a crop in pixels.
+    """
+
+    image_size: tuple[int, int]
+    size: tuple[int, int]
+    crop_size: int
+
+    def __post_init__(self) -> None:
+        if any(side < 1 or side % self.crop_size for side in self.size):
+            raise ValueError(
+                f"a canvas must be a multiple of its crops' {self.crop_size} px, got {self.size}"
+            )
+
+    @classmethod
+    def choose(
+        cls, image_size: tuple[int, int], sizes: Sequence[Sequence[int]], crop_size: int
+    ) -> Canvas:
+        """The canvas for an image, of those that are allowed; see `select_canvas`."""
+        return cls(image_size, select_canvas(*image_size, sizes), crop_size)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, cols) of crops."""
+        width, height = self.size
+        return height // self.crop_size, width // self.crop_size
+
+    @property
+    def crops(self) -> int:
+        rows, cols = self.grid
+        return rows * cols
+
+    @property
+    def fitted_size(self) -> tuple[int, int]:
+        """(width, height) of the resized image: one side fills the canvas, the other follows."""
+        (width, height), (canvas_width, canvas_height) = self.image_size, self.size
+        scale_width, scale_height = canvas_width / width, canvas_height / height
+        if scale_width < scale_height:
+            return canvas_width, min(math.ceil(height * scale_width), canvas_height)
+        return min(math.ceil(width * scale_height), canvas_width), canvas_height
+
+    @property
+    def image_box(self) -> tuple[int, int, int, int]:
+        """(left, top, right, bottom) of the image, which lies in the middle, in canvas pixels."""
+        width, height = self.fitted_size
+        left, top = (self.size[0] - width) // 2, (self.size[1] - height) // 2
+        return left, top, left + width, top + height
 
 
 def allowed_canvases(crop_size: int, max_crops: int, max_aspect_ratio: int) -> list[list[int]]:
@@ -89,19 +145,3 @@ def select_canvas(width: int, height: int, canvases: Sequence[Sequence[int]]) ->
             best, best_key = (canvas_width, canvas_height), (effective, wasted)
     assert best is not None
     return best
-
-
-def fitted_size(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
-    """(width, height) of an image resized to fit a canvas: one side fills it, the other follows."""
-    (width, height), (canvas_width, canvas_height) = size, canvas
-    scale_width, scale_height = canvas_width / width, canvas_height / height
-    if scale_width < scale_height:
-        return canvas_width, min(math.ceil(height * scale_width), canvas_height)
-    return min(math.ceil(width * scale_height), canvas_width), canvas_height
-
-
-def image_box(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of the image on its canvas, in canvas pixels."""
-    width, height = fitted_size(size, canvas)
-    left, top = (canvas[0] - width) // 2, (canvas[1] - height) // 2
-    return left, top, left + width, top + height

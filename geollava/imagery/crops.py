@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from geollava.imagery.canvas import fitted_size, image_box
+from geollava.imagery.canvas import Canvas
 from geollava.imagery.resizer import Resizer, image_of
 from geollava.imagery.scene import Scene
 
@@ -28,8 +28,7 @@ Result = TypeVar("Result")
 
 def crop_rows(
     scene: Scene,
-    canvas: tuple[int, int],
-    crop_size: int,
+    canvas: Canvas,
     resize: str = "pillow",
     out: Tensor | None = None,
 ) -> Iterator[Tensor]:
@@ -38,31 +37,31 @@ def crop_rows(
     As many rows as the scene has readers are made ahead, by other threads.
 
     Args:
-        canvas: (width, height) in pixels, multiples of `crop_size`.
+        canvas: the one that was chosen for this scene.
         resize: "pillow" is the published pipeline to the bit; "fast" starts from a reduced form
             (an overview, a JPEG decoded at half size) wherever one holds as many pixels.
         out: [rows, cols, 3, crop_size, crop_size] uint8 to write the crops into.
 
     Yields:
-        [canvas width / crop_size, 3, crop_size, crop_size] uint8.
+        [cols, 3, crop_size, crop_size] uint8.
     """
-    resizer = Resizer(scene, fitted_size(scene.size, canvas), resize)
-    left, top, right, bottom = image_box(scene.size, canvas)
-    rows, cols = canvas[1] // crop_size, canvas[0] // crop_size
+    resizer = Resizer(scene, canvas.fitted_size, resize)
+    left, top, right, bottom = canvas.image_box
+    (rows, cols), crop_size, width = canvas.grid, canvas.crop_size, canvas.size[0]
 
     def row(index: int) -> Tensor:
         canvas_top = index * crop_size
         first, last = max(canvas_top, top), min(canvas_top + crop_size, bottom)
         shape = (cols, 3, crop_size, crop_size)
         crops = empty_crops(shape) if out is None else out[index]
-        if (left, right, last - first) != (0, canvas[0], crop_size):
+        if (left, right, last - first) != (0, width, crop_size):
             crops.zero_()
         by_rows = crops.numpy().transpose(1, 2, 0, 3)  # [3, crop_size, cols, crop_size]
         for start in range(first, last, BAND_ROWS):
             stop = min(start + BAND_ROWS, last)
             band = resizer.rows(start - top, stop - top)
-            if band.shape[2] < canvas[0]:
-                band = np.pad(band, ((0, 0), (0, 0), (left, canvas[0] - right)))
+            if band.shape[2] < width:
+                band = np.pad(band, ((0, 0), (0, 0), (left, width - right)))
             target = by_rows[:, start - canvas_top : stop - canvas_top]
             target[...] = band.reshape(target.shape)
         return crops
@@ -70,14 +69,10 @@ def crop_rows(
     return in_order(row, range(rows), min(scene.readers, os.cpu_count() or 1))
 
 
-def all_crops(
-    scene: Scene, canvas: tuple[int, int], crop_size: int, resize: str = "pillow"
-) -> Tensor:
+def all_crops(scene: Scene, canvas: Canvas, resize: str = "pillow") -> Tensor:
     """All of `crop_rows`, [C, 3, crop_size, crop_size] uint8, row by row."""
-    width, height = canvas
-    shape = (height // crop_size, width // crop_size, 3, crop_size, crop_size)
-    crops = empty_crops(shape)
-    for _ in crop_rows(scene, canvas, crop_size, resize, out=crops):
+    crops = empty_crops((*canvas.grid, 3, canvas.crop_size, canvas.crop_size))
+    for _ in crop_rows(scene, canvas, resize, out=crops):
         pass
     return crops.flatten(0, 1)
 

@@ -2,47 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
 from torch import Tensor
-from transformers import (
-    AutoProcessor,
-    AutoTokenizer,
-    BaseImageProcessor,
-    BatchFeature,
-    ProcessorMixin,
-)
+from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 
-from geollava import imagery
 from geollava.common.readable import named, quiet_panics, reason_of
 from geollava.model import checkpoint
-from geollava.model.configuration import MOST, GeoLlavaConfig, check_channels, check_count
+from geollava.model.configuration import GeoLlavaConfig, check_count
+from geollava.model.image_processing import (
+    GeoLlavaImageProcessor,
+    check_return_tensors,
+    saved_options,
+)
 from geollava.model.templates import bounded_templates
+from geollava.model.tokenizing import load_tokenizer
 
-# What a `GeoLlavaImageProcessor` is made of, and saved as.
-OPTIONS = (
-    "crop_size",
-    "image_grid_pinpoints",
-    "max_crops",
-    "max_aspect_ratio",
-    "do_normalize",
-    "include_thumbnail",
-    "resize",
-    "image_mean",
-    "image_std",
-)
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
 IMAGE_TOKEN = "<image>"
 VIDEO_TOKEN = "<video>"
 
@@ -63,162 +40,6 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-
-
-def flatten(images: Any) -> list[Any]:
-    """One image, a list, or a list per prompt -> a flat list."""
-    if isinstance(images, (list, tuple)):
-        return [image for entry in images for image in flatten(entry)]
-    return [images]
-
-
-class GeoLlavaImageProcessor(BaseImageProcessor):
-    """Images -> crops, with the published model's grid choice and pixels.
-
-    Args:
-        crop_size: side of a crop in pixels.
-        image_grid_pinpoints: [[width, height], ...] of the allowed canvases; None is the 8K rule.
-        max_crops, max_aspect_ratio: the rule's limits.
-        do_normalize: return normalized float32 instead of uint8, which the model normalizes itself.
-        include_thumbnail: put the whole image, squashed into one crop, before the crops.
-        resize: "pillow", to the bit as published, or "fast"; see `imagery.crop_rows`.
-        image_mean, image_std: per channel, for values scaled to [0, 1].
-    """
-
-    model_input_names = ["pixel_values", "num_crops"]  # noqa: RUF012
-
-    def __init__(
-        self,
-        crop_size: int = 336,
-        image_grid_pinpoints: Any = None,
-        max_crops: int = 576,
-        max_aspect_ratio: int = 49,
-        do_normalize: bool = False,
-        include_thumbnail: bool = False,
-        resize: str = "pillow",
-        image_mean: Sequence[float] = checkpoint.CLIP_MEAN,
-        image_std: Sequence[float] = checkpoint.CLIP_STD,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.crop_size = crop_size
-        self.image_grid_pinpoints = image_grid_pinpoints
-        self.max_crops = max_crops
-        self.max_aspect_ratio = max_aspect_ratio
-        self.do_normalize = do_normalize
-        self.include_thumbnail = include_thumbnail
-        self.resize = resize
-        self.image_mean = list(image_mean)
-        self.image_std = list(image_std)
-
-    @classmethod
-    def from_config(cls, config: GeoLlavaConfig, **kwargs: Any) -> GeoLlavaImageProcessor:
-        """The processor that a model's configuration asks for."""
-        options = {
-            "crop_size": config.vision_config.image_size,
-            "image_grid_pinpoints": config.image_grid_pinpoints,
-            "max_crops": config.max_crops,
-            "max_aspect_ratio": config.max_aspect_ratio,
-            "image_mean": config.image_mean,
-            "image_std": config.image_std,
-        }
-        return cls(**(options | kwargs))
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
-        """From our own saved form, or from a published checkpoint's `config.json`."""
-        folder = checkpoint.resolve_folder(pretrained_model_name_or_path, weights=False)
-        path = folder / "preprocessor_config.json"
-        saved = saved_options(folder, path.name)
-        if not saved:
-            path = folder / "processor_config.json"
-            saved = saved_options(folder, path.name).get("image_processor", {})
-        if not saved:
-            config = GeoLlavaConfig.from_pretrained(folder)
-            with named(folder / "config.json", "no image processor can be made of it"):
-                processor = cls.from_config(config, **kwargs)
-                processor.check()
-            return processor
-        if not isinstance(saved, dict):
-            raise ValueError(f"{path}: image_processor must be an object, got {saved!r}")
-        saved = {name: value for name, value in saved.items() if name in OPTIONS}
-        with named(path, "the image processor cannot be made of it"):
-            processor = cls(**(saved | kwargs))
-            processor.check()
-        return processor
-
-    def check(self) -> None:
-        """Raises ValueError or TypeError for an option that no image can be cut by."""
-        for name in ("crop_size", "max_crops", "max_aspect_ratio"):
-            check_count(name, getattr(self, name), 1, MOST.get(name))
-        if self.resize not in imagery.RESIZE_MODES:
-            modes = ", ".join(imagery.RESIZE_MODES)
-            raise ValueError(f"resize must be one of {modes}, got {self.resize!r}")
-        check_channels("image_mean", self.image_mean)
-        check_channels("image_std", self.image_std)
-        self.canvases()
-
-    def canvases(self) -> list[list[int]]:
-        """Allowed canvases as [width, height] in pixels."""
-        if self.image_grid_pinpoints is not None:
-            return imagery.parse_canvases(self.image_grid_pinpoints, self.crop_size)
-        return imagery.allowed_canvases(self.crop_size, self.max_crops, self.max_aspect_ratio)
-
-    def select_canvas(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) in pixels of the canvas for an image of that size."""
-        return imagery.select_canvas(width, height, self.canvases())
-
-    def crop_rows(self, scene: imagery.Scene) -> Iterator[Tensor]:
-        """A scene's crops, a row of the canvas at a time: [cols, 3, crop_size, crop_size] uint8."""
-        canvas = self.select_canvas(*scene.size)
-        return imagery.crop_rows(scene, canvas, self.crop_size, self.resize)
-
-    def cut(self, image: Any) -> Tensor:
-        """One image -> [C, 3, crop_size, crop_size] uint8 row by row, thumbnail first if any."""
-        scene, side = imagery.as_scene(image), self.crop_size
-        canvas = self.select_canvas(*scene.size)
-        crops = imagery.all_crops(scene, canvas, side, self.resize)
-        if not self.include_thumbnail:
-            return crops
-        squashed = imagery.resized(scene, (side, side), self.resize)
-        return torch.cat([imagery.cut_crops(np.asarray(squashed), side), crops])
-
-    def cut_frame(self, frame: Any) -> Tensor:
-        """One frame -> [1, 3, crop_size, crop_size] uint8: shorter side fitted, center cut out."""
-        frame, side = imagery.to_rgb(frame), self.crop_size
-        width, height = frame.size
-        shorter = min(width, height)
-        resized = frame.resize(
-            (int(side * width / shorter), int(side * height / shorter)), Image.Resampling.BICUBIC
-        )
-        left, top = (resized.width - side) // 2, (resized.height - side) // 2
-        middle = resized.crop((left, top, left + side, top + side))
-        return imagery.cut_crops(np.asarray(middle), side)
-
-    def finish(self, crops: Iterable[Tensor]) -> Tensor:
-        pixels = torch.cat(list(crops))
-        if self.do_normalize:
-            return imagery.normalize_crops(pixels, self.image_mean, self.image_std)
-        return pixels
-
-    def __call__(self, images: Any, **kwargs: Any) -> BatchFeature:
-        return self.preprocess(images, **kwargs)
-
-    def preprocess(self, images: Any, **kwargs: Any) -> BatchFeature:
-        """Images -> `pixel_values` [sum of crops, 3, h, w] uint8 and `num_crops` [images] int64.
-
-        Args:
-            images: one image or a list; Pillow images, paths, uint8 arrays [H, W, 3] or tensors
-                [3, H, W].
-        """
-        check_return_tensors(kwargs.pop("return_tensors", "pt"))
-        if kwargs:
-            raise TypeError(f"GeoLlavaImageProcessor does not take {', '.join(sorted(kwargs))}")
-        crops = [self.cut(image) for image in flatten(images)]
-        if not crops:
-            raise ValueError("images must hold at least one image, got none")
-        num_crops = torch.tensor([len(part) for part in crops])
-        return BatchFeature({"pixel_values": self.finish(crops), "num_crops": num_crops})
 
 
 class GeoLlavaProcessor(ProcessorMixin):
@@ -319,23 +140,24 @@ class GeoLlavaProcessor(ProcessorMixin):
                 frame for video in frames for frame in video
             )
             video_lengths = [len(video) * self.tokens_per_frame for video in frames]
-        return BatchFeature(self.tokenize(prompts, num_crops, video_lengths, **kwargs) | data)
+        image_lengths = [self.num_keep * crops for crops in num_crops]
+        return BatchFeature(self.tokenize(prompts, image_lengths, video_lengths, **kwargs) | data)
 
     def tokenize(
         self,
         prompts: list[str],
-        num_crops: Sequence[int],
+        image_lengths: Sequence[int],
         video_lengths: Sequence[int] = (),
         **kwargs: Any,
     ) -> dict[str, Tensor]:
-        """Prompts about images of so many crops -> `input_ids` and `attention_mask` [B, L].
+        """Prompts -> `input_ids` and `attention_mask` [B, L], a mark for each visual token.
 
         Args:
-            num_crops: of each image, in the order of the `<image>` marks.
-            video_lengths: visual tokens of each video, in the order of the `<video>` marks.
+            image_lengths: visual tokens of each image, in the order of the `<image>` marks.
+            video_lengths: of each video, in the order of the `<video>` marks.
             kwargs: for the tokenizer.
         """
-        prompts = expand_marks(prompts, IMAGE_TOKEN, [self.num_keep * n for n in num_crops])
+        prompts = expand_marks(prompts, IMAGE_TOKEN, image_lengths)
         prompts = expand_marks(prompts, VIDEO_TOKEN, video_lengths)
         kwargs.setdefault("padding", len(prompts) > 1)
         try:
@@ -355,20 +177,32 @@ class GeoLlavaProcessor(ProcessorMixin):
         with bounded_templates():
             return super().apply_chat_template(*args, **kwargs)
 
-    def build_prompt(self, question: str, *, num_images: int = 1) -> str:
-        """The published chat format with `num_images` marks before the question.
+    def build_prompt(
+        self,
+        question: str,
+        *,
+        num_images: int = 1,
+        history: Sequence[tuple[str, str]] = (),
+    ) -> str:
+        """The published chat format with `num_images` marks before the first question.
+
+        Args:
+            history: questions and answers before this question.
 
         Raises:
             ValueError: the chat template does not parse, or does what the sandbox refuses.
         """
-        marks = [{"type": "image"}] * num_images
-        content = [*marks, {"type": "text", "text": question}]
+        marks: list[dict[str, str]] = [{"type": "image"}] * num_images
+        messages: list[dict[str, Any]] = []
+        for asked, answered in (*history, (question, None)):
+            content = [*([] if messages else marks), {"type": "text", "text": asked}]
+            messages.append({"role": "user", "content": content})
+            if answered is not None:
+                messages.append({"role": "assistant", "content": answered})
         source = Path(self.tokenizer.name_or_path)
         file = source / "chat_template.jinja"
         with named(file if file.is_file() else source, "the chat template cannot be used"):
-            return self.apply_chat_template(
-                [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-            )
+            return self.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
     def check_template(self) -> None:
         """Raises ValueError for a chat template that does not mark an image once."""
@@ -405,51 +239,6 @@ def expand_marks(prompts: list[str], mark: str, lengths: Sequence[int]) -> list[
         first, *rest = prompt.split(mark)
         expanded.append(first + "".join(mark * next(remaining) + piece for piece in rest))
     return expanded
-
-
-def check_return_tensors(value: str | None) -> None:
-    if value not in (None, "pt"):
-        raise ValueError(f"return_tensors must be 'pt', got {value!r}")
-
-
-def saved_options(folder: Path, name: str) -> dict[str, Any]:
-    """One file of our own saved form; nothing where it is absent or the checkpoint is published.
-
-    A published checkpoint may hold its tower's settings under the same name.
-    """
-    path, config = folder / name, folder / "config.json"
-    if not path.is_file():
-        return {}
-    if config.is_file():
-        model_type = checkpoint.read_json(config).get("model_type")
-        if model_type == checkpoint.PUBLISHED_MODEL_TYPE:
-            return {}
-    return checkpoint.read_json(path)
-
-
-def load_tokenizer(folder: Path) -> Any:
-    names = TOKENIZER_FILES[:3]
-    if not any((folder / name).is_file() for name in names):
-        raise ValueError(f"{folder} must hold the tokenizer ({' or '.join(names)}), found none")
-    found = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
-    for path in found:
-        content = checkpoint.read_json(path)
-        if path.name == "tokenizer_config.json":
-            check_tokenizer_config(path, content)
-    for path in folder.glob("*.jinja"):
-        with named(path, "the chat template cannot be read"):
-            path.read_text(encoding="utf-8")
-    with named(found[0] if found else folder, "the tokenizer cannot be loaded"), quiet_panics():
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-
-
-def check_tokenizer_config(path: Path, content: dict[str, Any]) -> None:
-    """What transformers takes as it is, whatever its type."""
-    length, kind = content.get("model_max_length", 1), content.get("tokenizer_class", "")
-    if not isinstance(length, (int, float)):
-        raise ValueError(f"{path}: model_max_length must be a number, got {length!r}")
-    if not isinstance(kind, str):
-        raise ValueError(f"{path}: tokenizer_class must be a string, got {kind!r}")
 
 
 AutoProcessor.register(GeoLlavaConfig, GeoLlavaProcessor)

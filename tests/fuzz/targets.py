@@ -160,9 +160,9 @@ def read_scene(path: Path) -> None:
 
 
 def read_table(path: Path) -> None:
-    from geollava.answering import batch
+    from geollava.answering.scene_list import read_questions, read_scenes
 
-    (batch.read_questions if path.suffix == ".txt" else batch.read_scenes)(path)
+    (read_questions if path.suffix == ".txt" else read_scenes)(path)
 
 
 def read_recipe(path: Path) -> None:

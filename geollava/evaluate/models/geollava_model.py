@@ -1,36 +1,33 @@
-"""Our model as an evaluation asks it: an image is encoded once, its prefix read once."""
+"""Our model as an evaluation asks it: a `Session`, and the controls."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
 from geollava.answering import overlay
-from geollava.answering.answer import SceneTokens, check_pair, check_words, encode_scene
+from geollava.answering.encoding import SceneTokens
+from geollava.answering.session import Session
 from geollava.evaluate.models import controls
 from geollava.evaluate.models.answerer import Answerer, Reply, Seen
 from geollava.imagery import Scene
 from geollava.model.configuration import GeoLlavaConfig
-from geollava.model.modeling import CACHE_NAME
-from geollava.model.processing import IMAGE_TOKEN, expand_marks
 from geollava.model.token_reduction import check_method
 
 
 class GeoLlavaAnswerer(Answerer):
-    """Our model. Crops are encoded once per image, and the words before the questions read once."""
+    """Our model. Images are encoded once, and what their questions share is read once."""
 
-    def __init__(self, name: str, model: Any, processor: Any) -> None:
-        check_pair(model, processor)
-        self.name, self.model, self.processor = name, model, processor
-        self.tokenizer = processor.tokenizer
-        self.own = model.config.reduction_method, model.config.num_keep
-        self.own_max_crops = processor.image_processor.max_crops
+    def __init__(self, name: str, session: Session) -> None:
+        self.name, self.session = name, session
+        self.model, self.processor = session.model, session.processor
+        self.tokenizer = self.processor.tokenizer
+        self.own = session.reduction
+        self.own_max_crops = self.processor.image_processor.max_crops
         self.reduce(None, None)
 
     def reduce(self, method: str | None, num_keep: int | None) -> None:
@@ -47,84 +44,43 @@ class GeoLlavaAnswerer(Answerer):
         self.share = num_keep / whole
         config.reduction_method, self.processor.num_keep = used, config.num_keep
 
-    @torch.inference_mode()
     def see(self, scenes: Sequence[Scene]) -> Seen:
-        tokens = [self.encode(scene) for scene in scenes]
-        masks = [controls.remaining(self.method, part.kept, self.num_keep) for part in tokens]
-        features = [
-            self.model.project(part.kept.features)[mask.flatten()]
-            for part, mask in zip(tokens, masks, strict=True)
-        ]
+        return self.seen_of([self.encode(scene) for scene in scenes])
+
+    def seen_of(self, tokens: list[SceneTokens]) -> Seen:
         return Seen(
-            content=SeenByGeoLlava(features),
-            crops=sum(part.crops for part in tokens),
-            tokens_before=sum(part.kept.assignment.numel() for part in tokens),
-            tokens_after=sum(map(len, features)),  # empty slots too: the language model reads them
+            content=self.session.hold(tokens),
+            crops=sum(part.canvas.crops for part in tokens),
+            tokens_before=sum(part.before for part in tokens),
+            tokens_after=sum(part.after for part in tokens),
         )
 
     def encode(self, scene: Scene) -> SceneTokens:
         images = self.processor.image_processor
-        images.max_crops = self.own_max_crops
+        canvas = images.choose_canvas(scene.size)
         if self.method == controls.SMALLER_IMAGE:
-            width, height = images.select_canvas(*scene.size)
-            crops = width * height // images.crop_size**2
-            images.max_crops = max(2, int(crops * self.share))  # one alone is no canvas
-        return encode_scene(self.model, self.processor, scene)
+            # One crop alone is no canvas.
+            images.max_crops = max(2, int(canvas.crops * self.share))
+            try:
+                canvas = images.choose_canvas(scene.size)
+            finally:
+                images.max_crops = self.own_max_crops
+        tokens = self.session.encode(scene, canvas=canvas)
+        shown = controls.remaining(self.method, tokens.kept, self.num_keep)
+        return replace(tokens, shown=shown)
 
     def overlay(self, scene: Scene) -> Image.Image:
-        tokens = self.encode(scene)
-        mask = controls.remaining(self.method, tokens.kept, self.num_keep)
-        kept = replace(tokens.kept, valid=tokens.kept.valid & mask)
-        return overlay.draw(scene, kept, tokens.canvas_size)
+        return overlay.draw(scene, self.encode(scene))
 
     def prepare(self, seen: Seen, prompt: str, max_new_tokens: int) -> Tensor:
         """[L] token ids."""
-        return self.tokenize(prompt, list(map(len, seen.content.features)), max_new_tokens)
+        return seen.content.prepare(prompt, max_new_tokens)
 
-    def tokenize(self, prompt: str, lengths: list[int], max_new_tokens: int) -> Tensor:
-        """[L] token ids of a prompt about images of so many visual tokens each."""
-        text = self.processor.build_prompt(prompt, num_images=len(lengths))
-        (text,) = expand_marks([text], IMAGE_TOKEN, lengths)
-        ids = self.tokenizer(text, return_tensors="pt")["input_ids"][0]
-        limit = self.model.config.text_config.max_position_embeddings
-        if len(ids) + max_new_tokens > limit:
-            raise ValueError(
-                f"{sum(lengths)} visual tokens make a prompt of {len(ids)}; it and "
-                f"{max_new_tokens} new ones must fit the model's {limit} positions: keep fewer"
-            )
-        check_words(self.model, self.processor, ids)
-        return ids
-
-    @torch.inference_mode()
     def ask(self, seen: Seen, prepared: list[Tensor], max_new_tokens: int) -> list[Reply]:
-        content, device = seen.content, self.model.device
-        start = content.start(prepared[0], self.model.config.image_token_id)
-        ends = [ids[start:] for ids in prepared]
-        length = max(map(len, ends))
-        # Padding stands between what all prompts share and what they do not.
-        ids = prepared[0].new_full((len(ends), start + length), self.tokenizer.pad_token_id)
-        mask = torch.zeros_like(ids)
-        ids[:, :start], mask[:, :start] = prepared[0][:start], 1
-        for row, end in enumerate(ends):
-            ids[row, start + length - len(end) :] = end
-            mask[row, start + length - len(end) :] = 1
-        inputs: dict[str, Any] = {
-            "input_ids": ids.to(device),
-            "attention_mask": mask.to(device),
-            "eos_token_id": self.tokenizer.eos_token_id,
-        }
-        if start:
-            if content.cache is None:
-                embeds = self.model.embed_prompt(
-                    inputs["input_ids"][:1, :start], torch.cat(content.features)
-                )
-                prefix = self.model(inputs_embeds=embeds, use_cache=True, logits_to_keep=1)
-                content.cache = getattr(prefix, CACHE_NAME)
-            cache = copy.deepcopy(content.cache)
-            if len(ends) > 1:
-                cache.batch_repeat_interleave(len(ends))
-            inputs[CACHE_NAME] = cache
-        return self.generate(inputs, start + length, max_new_tokens)
+        return [
+            Reply(reply.text, reply.confidence)
+            for reply in seen.content.reply(prepared, max_new_tokens)
+        ]
 
     def protocol(self, *, blind: bool) -> dict[str, Any]:
         config = self.model.config
@@ -143,18 +99,3 @@ class GeoLlavaAnswerer(Answerer):
             "attention": self.model.config._attn_implementation,
             "dtype": str(self.model.dtype).removeprefix("torch."),
         }
-
-
-@dataclass
-class SeenByGeoLlava:
-    """Projected tokens [T, text width] of each image; the language model's cache of everything up
-    to the last of them, once there is one."""
-
-    features: list[Tensor]
-    cache: Any = None
-
-    def start(self, ids: Tensor, image_token_id: int) -> int:
-        """How many tokens all prompts about these images share: up to the last visual one."""
-        if not self.features:
-            return 0
-        return int((ids == image_token_id).nonzero()[-1]) + 1

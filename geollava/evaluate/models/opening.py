@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from geollava.answering.answer import load
+from geollava.answering.session import Session
 from geollava.evaluate.models.answerer import Answerer
 from geollava.evaluate.models.geollava_model import GeoLlavaAnswerer
 from geollava.evaluate.models.transformers_model import TransformersAnswerer
@@ -41,7 +41,7 @@ def open_model(
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     answerer: Answerer
     if config.get("model_type") in (GeoLlavaConfig.model_type, PUBLISHED_MODEL_TYPE):
-        answerer = GeoLlavaAnswerer(name, *load(str(folder), None, device, dtype))
+        answerer = GeoLlavaAnswerer(name, Session(folder, device=device, dtype=dtype))
     else:
         device = "cpu" if device == "auto" else device
         dtype = ("float32" if device == "cpu" else "bfloat16") if dtype == "auto" else dtype

@@ -10,14 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from geollava.answering.overlay import canvas_grid
+from geollava.answering.encoding import SceneTokens
 from geollava.common.outputs import written_whole
 from geollava.evaluate import report
 from geollava.evaluate.benchmark import Benchmark
@@ -30,8 +31,7 @@ from geollava.evaluate.runner import Options
 from geollava.evaluate.scores import difference
 from geollava.evaluate.studies.failures import read_results
 from geollava.evaluate.studies.sweep import graded_lines
-from geollava.imagery import Scene, image_box
-from geollava.model.token_reduction import ReducedTokens
+from geollava.imagery import Scene
 from geollava.scenes import CHOICES_FOLLOW
 from geollava.training.rows import Box, boxes_in
 
@@ -48,15 +48,6 @@ def about_boxes(benchmark: Benchmark) -> Benchmark:
     )
 
 
-@dataclass
-class SeenScene:
-    """A scene's size and canvas in pixels (width, height), and its kept tokens."""
-
-    size: tuple[int, int]
-    canvas_size: tuple[int, int]
-    kept: ReducedTokens
-
-
 class AblatedModel(GeoLlavaAnswerer):
     """Our model, with tokens left out question by question.
 
@@ -71,74 +62,48 @@ class AblatedModel(GeoLlavaAnswerer):
         """The same model. NotImplementedError for one of transformers."""
         if not isinstance(answerer, GeoLlavaAnswerer):
             raise NotImplementedError("tokens can be left out of models of this project alone")
-        model = cls(answerer.name, answerer.model, answerer.processor)
+        model = cls(answerer.name, answerer.session)
         model.weights = answerer.weights
         return model
 
     def see(self, scenes: Sequence[Scene]) -> Seen:
-        parts = []
-        for scene in scenes:
-            tokens = self.encode(scene)
-            parts.append(SeenScene(scene.size, tokens.canvas_size, tokens.kept))
-        return Seen(parts)
+        """The tokens of each scene; every question is shown others of them."""
+        return Seen([self.encode(scene) for scene in scenes])
 
-    @torch.inference_mode()
     def prepare(self, seen: Seen, prompt: str, max_new_tokens: int) -> Any:
-        features, dropped = [], 0
         boxes = boxes_in(prompt.split(CHOICES_FOLLOW)[0])  # of the question, not of its choices
-        for scene in seen.content:
-            inside = tokens_in(boxes, scene.size, scene.canvas_size, scene.kept)
-            mask = remaining(self.condition, inside, prompt)
-            features.append(self.model.project(scene.kept.features)[mask.flatten()])
-            dropped += int((~mask).sum())
-        ids = self.tokenize(prompt, list(map(len, features)), max_new_tokens)
-        return ids, torch.cat(features), dropped
+        parts, dropped = [], 0
+        for tokens in seen.content:
+            shown = remaining(self.condition, tokens_in(boxes, tokens), prompt)
+            parts.append(replace(tokens, shown=shown.to(tokens.kept.features.device)))
+            dropped += int((~shown).sum())
+        held = self.session.hold(parts)
+        return held, held.prepare(prompt, max_new_tokens), dropped
 
-    @torch.inference_mode()
     def ask(self, seen: Seen, prepared: list[Any], max_new_tokens: int) -> list[Reply]:
         """One by one: questions share no tokens here."""
         replies = []
-        for ids, features, dropped in prepared:
-            embeds = self.model.embed_prompt(ids[None].to(self.model.device), features)
-            mask = torch.ones(embeds.shape[:2], dtype=torch.int64, device=embeds.device)
-            inputs = {"inputs_embeds": embeds, "attention_mask": mask}
-            inputs["eos_token_id"] = self.tokenizer.eos_token_id
-            (reply,) = self.generate(inputs, 0, max_new_tokens)
-            replies.append(replace(reply, dropped=dropped))
+        for held, ids, dropped in prepared:
+            (reply,) = held.reply([ids], max_new_tokens)
+            held.close()
+            replies.append(Reply(reply.text, reply.confidence, dropped))
         return replies
 
     def protocol(self, *, blind: bool) -> dict[str, Any]:
         return super().protocol(blind=blind) | {"condition": self.condition}
 
 
-def tokens_in(
-    boxes: Sequence[Box],
-    size: tuple[int, int],
-    canvas_size: tuple[int, int],
-    kept: ReducedTokens,
-) -> Tensor:
+def tokens_in(boxes: Sequence[Box], tokens: SceneTokens) -> Tensor:
     """[C, K] bool: which kept tokens stand in a cell that one of the boxes touches.
 
     Args:
-        boxes: in pixels of the image. size, canvas_size: (width, height) in pixels.
+        boxes: (left, top, right, bottom) in pixels of the image.
     """
-    assert kept.grid_size is not None
-    rows, cols = kept.grid_size
-    crops = len(kept.assignment)
-    crop_cols = canvas_grid(crops, canvas_size)[1]
-    cell = canvas_size[0] / (crop_cols * cols)
-    crop = torch.arange(crops)[:, None]
-    places = kept.keep_indices.cpu()
-    x = (crop % crop_cols * cols + places % cols) * cell
-    y = (crop // crop_cols * rows + places // cols) * cell
-    left, top, right, _ = image_box(size, canvas_size)
-    scale = (right - left) / size[0]
-    inside = torch.zeros_like(places, dtype=torch.bool)
-    for x1, y1, x2, y2 in boxes:
-        across = (x < left + x2 * scale) & (x + cell > left + x1 * scale)
-        along = (y < top + y2 * scale) & (y + cell > top + y1 * scale)
-        inside |= across & along
-    return inside & kept.valid.cpu()
+    places = tokens.kept.keep_indices.cpu().numpy()
+    inside = np.zeros(places.shape, dtype=bool)
+    for box in boxes:
+        inside |= tokens.map.touched(places, box)
+    return torch.from_numpy(inside) & tokens.kept.valid.cpu()
 
 
 def remaining(condition: str, inside: Tensor, prompt: str) -> Tensor:

@@ -22,7 +22,7 @@ from geollava.common.outputs import written_whole
 from geollava.evaluate import report
 from geollava.evaluate.scores import RESAMPLES, interval
 from geollava.evaluate.studies.background import background_prototypes, similarity
-from geollava.imagery import Scene, image_box, open_scene
+from geollava.imagery import Scene, open_scene
 
 WINDOW = 64  # pixels
 THRESHOLDS = tuple(round(0.5 + 0.01 * step, 2) for step in range(50))
@@ -42,20 +42,20 @@ def windows_of(model: Any, processor: Any, scene: Scene) -> Tensor:
         key=lambda size: abs(size * patch - WINDOW),
     )
     images = processor.image_processor
-    canvas = images.select_canvas(*scene.size)
+    canvas = images.choose_canvas(scene.size)
     parts = []
-    chunks = ahead(in_chunks(images.crop_rows(scene), model.chunk_size))
+    chunks = ahead(in_chunks(images.crop_rows(scene, canvas), model.chunk_size))
     for pixels in chunks:
         tokens = model.model.vision_tower(model.prepare_pixels(pixels))[:, 1:]
         grid = tokens.mT.unflatten(2, config.grid_size)  # [C, D, rows, cols]
         parts.append(functional.avg_pool2d(grid.float(), width))
     pooled = torch.cat(parts)  # [C, D, side / width, side / width]
     per_crop = side // width
-    cols = canvas[0] // images.crop_size
-    whole = pooled.unflatten(0, (-1, cols)).permute(0, 3, 1, 4, 2)
+    rows, cols = canvas.grid
+    whole = pooled.unflatten(0, (rows, cols)).permute(0, 3, 1, 4, 2)
     whole = whole.reshape(-1, cols * per_crop, pooled.shape[1])  # [rows, cols, D] of windows
     pitch = width * patch
-    left, top, right, bottom = image_box(scene.size, canvas)
+    left, top, right, bottom = canvas.image_box
     within = whole[-(-top // pitch) : bottom // pitch, -(-left // pitch) : right // pitch]
     if within.numel() == 0:
         raise ValueError(f"a scene of {scene.size} pixels holds no window of {pitch} pixels")

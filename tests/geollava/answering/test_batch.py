@@ -12,8 +12,8 @@ import time
 import pytest
 from PIL import Image
 
-from geollava.answering import batch
-from geollava.answering.answer import answer
+from geollava.answering import batch, session
+from geollava.answering.session import Session
 from geollava.imagery import read_image
 from geollava.model.default_model import DEMONSTRATION, default_checkpoint
 from tests.geollava.conftest import noise, vrt
@@ -61,7 +61,7 @@ def test_rows(run, job, tmp_path, pair):
     check_complete(tmp_path / "a.parquet", 3)
     for row in rows_of(tmp_path / "a.parquet"):
         image = read_image(row["scene"])
-        expected = answer(*pair, image, row["question"], max_new_tokens=3)
+        expected = Session.of(*pair).see(image).ask(row["question"], max_new_tokens=3)
         assert row["answer"] == expected.text
         assert row["error"] is None
         assert row["crops"] == expected.crops
@@ -246,7 +246,8 @@ def test_exif(run, job, tmp_path, pair):
         code, _, err = run(*command, *options)
         assert code == 0, err
         assert [row["answer"] for row in rows_of(command[5])] == [
-            answer(*pair, shown, question, max_new_tokens=3).text for question in QUESTIONS
+            Session.of(*pair).see(shown).ask(question, max_new_tokens=3).text
+            for question in QUESTIONS
         ]
     assert '"exif"' not in batch.Settings("x").of_answers()  # outputs of earlier versions fit
     code, _, err = run(*command)
@@ -277,7 +278,7 @@ def test_a_vrt_is_answered_anew_when_a_source_changed(run, job, tmp_path, asked)
 def test_rows_with_an_error_are_tried_again(run, job, tmp_path, asked, monkeypatch):
     command = job(2)
     with monkeypatch.context() as patch:
-        patch.setattr(batch, "open_scene", lambda path, **options: 1 / 0)
+        patch.setattr(session, "open_scene", lambda path, **options: 1 / 0)
         assert "4 of them with an error" in run(*command)[2]
     code, _, err = run(*command)
     assert (code, "0 of them with an error" in err) == (0, True)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from geollava import imagery
 from geollava.answering import geojson, overlay
+from geollava.answering.encoding import SceneTokens
 from tests.geollava.imagery.test_rasters import NORTH_UP, UTM, rgb, write
 from tokenprune import ReducedTokens
 
@@ -46,12 +47,11 @@ def area(ring):
 )
 def test_boxes_lie_where_the_overlay_shows_tokens(size, crops, seed):
     crop_rows, crop_cols = crops
-    canvas = (56 * crop_cols, 56 * crop_rows)
-    kept = kept_tokens(crop_rows * crop_cols, (4, 4), 5, seed)
-    roots, _ = overlay.token_maps(kept, crops)
-    left, top, right, bottom = imagery.image_box(size, canvas)
-    scene = imagery.as_scene(np.zeros((size[1], size[0], 3), dtype=np.uint8))
-    collection = geojson.token_features(scene, kept, canvas)
+    canvas = imagery.Canvas(size, (56 * crop_cols, 56 * crop_rows), 56)
+    tokens = SceneTokens(kept_tokens(crop_rows * crop_cols, (4, 4), 5, seed), canvas)
+    roots = torch.from_numpy(overlay.token_maps(tokens)[0])
+    left, top, right, bottom = canvas.image_box
+    collection = geojson.token_features(tokens)
     found = torch.zeros_like(roots)
     for feature in collection["features"]:
         box = feature["properties"]["pixel_box"]
@@ -75,7 +75,8 @@ def test_map_coordinates(turn, tmp_path):
     path = write(tmp_path / "scene.tif", rgb(112, 56), transform=transform)
     kept = kept_tokens(2, (4, 4), 3)
     with imagery.open_scene(path) as scene:
-        collection = geojson.token_features(scene, kept, (112, 56))
+        canvas = imagery.Canvas(scene.size, (112, 56), 56)
+        collection = geojson.token_features(SceneTokens(kept, canvas, scene.georeference))
     assert len(collection["features"]) == int(kept.valid.sum())
     assert "coordinates" not in collection
     for feature in collection["features"]:

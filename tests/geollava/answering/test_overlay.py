@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geollava.answering import overlay
+from geollava.answering.encoding import SceneTokens
+from geollava.imagery import Canvas
 from tokenprune import ReducedTokens
 
 
@@ -33,7 +35,8 @@ def test_every_token_lies_where_its_crop_lies(crop_rows, crop_cols, rows, cols, 
         scores=torch.zeros(keep_indices.shape),
         grid_size=(rows, cols),
     )
-    roots, members = overlay.token_maps(kept, (crop_rows, crop_cols))
+    size = (56 * crop_cols, 56 * crop_rows)
+    roots, members = overlay.token_maps(SceneTokens(kept, Canvas(size, size, 56)))
     for crop in range(crops):
         chosen = set(keep_indices[crop][valid[crop]].tolist())
         for token in range(num_tokens):
@@ -41,8 +44,3 @@ def test_every_token_lies_where_its_crop_lies(crop_rows, crop_cols, rows, cols, 
             x = crop % crop_cols * cols + token % cols
             assert roots[y, x] == (token in chosen)
             assert members[y, x] == (int(assignment[crop, token]) in chosen)
-
-
-def test_canvas_grid():
-    assert overlay.canvas_grid(561, (11_088, 5712)) == (17, 33)
-    assert overlay.canvas_grid(2, (336, 672)) == (2, 1)

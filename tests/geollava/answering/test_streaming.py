@@ -15,7 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from geollava import imagery
-from geollava.answering.answer import Stopwatch, answer, encode_scene
+from geollava.answering.encoding import encode_scene
+from geollava.answering.measures import Stopwatch
+from geollava.answering.session import Session
 from geollava.answering.streaming import (
     ahead,
     bytes_per_crop,
@@ -110,7 +112,7 @@ def test_every_budget_gives_the_same_tokens(crops, pair):
         memory_budget=crops * bytes_per_crop(model.config, model.dtype),
         progress=lambda *counts: done.append(counts),
     )
-    total = tokens.crops
+    total = tokens.canvas.crops
     size = min(crops, model.chunk_size)  # more would be slower on a CPU
     assert done == [(min(i + size, total), total) for i in range(0, total, size)]
     assert torch.equal(tokens.kept.keep_indices, whole.keep_indices)
@@ -130,7 +132,8 @@ def test_streamed_answers_are_those_of_the_whole_image(pair):
         pad_token_id=processor.tokenizer.pad_token_id,
     )[0, inputs["input_ids"].shape[1] :]
     expected = processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
-    assert answer(model, processor, image, "What?", max_new_tokens=8).text == expected
+    answer = Session.of(model, processor).see(image).ask("What?", max_new_tokens=8)
+    assert answer.text == expected
 
 
 def test_the_next_item_is_made_while_one_is_in_use():

@@ -36,7 +36,7 @@ def test_json(run, scene):
     assert report["crops"] == 12
     assert report["tokens_before"] == 12 * 576
     assert report["tokens_after"] == 12 * 24
-    assert set(report["seconds"]) == {"read", "load", "crop", "encode", "answer"}
+    assert set(report["seconds"]) == {"read", "load", "crop", "encode", "prefill", "answer"}
     assert all(value >= 0 for value in report["seconds"].values())
     assert report["peak_memory_mib"] > 0
     assert isinstance(report["answer"], str)
@@ -228,7 +228,7 @@ def test_anything_else_is_exit_code_1_and_no_traceback(run, scene, monkeypatch):
     def broken(*args, **kwargs):
         raise RuntimeError("out of luck\nsecond line")
 
-    monkeypatch.setattr("geollava.answering.answer.answer", broken)
+    monkeypatch.setattr("geollava.answering.session.Seen.ask", broken)
     code, out, err = run("ask", scene, "What?")
     assert (code, out) == (1, "")
     assert "RuntimeError: out of luck" in err
@@ -242,7 +242,7 @@ def test_interrupted(run, scene, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("geollava.answering.answer.answer", interrupted)
+    monkeypatch.setattr("geollava.answering.session.Seen.ask", interrupted)
     code, out, err = run("ask", scene, "What?")
     assert (code, out, err.strip()) == (130, "", "error: interrupted")
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from geollava.answering.answer import answer
+from geollava.answering import session
+from geollava.answering.prefix import Prefix
 from geollava.evaluate import scores
 from geollava.evaluate.benchmark import get_benchmark
 from geollava.evaluate.benchmarks import xlrs
@@ -133,7 +134,9 @@ def test_the_demonstration_model_says_so_once(run, questions, tmp_path):
     assert err.count(DEMONSTRATION) == 1
 
 
-def test_replies_are_those_of_ask(questions, default_pair, guessing_checkpoint):
+def test_replies_are_those_of_ask(questions, guessing_checkpoint, monkeypatch):
+    reads, original = [], Prefix.read
+    monkeypatch.setattr(Prefix, "read", lambda *a: reads.append(len(a[1])) or original(*a))
     answerer = open_model(str(guessing_checkpoint), None, None, "cpu", "float32")
     data = Data(XLRS, str(questions))
     examples = data.examples(blind=False, limit=4)
@@ -142,27 +145,26 @@ def test_replies_are_those_of_ask(questions, default_pair, guessing_checkpoint):
         seen = answerer.see(scenes)
         prepared = [answerer.prepare(seen, prompt, 3) for prompt in prompts]
         together = answerer.ask(seen, prepared, 3)
-        read = seen.content.cache
-        for prompt, inputs, reply in zip(prompts, prepared, together, strict=True):
-            expected = answer(
-                answerer.model, answerer.processor, scenes[0], prompt, max_new_tokens=3
-            )
-            assert reply.text == expected.text
+        for inputs, reply in zip(prepared, together, strict=True):
             (alone,) = answerer.ask(seen, [inputs], 3)
             assert alone.text == reply.text
             assert alone.confidence == pytest.approx(reply.confidence, abs=1e-3)
-    assert read is seen.content.cache  # what all questions share is read once
-    assert read.get_seq_length() < min(map(len, prepared))
+        assert len(reads) == 1  # what all questions share is read once
+        assert reads[0] < min(map(len, prepared))
+        asked = answerer.session.see(scenes[0])
+        assert [asked.ask(prompt, max_new_tokens=3).text for prompt in prompts] == [
+            reply.text for reply in together
+        ]
     assert len({reply.text for reply in together}) > 1
 
 
 def test_an_image_is_encoded_once(questions, guessing_checkpoint, tmp_path, monkeypatch):
     sizes = []
-    original = own_model.encode_scene
+    original = session.encode_scene
     monkeypatch.setattr(
-        own_model,
+        session,
         "encode_scene",
-        lambda m, p, scene: sizes.append(scene.size) or original(m, p, scene),
+        lambda m, p, scene, **more: sizes.append(scene.size) or original(m, p, scene, **more),
     )
     rows = json.loads(questions.read_text())
     rows = [{**row, "image": str(questions.parent / row["image"][0])} for row in rows[:24:8] * 2]

@@ -10,13 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
+from geollava.answering.encoding import SceneTokens
 from geollava.evaluate.models import controls
 from geollava.evaluate.models.opening import open_model
 from geollava.evaluate.studies import ablation
 from geollava.evaluate.studies.ablation import remaining, tokens_in
 from geollava.evaluate.studies.background import background_prototypes, similarity
 from geollava.evaluate.studies.background_share import measure, windows_of
-from geollava.imagery import as_scene
+from geollava.imagery import Canvas, as_scene
 from geollava.model.token_reduction import ReducedTokens
 
 
@@ -74,10 +75,12 @@ def test_pruned_controls_in_the_model(guessing_checkpoint, questions):
     scene = as_scene(questions.parent / "0.png")
     pruned = answerer.see([scene])
     assert pruned.tokens_after == 2 * 8
-    assert len(pruned.content.features[0]) == 2 * 8
+    model = answerer.model
+    features = pruned.content.encode()[0].project(model)
+    assert len(features) == 2 * 8
     answerer.reduce("spatial_pool", 16)
-    whole = answerer.see([scene]).content.features[0]
-    places = [(whole == token).all(1).nonzero().item() for token in pruned.content.features[0]]
+    whole = answerer.see([scene]).content.encode()[0].project(model)
+    places = [(whole == token).all(1).nonzero().item() for token in features]
     assert places == sorted(places)
     (reply,) = answerer.ask(pruned, [answerer.prepare(pruned, "How many?", 2)], 2)
     assert reply.text
@@ -85,14 +88,15 @@ def test_pruned_controls_in_the_model(guessing_checkpoint, questions):
 
 def test_tokens_in_a_box():
     # An image of 200 x 100 pixels on a canvas of 400 x 400: scaled by 2, from row 100 on.
-    kept = kept_all(4, (4, 4))  # cells of 50 pixels
-    inside = tokens_in([(30, 10, 60, 40)], (200, 100), (400, 400), kept)
+    # Cells of 50 pixels.
+    tokens = SceneTokens(kept_all(4, (4, 4)), Canvas((200, 100), (400, 400), 200))
+    inside = tokens_in([(30, 10, 60, 40)], tokens)
     # On the canvas x 60 to 120, y 120 to 180: columns 1 and 2, rows 2 and 3 of the first crop.
     assert inside[0].view(4, 4).nonzero().tolist() == [[2, 1], [2, 2], [3, 1], [3, 2]]
     assert not inside[1:].any()
-    across = tokens_in([(90, 10, 110, 20)], (200, 100), (400, 400), kept)
+    across = tokens_in([(90, 10, 110, 20)], tokens)
     assert across.any(1).tolist() == [True, True, False, False]
-    assert not tokens_in([], (200, 100), (400, 400), kept).any()
+    assert not tokens_in([], tokens).any()
 
 
 def test_as_many_random_tokens_elsewhere():

@@ -140,8 +140,8 @@ def put_together(rows) -> np.ndarray:
 
 def resized_by_pillow(image, canvas) -> np.ndarray:
     """The published canvas: Pillow's resize of the whole image, centered on black."""
-    box = imagery.image_box(image.size, canvas)
-    framed = Image.new("RGB", canvas)
+    box = canvas.image_box
+    framed = Image.new("RGB", canvas.size)
     framed.paste(
         image.resize((box[2] - box[0], box[3] - box[1]), Image.Resampling.BICUBIC), box[:2]
     )
@@ -151,8 +151,9 @@ def resized_by_pillow(image, canvas) -> np.ndarray:
 @given(size=sizes, canvas=canvas_sizes)
 def test_canvas_holds_the_whole_image_centered_on_black(size, canvas):
     image = Image.new("RGB", size, (255, 255, 255))
-    pixels = put_together(imagery.crop_rows(imagery.as_scene(image), canvas, 28))
-    left, top, right, bottom = imagery.image_box(size, canvas)
+    fitted = imagery.Canvas(size, canvas, 28)
+    pixels = put_together(imagery.crop_rows(imagery.as_scene(image), fitted))
+    left, top, right, bottom = fitted.image_box
     assert pixels.shape == (canvas[1], canvas[0], 3)
     assert (pixels[top:bottom, left:right] == 255).all()
     assert pixels.sum(dtype=np.int64) == 255 * 3 * (right - left) * (bottom - top)
@@ -174,17 +175,17 @@ def passes(request, monkeypatch):
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(size=sizes, canvas=canvas_sizes, seed=st.integers(0, 99))
 def test_crops_are_cut_from_what_pillow_makes_of_the_whole_image(passes, size, canvas, seed):
-    image = noise(*size, seed=seed)
-    pixels = put_together(imagery.crop_rows(imagery.as_scene(image), canvas, 28))
-    assert np.array_equal(pixels, resized_by_pillow(image, canvas))
+    image, fitted = noise(*size, seed=seed), imagery.Canvas(size, canvas, 28)
+    pixels = put_together(imagery.crop_rows(imagery.as_scene(image), fitted))
+    assert np.array_equal(pixels, resized_by_pillow(image, fitted))
 
 
 @pytest.mark.parametrize("size", [(2500, 1700), (1700, 2500), (700, 3000), (20_000, 14)])
 def test_large_images_in_blocks(size, passes, monkeypatch):
     monkeypatch.setattr("geollava.imagery.resizer.BLOCK_BYTES", 2**18)
     image = noise(*size)
-    canvas = imagery.select_canvas(*size, imagery.allowed_canvases(336, 24, 49))
-    pixels = put_together(imagery.crop_rows(imagery.as_scene(image), canvas, 336))
+    canvas = imagery.Canvas.choose(size, imagery.allowed_canvases(336, 24, 49), 336)
+    pixels = put_together(imagery.crop_rows(imagery.as_scene(image), canvas))
     assert np.array_equal(pixels, resized_by_pillow(image, canvas))
 
 
@@ -221,7 +222,7 @@ def test_crops_are_not_made_far_ahead_of_who_takes_them():
             return np.zeros((bottom - top, 28, 3), dtype=np.uint8)
 
     scene = Counting()
-    rows = imagery.crop_rows(scene, scene.size, 28)
+    rows = imagery.crop_rows(scene, imagery.Canvas(scene.size, scene.size, 28))
     assert scene.reads == 0
     next(rows)
     assert scene.reads < 10
@@ -233,16 +234,16 @@ def test_fast_decodes_a_jpeg_at_half_its_size(tmp_path):
     """...where that still holds the canvas, at little cost."""
     small = noise(60, 40).resize((1800, 1200), Image.Resampling.BICUBIC)
     small.save(tmp_path / "image.jpg", quality=95)
-    canvas = (672, 672)
+    canvas = imagery.Canvas(small.size, (672, 672), 336)
     pillow, fast = (
         put_together(
-            imagery.crop_rows(imagery.open_scene(tmp_path / "image.jpg"), canvas, 336, resize)
+            imagery.crop_rows(imagery.open_scene(tmp_path / "image.jpg"), canvas, resize)
         ).astype(int)
         for resize in imagery.RESIZE_MODES
     )
     assert 0 < np.abs(pillow - fast).mean() <= 2
     with pytest.raises(ValueError, match="resize must be one of pillow, fast"):
-        next(imagery.crop_rows(imagery.as_scene(small), canvas, 336, "fastest"))
+        next(imagery.crop_rows(imagery.as_scene(small), canvas, "fastest"))
 
 
 @pytest.mark.parametrize("kind", ["deep.png", "deep.tif", "float.tif"])
@@ -326,13 +327,14 @@ def test_what_is_no_file_is_refused_at_once(kind, tmp_path, run):
 
 def test_crops_are_made_on_the_cpu_in_float32_whatever_torch_is_set_to():
     scene = imagery.as_scene(noise(60, 40))
-    expected = imagery.all_crops(scene, (28, 28), 14)
+    canvas = imagery.Canvas(scene.size, (28, 28), 14)
+    expected = imagery.all_crops(scene, canvas)
     normalized = imagery.normalize_crops(expected, [0.5] * 3, [0.25] * 3)
     previous = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device("meta"):
-            crops = imagery.all_crops(scene, (28, 28), 14)
+            crops = imagery.all_crops(scene, canvas)
             again = imagery.normalize_crops(crops, [0.5] * 3, [0.25] * 3)
     finally:
         torch.set_default_dtype(previous)

@@ -49,9 +49,8 @@ def rows(scene, factor=1):
 
 
 def canvas_of(scene, canvas, crop_size):
-    pixels = torch.cat(
-        [torch.cat(list(row), dim=2) for row in imagery.crop_rows(scene, canvas, crop_size)], dim=1
-    )
+    rows = imagery.crop_rows(scene, imagery.Canvas(scene.size, canvas, crop_size))
+    pixels = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
     return pixels.permute(1, 2, 0).numpy()
 
 
@@ -415,7 +414,8 @@ def test_8_bit_rgb_that_the_published_pipeline_can_read_is_not_taken_from_overvi
     path = sparse_cog(tmp_path / "scene.tif", 2000, [2])
     with imagery.open_scene(path) as scene:
         assert (canvas_of(scene, (672, 672), 336) == 0).all()
-        fast = list(imagery.crop_rows(scene, (672, 672), 336, "fast"))
+        canvas = imagery.Canvas(scene.size, (672, 672), 336)
+        fast = list(imagery.crop_rows(scene, canvas, "fast"))
         assert (fast[0][:, :, :320] == 200).all()  # further down the filter meets the 100s
 
 
@@ -425,8 +425,8 @@ from geollava import imagery
 from geollava.imagery.isolated import end_workers
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 with imagery.open_scene(sys.argv[1]) as scene:
-    canvas = imagery.select_canvas(*scene.size, imagery.allowed_canvases(336, 576, 49))
-    crops = sum(len(row) for row in imagery.crop_rows(scene, canvas, 336))
+    canvas = imagery.Canvas.choose(scene.size, imagery.allowed_canvases(336, 576, 49), 336)
+    crops = sum(len(row) for row in imagery.crop_rows(scene, canvas))
 end_workers()
 here = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
 print(crops, (here + resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) // 1024)

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from geollava.answering.answer import ask_for, encode_scene, generate
+from geollava.answering.session import Session
 from geollava.evaluate.benchmarks.scenes_open import is_correct
-from geollava.imagery import as_scene
 from geollava.model.default_model import default_checkpoint
 from geollava.scenes import is_test, plan, question_rows
 from geollava.scenes.draw import draw
@@ -23,10 +22,11 @@ LEARNED = ("Anomaly", "Regional Land use", "classification", "color", "motion")
 
 @pytest.fixture(scope="module")
 def seen(default_pair):
-    """(scene, its encoded tokens) of each seed."""
+    """(scene, what a session sees of it) of each seed."""
     assert all(is_test(seed) for seed in SEEDS)
     scenes = [plan(seed, SIZE, SCALE) for seed in SEEDS]
-    return [(scene, encode_scene(*default_pair, as_scene(draw(scene)))) for scene in scenes]
+    session = Session.of(*default_pair)
+    return [(scene, session.see(draw(scene))) for scene in scenes]
 
 
 def test_small_enough_to_ship_and_with_a_card():
@@ -44,13 +44,12 @@ def test_its_score_is_said_for_both_scales():
         assert "--scale 1.3" in text
 
 
-def test_answers_about_scenes_it_has_not_seen(default_pair, seen):
+def test_answers_about_scenes_it_has_not_seen(seen):
     hits = chance = variance = 0.0
-    for scene, tokens in seen:
+    for scene, shown in seen:
         for question, row in zip(scene.questions, question_rows(scene, ""), strict=True):
             if any(task in question.category for task in LEARNED):
-                inputs = ask_for(*default_pair, question.text, tokens.crops, 8)
-                hits += is_correct(row, generate(*default_pair, tokens, inputs, 8))
+                hits += is_correct(row, shown.ask(question.text, max_new_tokens=8).text)
                 guess = 1 / len(question.choices)
                 chance, variance = chance + guess, variance + guess * (1 - guess)
     assert hits > chance + 4 * math.sqrt(variance)
@@ -58,8 +57,8 @@ def test_answers_about_scenes_it_has_not_seen(default_pair, seen):
 
 def test_keeps_what_is_small(seen):
     kept = things = 0
-    for scene, tokens in seen:
-        result = tokens.kept
+    for scene, shown in seen:
+        result = shown.encode()[0].kept
         mask = torch.zeros_like(result.assignment, dtype=torch.bool)
         mask.scatter_(1, result.keep_indices, result.valid)
         for thing in scene.things:

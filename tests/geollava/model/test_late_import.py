@@ -45,7 +45,7 @@ def test_images_are_read_without_transformers():
         "from geollava import GeoLlavaConfig",
         "import geollava; from transformers import PreTrainedModel",
         "import geollava.model.processing",
-        "import geollava.answering.answer",
+        "import geollava.answering.session",
     ],
 )
 def test_auto_classes_know_the_model(first):

@@ -1,0 +1,105 @@
+"""Prompts -> the model's most likely replies, in a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from geollava.answering.prefix import Prefix
+from geollava.common.readable import named, quiet_panics
+from geollava.model.modeling import CACHE_NAME
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A model's words, and the probability that it gave to the first of them."""
+
+    text: str
+    confidence: float
+
+
+class FirstProbability(LogitsProcessor):
+    """Changes nothing; notes how probable the most likely first token is."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if not self.values:
+            best = scores.float().softmax(1).amax(1)
+            self.values = [round(value, 4) for value in best.tolist()]
+        return scores
+
+
+@torch.no_grad()
+def generate(
+    model: Any,
+    tokenizer: Any,
+    inputs: dict[str, Any],
+    prompt_length: int,
+    max_new_tokens: int,
+) -> list[Reply]:
+    """Greedy replies of any model of transformers.
+
+    Args:
+        inputs: of `model.generate`.
+        prompt_length: tokens at the start of what it returns that are not the reply's.
+    """
+    first, stop = FirstProbability(), tokenizer.eos_token_id
+    generated = model.generate(
+        **inputs,
+        max_new_tokens=max_new_tokens,
+        logits_processor=LogitsProcessorList([first]),
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop,
+        do_sample=False,
+        num_beams=1,
+    )
+    with (
+        named(tokenizer.name_or_path, "the tokenizer cannot write the answer"),
+        quiet_panics(),
+    ):
+        texts = tokenizer.batch_decode(generated[:, prompt_length:], skip_special_tokens=True)
+    return [
+        Reply(text.strip(), confidence)
+        for text, confidence in zip(texts, first.values, strict=True)
+    ]
+
+
+def reply_to(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Tensor],
+    max_new_tokens: int,
+    prefix: Prefix | None = None,
+    **inputs: Any,
+) -> list[Reply]:
+    """The most likely reply to each prompt, all in one batch.
+
+    Args:
+        prompts: [L] token ids of each.
+        prefix: what all of them begin with, read before; None is nothing.
+        inputs: further ones of the model, such as what stands at image marks.
+    """
+    start = 0 if prefix is None else len(prefix.ids)
+    ends = [ids[start:] for ids in prompts]
+    length = max(map(len, ends))
+    # Padding stands between what all prompts share and what they do not.
+    ids = prompts[0].new_full((len(ends), start + length), tokenizer.pad_token_id or 0)
+    mask = torch.zeros_like(ids)
+    ids[:, :start], mask[:, :start] = prompts[0][:start], 1
+    for row, end in enumerate(ends):
+        ids[row, start + length - len(end) :] = end
+        mask[row, start + length - len(end) :] = 1
+    inputs |= {
+        "input_ids": ids.to(model.device),
+        "attention_mask": mask.to(model.device),
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    if prefix is not None:
+        inputs[CACHE_NAME] = prefix.cache(len(ends))
+    return generate(model, tokenizer, inputs, start + length, max_new_tokens)

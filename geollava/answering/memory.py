@@ -1,0 +1,51 @@
+"""How much a session keeps of the scenes it has seen; the one used longest ago goes first."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Protocol
+
+
+class Kept(Protocol):
+    """Something that takes memory, and can do without."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def release(self) -> None:
+        """Gives its memory back; what it held is made again when it is needed."""
+
+
+class SceneMemory:
+    """Bytes of scenes, bounded. Scenes that nobody holds any more are forgotten by themselves.
+
+    Args:
+        limit: in bytes.
+    """
+
+    def __init__(self, limit: int) -> None:
+        if limit < 0:
+            raise ValueError(f"session memory must be 0 bytes or more, got {limit}")
+        self.limit = limit
+        self._used: list[weakref.ref[Kept]] = []  # the newest last
+
+    def __len__(self) -> int:
+        """Scenes that take any memory."""
+        return sum(scene.nbytes > 0 for scene in self._scenes())
+
+    @property
+    def nbytes(self) -> int:
+        return sum(scene.nbytes for scene in self._scenes())
+
+    def make_room(self, scene: Kept, more: int) -> bool:
+        """Makes a scene the newest; older ones go until `more` bytes fit. -> Whether they do."""
+        others = [other for other in self._scenes() if other is not scene]
+        self._used = [weakref.ref(kept) for kept in (*others, scene)]
+        for oldest in others:
+            if self.nbytes + more <= self.limit:
+                break
+            oldest.release()
+        return self.nbytes + more <= self.limit
+
+    def _scenes(self) -> list[Kept]:
+        return [scene for ref in self._used if (scene := ref()) is not None]

@@ -1,0 +1,384 @@
+"""The one way a scene is asked: load once, see once, ask many.
+
+session = Session("initiacms/GeoLLaVA-8K")
+harbor = session.see("harbor.tif")
+print(harbor.ask("How many ships are there?").text)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from geollava.answering import overlay
+from geollava.answering.encoding import SceneTokens, encode_scene
+from geollava.answering.generating import Reply, reply_to
+from geollava.answering.loading import check_pair, load
+from geollava.answering.measures import Stopwatch
+from geollava.answering.memory import SceneMemory
+from geollava.answering.prefix import Prefix, prefix_bytes, shared_length
+from geollava.answering.prompts import Turn, check_question, prompt_ids
+from geollava.answering.streaming import parse_memory
+from geollava.imagery import Scene, as_scene, open_scene
+from geollava.model.default_model import default_checkpoint
+from geollava.model.modeling import GeoLlavaForConditionalGeneration
+from geollava.model.processing import GeoLlavaProcessor
+
+SESSION_MEMORY = "4GiB"
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came out, and what it took.
+
+    Attributes:
+        text: the model's words.
+        confidence: probability that the model gave to the first token of its answer.
+        crops: that the scene was cut into.
+        tokens_before, tokens_after: visual tokens of all crops, before and after the reduction.
+        seconds: per stage, of this question alone and of what was done first for it.
+    """
+
+    text: str
+    confidence: float
+    crops: int
+    tokens_before: int
+    tokens_after: int
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Session:
+    """A loaded model that sees scenes and is asked about them.
+
+    Args:
+        model: folder or hub name of a checkpoint; None is the small one that is shipped.
+        num_keep: visual tokens to keep per crop, instead of the checkpoint's own number.
+        method: of token reduction, instead of the checkpoint's own.
+        device, dtype: "auto" is the GPU where there is one, and bfloat16 there.
+        resize: "pillow" gives pixels as published; "fast" starts from reduced forms.
+        memory_budget: what encoding may take beside the weights, in bytes or as "8GiB"; see
+            `encode_scene`.
+        session_memory: what may be kept of scenes between questions, in bytes or as "4GiB": their
+            visual tokens, and the language model's keys and values of them. The scene used longest
+            ago is let go first, and read again when it is asked about.
+
+    Attributes:
+        model, processor: the loaded pair.
+        name: of the checkpoint.
+        memory: what is kept of scenes, counted.
+
+    Raises:
+        ValueError: no such checkpoint, device or method; a pair that does not fit.
+    """
+
+    model: GeoLlavaForConditionalGeneration
+    processor: GeoLlavaProcessor
+    name: str
+    memory: SceneMemory
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        num_keep: int | None = None,
+        method: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        resize: str = "pillow",
+        memory_budget: int | str | None = None,
+        session_memory: int | str = SESSION_MEMORY,
+    ) -> None:
+        budget, kept = in_bytes(memory_budget), in_bytes(session_memory)
+        name = os.fspath(model) if model is not None else str(default_checkpoint())
+        pair = load(name, num_keep, device, dtype, method)
+        self._begin(*pair, name, budget, kept)
+        self.processor.image_processor.resize = resize
+
+    @classmethod
+    def of(
+        cls,
+        model: GeoLlavaForConditionalGeneration,
+        processor: GeoLlavaProcessor,
+        *,
+        name: str = "",
+        memory_budget: int | str | None = None,
+        session_memory: int | str = SESSION_MEMORY,
+    ) -> Session:
+        """A session of a pair that is loaded already, which it shares."""
+        session = cls.__new__(cls)
+        session._begin(model, processor, name, in_bytes(memory_budget), in_bytes(session_memory))
+        return session
+
+    def _begin(
+        self, model: Any, processor: Any, name: str, budget: int | None, kept: int | None
+    ) -> None:
+        check_pair(model, processor)
+        self.model, self.processor, self.name = model, processor, name
+        self.memory_budget = budget
+        self.memory = SceneMemory(kept or 0)
+
+    @property
+    def reduction(self) -> tuple[str, int]:
+        """The method that reduces crops, and the tokens it keeps of each."""
+        return self.model.config.reduction_method, self.model.config.num_keep
+
+    def reduce(self, num_keep: int) -> None:
+        """Keeps so many visual tokens per crop of scenes that are seen from now on.
+
+        Raises:
+            ValueError: more than a crop has, or none.
+        """
+        config, before = self.model.config, self.model.config.num_keep
+        config.num_keep = num_keep
+        try:
+            config.check()
+        except ValueError:
+            config.num_keep = before
+            raise
+        self.processor.num_keep = num_keep
+
+    def see(
+        self,
+        *images: Any,
+        bands: Sequence[int] | None = None,
+        exif: str = "stored",
+        max_pixels: int | None = None,
+    ) -> Seen:
+        """Opens images, to be asked about together; they are encoded for the first question, once.
+
+        Args:
+            images: paths, Pillow images, arrays [H, W, 3], tensors [3, H, W] or open scenes.
+            bands, exif, max_pixels: of files; see `imagery.open_scene`.
+
+        Raises:
+            ValueError: a file that is no image, damaged, too large or too small.
+        """
+        options = {"bands": bands, "exif": exif, "max_pixels": max_pixels}
+        return Seen(self, [Source(image, options) for image in images])
+
+    def hold(self, tokens: Sequence[SceneTokens]) -> Seen:
+        """Tokens of scenes that were encoded before, to be asked about."""
+        return Seen(self, [], list(tokens))
+
+    def encode(self, scene: Scene, **options: Any) -> SceneTokens:
+        """The tokens that are kept of a scene; options as of `encode_scene`."""
+        return encode_scene(
+            self.model, self.processor, scene, memory_budget=self.memory_budget, **options
+        )
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image as it was given, and how a file is opened."""
+
+    image: Any
+    options: dict[str, Any]
+
+    @property
+    def is_open(self) -> bool:
+        return isinstance(self.image, Scene)
+
+    @contextmanager
+    def opened(self) -> Iterator[Scene]:
+        """The scene; a file is closed again."""
+        if isinstance(self.image, (str, os.PathLike)):
+            with open_scene(self.image, **self.options) as scene:
+                yield scene
+        else:
+            yield as_scene(self.image)
+
+
+class Seen:
+    """Scenes that a session has before it.
+
+    What is kept of them counts towards the session's memory: visual tokens from the first question
+    on, and the language model's keys and values of them as far as they fit.
+
+    Attributes:
+        canvases: that the scenes are fitted to.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        sources: Sequence[Source],
+        tokens: list[SceneTokens] | None = None,
+    ) -> None:
+        self.session, self.sources = session, sources
+        self.reduction = session.reduction
+        self._tokens = tokens
+        self._prefix: Prefix | None = None
+        self._stack = ExitStack()  # files, until they are encoded
+        self._scenes: list[Scene] = []
+        if tokens is not None:
+            self.canvases = [part.canvas for part in tokens]
+            return
+        choose = session.processor.image_processor.choose_canvas
+        with ExitStack() as stack:
+            self._scenes = [stack.enter_context(source.opened()) for source in sources]
+            self.canvases = [choose(scene.size) for scene in self._scenes]
+            self._stack = stack.pop_all()
+
+    def encode(
+        self, *, stopwatch: Stopwatch | None = None, progress: Progress | None = None
+    ) -> list[SceneTokens]:
+        """The tokens that are kept of each scene: encoded now, unless they are there.
+
+        Raises:
+            ValueError: see `encode_scene`; the session reduces tokens otherwise by now.
+        """
+        if self._tokens is None:
+            if self.reduction != self.session.reduction:
+                raise ValueError(
+                    f"the session must reduce tokens as when it saw this ({self.reduction}), it "
+                    f"does {self.session.reduction} now: see it again"
+                )
+            with ExitStack() as stack:
+                stack.push(self._stack.pop_all())
+                scenes = self._scenes or [
+                    stack.enter_context(source.opened()) for source in self.sources
+                ]
+                self._scenes = []
+                self._tokens = [
+                    self.session.encode(
+                        scene, canvas=canvas, stopwatch=stopwatch, progress=progress
+                    )
+                    for scene, canvas in zip(scenes, self.canvases, strict=True)
+                ]
+        self.session.memory.make_room(self, 0)
+        return self._tokens
+
+    @property
+    def lengths(self) -> list[int]:
+        """Visual tokens that the language model reads of each scene."""
+        if self._tokens is not None:
+            return [part.after for part in self._tokens]
+        return [canvas.crops * self.reduction[1] for canvas in self.canvases]
+
+    def prepare(
+        self, question: str, max_new_tokens: int = 128, history: Sequence[Turn] = ()
+    ) -> Tensor:
+        """[L] token ids of the prompt, checked before an image is read.
+
+        Raises:
+            ValueError: an empty question; more tokens than the model can take.
+        """
+        check_question(question)
+        model, processor = self.session.model, self.session.processor
+        return prompt_ids(model, processor, question, self.lengths, max_new_tokens, history)
+
+    def ask(
+        self,
+        question: str,
+        *,
+        max_new_tokens: int = 128,
+        history: Sequence[Turn] = (),
+        stopwatch: Stopwatch | None = None,
+        progress: Progress | None = None,
+    ) -> Answer:
+        """Asks a question about the scenes.
+
+        Args:
+            max_new_tokens: length limit of the answer.
+            history: questions and answers before this one.
+            stopwatch: is given the stages "crop", "encode", "prefill" (the language model reads
+                the visual tokens) and "answer".
+            progress: called with (crops done, crops in all) while a scene is encoded.
+
+        Raises:
+            ValueError: see `prepare` and `encode`.
+        """
+        stopwatch = stopwatch or Stopwatch()
+        prompt = self.prepare(question, max_new_tokens, history)
+        tokens = self.encode(stopwatch=stopwatch, progress=progress)
+        (reply,) = self.reply([prompt], max_new_tokens, stopwatch=stopwatch)
+        return Answer(
+            text=reply.text,
+            confidence=reply.confidence,
+            crops=sum(part.canvas.crops for part in tokens),
+            tokens_before=sum(part.before for part in tokens),
+            tokens_after=sum(part.after for part in tokens),
+            seconds=stopwatch.seconds,
+        )
+
+    def reply(
+        self,
+        prompts: Sequence[Tensor],
+        max_new_tokens: int,
+        *,
+        stopwatch: Stopwatch | None = None,
+    ) -> list[Reply]:
+        """The most likely reply to each of the prompts that `prepare` made, all in one batch."""
+        stopwatch = stopwatch or Stopwatch()
+        model, tokenizer = self.session.model, self.session.processor.tokenizer
+        with stopwatch.stage("prefill"):
+            prefix = self._prefix_of(prompts)
+        with stopwatch.stage("answer"):
+            return reply_to(model, tokenizer, prompts, max_new_tokens, prefix)
+
+    def _prefix_of(self, prompts: Sequence[Tensor]) -> Prefix | None:
+        """What all prompts begin with, up to the last visual token, as the model has read it."""
+        model = self.session.model
+        length = shared_length(prompts[0], model.config.image_token_id)
+        if length == 0:
+            return None
+        if self._prefix is None or not self._prefix.begins(prompts[0]):
+            features = torch.cat([part.project(model) for part in self.encode()])
+            self._prefix = None
+            size = prefix_bytes(model.config, length, model.dtype)
+            fits = self.session.memory.make_room(self, size)
+            prefix = Prefix.read(model, prompts[0][:length], features)
+            if fits:
+                self._prefix = prefix
+        else:
+            prefix = self._prefix
+        if not all(prefix.begins(prompt) for prompt in prompts):
+            raise ValueError("prompts of a batch must begin alike, up to the last visual token")
+        return prefix
+
+    def overlay(self, index: int = 0) -> Image.Image:
+        """A scene with what was kept of it drawn over it."""
+        tokens = self.encode()[index]
+        with self.sources[index].opened() as scene:
+            return overlay.draw(scene, tokens)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are kept for further questions."""
+        tokens = sum(part.nbytes for part in self._tokens or [])
+        return tokens + (self._prefix.nbytes if self._prefix is not None else 0)
+
+    def release(self) -> None:
+        """Gives memory back; what was kept is made again for the next question, where it can be."""
+        self._prefix = None
+        if self.sources and not any(source.is_open for source in self.sources):
+            self._tokens = None
+
+    def close(self) -> None:
+        """Lets go of everything."""
+        self._stack.close()
+        self._scenes, self._tokens, self._prefix = [], None, None
+
+    def __enter__(self) -> Seen:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def in_bytes(size: int | str | None) -> int | None:
+    return parse_memory(size) if isinstance(size, str) else size
