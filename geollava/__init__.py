@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from geollava.common.extras import install
-from geollava.model.registration import register_with_transformers
+from geollava.model.registration import register, register_with_transformers
 
 # Looked for before `register_with_transformers` changes how transformers is found. Raised when a
 # name is needed: the command line must be able to say it in one line.
@@ -28,6 +28,7 @@ if any(True for _ in distributions(name="tokenprune")):
     )
 
 if TYPE_CHECKING:
+    from geollava.answering.session import Session
     from geollava.model.configuration import GeoLlavaConfig
     from geollava.model.modeling import GeoLlavaForConditionalGeneration
     from geollava.model.processing import GeoLlavaImageProcessor, GeoLlavaProcessor
@@ -37,16 +38,23 @@ __all__ = [
     "GeoLlavaForConditionalGeneration",
     "GeoLlavaImageProcessor",
     "GeoLlavaProcessor",
+    "Session",
 ]
+_HOMES = {
+    "GeoLlavaConfig": "geollava.model.configuration",
+    "GeoLlavaForConditionalGeneration": "geollava.model.modeling",
+    "GeoLlavaImageProcessor": "geollava.model.image_processing",
+    "GeoLlavaProcessor": "geollava.model.processing",
+    "Session": "geollava.answering.session",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
+    if name in _HOMES:
         if "transformers" in _missing:
             raise ImportError(MISSING_EXTRA)
-        for module in map(import_module, ("geollava.model.modeling", "geollava.model.processing")):
-            if hasattr(module, name):
-                return getattr(module, name)
+        register()  # all of the model, whichever part is asked for
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -35,10 +35,6 @@ class Prefix:
         outputs = model(inputs_embeds=embeds, use_cache=True, logits_to_keep=1)
         return cls(ids, getattr(outputs, CACHE_NAME))
 
-    def begins(self, ids: Tensor) -> bool:
-        """Whether a prompt [L'] begins with these tokens, and goes on."""
-        return len(ids) > len(self.ids) and torch.equal(ids[: len(self.ids)], self.ids)
-
     def cache(self, rows: int) -> Any:
         """A cache of so many rows to go on in.
 

@@ -327,22 +327,23 @@ class Seen:
 
     def _prefix_of(self, prompts: Sequence[Tensor]) -> Prefix | None:
         """What all prompts begin with, up to the last visual token, as the model has read it."""
-        model = self.session.model
-        length = shared_length(prompts[0], model.config.image_token_id)
+        model, first = self.session.model, prompts[0]
+        length = shared_length(first, model.config.image_token_id)
+        for ids in prompts[1:]:
+            same = torch.equal(ids[:length], first[:length])
+            if not same or shared_length(ids, model.config.image_token_id) != length:
+                raise ValueError("prompts of a batch must begin alike, up to the last visual token")
         if length == 0:
             return None
-        if self._prefix is None or not self._prefix.begins(prompts[0]):
-            features = torch.cat([part.project(model) for part in self.encode()])
-            self._prefix = None
-            size = prefix_bytes(model.config, length, model.dtype)
-            fits = self.session.memory.make_room(self, size)
-            prefix = Prefix.read(model, prompts[0][:length], features)
-            if fits:
-                self._prefix = prefix
-        else:
-            prefix = self._prefix
-        if not all(prefix.begins(prompt) for prompt in prompts):
-            raise ValueError("prompts of a batch must begin alike, up to the last visual token")
+        if self._prefix is not None and torch.equal(self._prefix.ids, first[:length]):
+            return self._prefix
+        features = torch.cat([part.project(model) for part in self.encode()])
+        self._prefix = None
+        size = prefix_bytes(model.config, length, model.dtype)
+        fits = self.session.memory.make_room(self, size)
+        prefix = Prefix.read(model, first[:length], features)
+        if fits:
+            self._prefix = prefix
         return prefix
 
     def overlay(self, index: int = 0) -> Image.Image:

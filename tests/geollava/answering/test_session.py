@@ -1,0 +1,296 @@
+"""Load once, see once, ask many: answers are those of the whole model, memory is bounded."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import geollava
+from geollava import imagery
+from geollava.answering.conversation import Conversation
+from geollava.answering.measures import Stopwatch
+from geollava.answering.memory import SceneMemory
+from geollava.answering.prefix import Prefix, prefix_bytes
+from geollava.answering.session import Session
+from tests.geollava.conftest import noise
+
+QUESTIONS = [
+    "How many ships?",
+    "What?",
+    "Is the purple vehicle to the left of the lake moving or standing still?",
+]
+
+
+def one_pass(model, processor, images, question, history=(), tokens=6):
+    """[T] ids that transformers' own generate says, and logits [T, V], nothing read before."""
+    text = processor.build_prompt(question, num_images=len(images), history=history)
+    inputs = processor(images=images or None, text=text)
+    out = model.generate(
+        **inputs,
+        max_new_tokens=tokens,
+        do_sample=False,
+        eos_token_id=processor.tokenizer.eos_token_id,
+        pad_token_id=processor.tokenizer.pad_token_id,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    ids = out.sequences[0, inputs["input_ids"].shape[1] :]
+    return ids, torch.cat(out.logits)
+
+
+def same_answer(model, processor, answer, images, question, history=(), tokens=6):
+    """Whether an answer is that of one pass, until two words are as good as each other."""
+    ids, logits = one_pass(model, processor, images, question, history, tokens)
+    best = logits.topk(2).values
+    close = ((best[:, 0] - best[:, 1]) < 1e-3).nonzero().flatten()
+    sure = int(close[0]) if len(close) else len(ids)
+    text = processor.tokenizer.decode(ids[:sure], skip_special_tokens=True).strip()
+    return answer.text.startswith(text) if len(close) else answer.text == text
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Lengths of the prefixes that are read."""
+    lengths, original = [], Prefix.read
+    monkeypatch.setattr(
+        Prefix,
+        "read",
+        lambda model, ids, *more: lengths.append(len(ids)) or original(model, ids, *more),
+    )
+    return lengths
+
+
+def test_the_contract(complete_checkpoint, tmp_path):
+    noise(120, 80).save(tmp_path / "scene.png")
+    session = geollava.Session(model=complete_checkpoint)
+    answer = session.see(tmp_path / "scene.png").ask("How many ships?")
+    assert isinstance(answer.text, str)
+    assert 0 < answer.confidence <= 1
+    assert answer.tokens_after < answer.tokens_before
+    assert set(answer.seconds) == {"crop", "encode", "prefill", "answer"}
+    with pytest.raises(ValueError, match="does not exist"):
+        geollava.Session(model=tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("which", ["pair", "default_pair"])
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_every_question_is_answered_as_in_one_pass(which, count, request, reads):
+    model, processor = request.getfixturevalue(which)
+    images = [noise(300 + 90 * seed, 200, seed=seed) for seed in range(count)]
+    seen = Session.of(model, processor).see(*images)
+    for question in [*QUESTIONS, QUESTIONS[0]]:
+        answer = seen.ask(question, max_new_tokens=6)
+        assert same_answer(model, processor, answer, images, question)
+    assert len(reads) == min(count, 1)  # what the questions share is read once
+
+
+def test_questions_together(pair, reads):
+    seen = Session.of(*pair).see(noise(300, 200))
+    alone = [seen.ask(question, max_new_tokens=6).text for question in QUESTIONS]
+    together = seen.reply([seen.prepare(question, 6) for question in QUESTIONS], 6)
+    assert [reply.text for reply in together] == alone
+    assert len(reads) == 1
+    other = Session.of(*pair).see(noise(300, 200), noise(60, 60)).prepare("What?")
+    with pytest.raises(ValueError, match="must begin alike"):
+        seen.reply([seen.prepare("What?"), other], 6)
+
+
+def test_a_question_leaves_nothing_behind(pair):
+    """...in the keys and values that the next one goes on from."""
+    seen = Session.of(*pair).see(noise(300, 200))
+    first = seen.ask(QUESTIONS[0], max_new_tokens=6)
+    layers = seen._prefix._cache.layers
+    before = [(layer.keys.clone(), layer.values.clone()) for layer in layers]
+    for question in QUESTIONS:
+        seen.ask(question, max_new_tokens=9)
+    seen.reply([seen.prepare(question, 6) for question in QUESTIONS], 6)
+    for layer, (keys, values) in zip(layers, before, strict=True):
+        assert torch.equal(layer.keys, keys)
+        assert torch.equal(layer.values, values)
+    again = seen.ask(QUESTIONS[0], max_new_tokens=6)
+    assert (again.text, again.confidence) == (first.text, first.confidence)
+
+
+def test_a_failed_question_leaves_nothing_behind(pair, monkeypatch):
+    model, processor = pair
+    seen = Session.of(model, processor).see(noise(300, 200))
+    expected = seen.ask("What?", max_new_tokens=6).text
+    layer, calls = model.model.layers[1], []
+    original = layer.forward
+
+    def breaks(*args, **kwargs):
+        calls.append(None)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(layer, "forward", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        seen.ask(QUESTIONS[2], max_new_tokens=6)
+    assert seen.ask("What?", max_new_tokens=6).text == expected
+
+
+def test_a_scene_is_encoded_once_and_its_file_closed(pair, tmp_path, monkeypatch):
+    path, opened = tmp_path / "scene.png", []
+    noise(300, 200).save(path)
+    original = imagery.open_scene
+
+    def counted(*args, **kwargs):
+        opened.append(original(*args, **kwargs))
+        return opened[-1]
+
+    monkeypatch.setattr("geollava.answering.session.open_scene", counted)
+    stopwatch = Stopwatch()
+    seen = Session.of(*pair).see(path)
+    for question in QUESTIONS:
+        seen.ask(question, max_new_tokens=2, stopwatch=stopwatch)
+    assert len(opened) == 1
+    path.unlink()  # of no use any more
+    seen.ask("What?", max_new_tokens=2)
+
+
+def test_questions_are_checked_before_anything_is_encoded(pair, tmp_path, monkeypatch):
+    noise(300, 200).save(tmp_path / "scene.png")
+    session = Session.of(*pair)
+    monkeypatch.setattr("geollava.answering.session.encode_scene", lambda *_, **__: 1 / 0)
+    seen = session.see(tmp_path / "scene.png")
+    for question, message in (
+        (" ", "must say something"),
+        ("a\ud800", "UTF-8 can write"),
+        ("words " * 60_000, "must fit the model's"),
+        ("<image> and?", "one <image> per image: expected 1, got 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            seen.ask(question)
+    with pytest.raises(ValueError, match="does not exist"):
+        session.see(tmp_path / "nothing.png")
+
+
+def test_a_conversation_reads_all_that_was_said(pair, reads):
+    model, processor = pair
+    image = noise(300, 200)
+    conversation = Conversation(Session.of(model, processor).see(image))
+    for question in QUESTIONS:
+        history = list(conversation.turns)
+        answer = conversation.ask(question, max_new_tokens=6)
+        assert same_answer(model, processor, answer, [image], question, history)
+    assert [asked for asked, _ in conversation.turns] == QUESTIONS
+    assert len(reads) == 1
+    prompt = conversation.seen.prepare("And now?", history=conversation.turns)
+    text = processor.tokenizer.decode(prompt)
+    assert all(said in text for turn in conversation.turns for said in turn)
+
+
+def test_memory_is_counted(pair):
+    model, processor = pair
+    session = Session.of(model, processor)
+    seen = session.see(noise(300, 200))
+    assert (session.memory.nbytes, len(session.memory)) == (0, 0)
+    (tokens,) = seen.encode()
+    assert session.memory.nbytes == seen.nbytes == tokens.nbytes > 0
+    prompt = seen.prepare("What?", 4)
+    seen.ask("What?", max_new_tokens=4)
+    length = int((prompt == model.config.image_token_id).nonzero()[-1]) + 1
+    keys = prefix_bytes(model.config, length, model.dtype)
+    assert session.memory.nbytes == tokens.nbytes + keys
+    cache = seen._prefix._cache
+    assert sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) == keys
+    del seen
+    assert session.memory.nbytes == 0
+
+
+def test_the_scene_used_longest_ago_goes_first(pair, tmp_path, reads):
+    paths = []
+    for seed in range(3):
+        paths.append(tmp_path / f"{seed}.png")
+        noise(300, 200, seed=seed).save(paths[-1])
+    expected = [Session.of(*pair).see(path).ask("What?", max_new_tokens=4).text for path in paths]
+    roomy = Session.of(*pair)
+    whole = roomy.see(paths[0])
+    whole.ask("What?", max_new_tokens=4)
+    session = Session.of(*pair, session_memory=2 * whole.nbytes)
+    first, second, third = (session.see(path) for path in paths)
+    reads.clear()
+    for seen in (first, second, first, third):  # third makes second go
+        seen.ask("What?", max_new_tokens=4)
+        assert session.memory.nbytes <= session.memory.limit
+    assert len(reads) == 3
+    assert (first.nbytes > 0, second.nbytes, third.nbytes > 0) == (True, 0, True)
+    assert len(session.memory) == 2
+    for seen, text in zip((first, second, third), expected, strict=True):
+        assert seen.ask("What?", max_new_tokens=4).text == text
+        assert session.memory.nbytes <= session.memory.limit
+
+
+@pytest.mark.parametrize("limit", [0, 1000])
+def test_a_scene_that_is_too_large_to_keep_is_read_each_time(pair, reads, limit):
+    seen = Session.of(*pair, session_memory=limit).see(noise(300, 200))
+    texts = {seen.ask("What?", max_new_tokens=4).text for _ in range(3)}
+    assert len(texts) == 1
+    assert len(reads) == 3
+    assert seen._prefix is None
+
+
+def test_session_memory_as_text(pair):
+    assert Session.of(*pair, session_memory="2MiB").memory.limit == 2 * 2**20
+    with pytest.raises(ValueError, match="must be a size such as 8GiB"):
+        Session.of(*pair, session_memory="much")
+    with pytest.raises(ValueError, match="must be 0 bytes or more"):
+        Session.of(*pair, session_memory=-1)
+
+
+def test_another_budget(pair):
+    model, processor = copy.deepcopy(pair[0]), copy.deepcopy(pair[1])
+    session, image = Session.of(model, processor), noise(300, 200)
+    before = session.see(image)
+    late = session.see(image)
+    answer = before.ask("What?", max_new_tokens=4)
+    session.reduce(3)
+    after = session.see(image).ask("What?", max_new_tokens=4)
+    assert after.tokens_after == 3 * after.crops
+    assert same_answer(model, processor, after, [image], "What?", tokens=4)
+    assert before.ask("What?", max_new_tokens=4).text == answer.text  # as it was seen
+    with pytest.raises(ValueError, match="see it again"):
+        late.ask("What?")
+    with pytest.raises(ValueError, match="num_keep"):
+        session.reduce(10_000)
+    assert session.reduction[1] == processor.num_keep == 3
+
+
+class Thing:
+    """Takes as many bytes as it is told."""
+
+    def __init__(self, nbytes):
+        self.nbytes = nbytes
+
+    def release(self):
+        self.nbytes = 0
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    limit=st.integers(0, 100),
+    uses=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 60)), max_size=30),
+)
+def test_memory_holds_the_newest_that_fit(limit, uses):
+    memory, things, order = SceneMemory(limit), [Thing(0) for _ in range(6)], []
+    for number, size in uses:
+        thing = things[number]
+        thing.release()
+        order = [n for n in order if n != number]
+        fits = memory.make_room(thing, size)
+        assert fits == (size <= limit)
+        if fits:
+            thing.nbytes = size
+        order.append(number)
+        assert memory.nbytes == sum(t.nbytes for t in things) <= limit
+        gone = [n for n in order if things[n].nbytes == 0]
+        held = [n for n in order if things[n].nbytes > 0]
+        # Whatever went was used before whatever stayed, unless it takes nothing.
+        assert len(memory) == len(held)
+        assert not fits or number in held or size == 0
+        assert set(gone) | set(held) == set(order)
