@@ -12,10 +12,10 @@ from PIL import Image
 
 from geollava.answering.encoding import SceneTokens
 from geollava.evaluate.models import controls
+from geollava.evaluate.models.background import background_prototypes, similarity
 from geollava.evaluate.models.opening import open_model
 from geollava.evaluate.studies import ablation
 from geollava.evaluate.studies.ablation import remaining, tokens_in
-from geollava.evaluate.studies.background import background_prototypes, similarity
 from geollava.evaluate.studies.background_share import measure, windows_of
 from geollava.imagery import Canvas, as_scene
 from geollava.model.token_reduction import ReducedTokens
