@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Any
+
+from geollava.evaluate import benchmarks
 
 Row = Mapping[str, Any]
 
-OURS = "geollava.evaluate.benchmarks"
 PLUGINS = "geollava.benchmarks"  # an entry point group
 
 
@@ -76,10 +76,9 @@ def list_benchmarks() -> list[str]:
 
 def own_modules() -> dict[str, str]:
     """Name -> module of the benchmarks in `benchmarks/`."""
-    folder = Path(__file__).with_name("benchmarks")
     return {
-        module.name.replace("_", "-"): f"{OURS}.{module.name}"
-        for module in pkgutil.iter_modules([str(folder)])
+        module.name.replace("_", "-"): f"{benchmarks.__name__}.{module.name}"
+        for module in pkgutil.iter_modules(benchmarks.__path__)
     }
 
 

@@ -33,6 +33,8 @@ def test_page(run, questions, guessing_checkpoint, tmp_path):
     rows = json.loads(questions.read_text())[:16]
     for row in rows:
         row["image"] = [str(questions.parent / row["image"][0])]
+        row["multi-choice options"][0] += "<img src=x onerror=alert(1)>"
+        row["index"] = f"<b>{row['index']}</b>"
         row["question"] = f"<script>{row['index']}</script> {row['question']} in [10, 20, 200, 220]"
     (tmp_path / "d.json").write_text(json.dumps(rows))
     out = tmp_path / "out"
