@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from geollava.common.readable import reason_of
+from geollava.common.readable import named, reason_of
 from geollava.evaluate.scores import Graded
 
 
@@ -99,7 +99,8 @@ def read_predictions(path: Path) -> list[Prediction]:
     """The lines of a file; a last one that a kill cut short is left out.
 
     Raises:
-        ValueError: a line is no prediction.
+        ValueError: a line is no prediction; the message names the file.
     """
     lines = path.read_bytes().split(b"\n")[:-1]
-    return [Prediction.from_json(json.loads(line)) for line in lines]
+    with named(path, "its lines must be predictions"):
+        return [Prediction.from_json(json.loads(line)) for line in lines]

@@ -55,3 +55,9 @@ def test_a_reply_may_hold_any_line_separator(tmp_path):
     replied("xlrs", [row], ["A\u2028or\x85B\n"], tmp_path)
     _, (prediction,) = read_results(tmp_path / "o")
     assert prediction.reply == "A\u2028or\x85B\n"
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    (tmp_path / "p.jsonl").write_text("[3]\n")
+    with pytest.raises(ValueError, match=r"p\.jsonl: its lines must be predictions: a prediction"):
+        read_predictions(tmp_path / "p.jsonl")
