@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from geollava.commands.console import DTYPES, check_one_of, note, progress_bar, stderr
-from geollava.evaluate.benchmark import NAMES
+from geollava.evaluate.benchmark import list_benchmarks
 
 evaluate = typer.Typer(no_args_is_help=True, help="Scores of a model on benchmarks.")
 
@@ -69,14 +69,14 @@ def run_benchmark(
 ) -> None:
     check_one_of("--dtype", dtype, DTYPES)
 
-    from geollava.evaluate import report
+    from geollava.common.plots import require_matplotlib
     from geollava.evaluate.benchmark import get_benchmark
     from geollava.evaluate.evaluation import evaluate
     from geollava.evaluate.processes import Processes
     from geollava.evaluate.rows import Data
     from geollava.evaluate.runner import Options
 
-    report.require_matplotlib()
+    require_matplotlib()
     processes = Processes.started(device)
     options = Options(blind, batch_size, max_new_tokens, limit, on_bad_rows, seed)
     rows = Data(get_benchmark(str(ctx.info_name)), data, split, images)
@@ -135,7 +135,7 @@ def show(results: dict[str, Any], out: Path) -> None:
     )
 
 
-for name in NAMES:
+for name in list_benchmarks():
     evaluate.command(name, help=f"The benchmark {name}: every row asked, scored and reported.")(
         run_benchmark
     )
@@ -143,7 +143,7 @@ for name in NAMES:
 
 @evaluate.command()
 def sweep(
-    benchmark: Annotated[str, typer.Argument(help=", ".join(NAMES))],
+    benchmark: Annotated[str, typer.Argument(help=", ".join(list_benchmarks()))],
     data: DataOption,
     out: OutOption,
     model: ModelOption = None,
@@ -166,7 +166,7 @@ def sweep(
     """Every method at every budget, and blind: scores against tokens and seconds."""
     check_one_of("--dtype", dtype, DTYPES)
 
-    from geollava.evaluate import report
+    from geollava.common.plots import require_matplotlib
     from geollava.evaluate.benchmark import get_benchmark
     from geollava.evaluate.processes import Processes
     from geollava.evaluate.rows import Data
@@ -174,7 +174,7 @@ def sweep(
     from geollava.evaluate.studies.sweep import cells_of
     from geollava.evaluate.studies.sweep import sweep as run
 
-    report.require_matplotlib()
+    require_matplotlib()
     cells = cells_of([name.strip() for name in methods.split(",")], parse_budgets(budgets))
     processes = Processes.started(device)
     options = Options(False, batch_size, max_new_tokens, limit, on_bad_rows, seed)
@@ -225,8 +225,9 @@ def failures(
     check_one_of("--dtype", dtype, DTYPES)
 
     from geollava.evaluate.benchmark import get_benchmark
+    from geollava.evaluate.results_folder import read_results
     from geollava.evaluate.rows import Data
-    from geollava.evaluate.studies.failures import read_results, write_failures
+    from geollava.evaluate.studies.failures import write_failures
 
     protocol = read_results(results)[0]["protocol"]
     rows = Data(get_benchmark(protocol["benchmark"]), data or protocol["source"], split, images)

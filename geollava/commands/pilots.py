@@ -23,7 +23,7 @@ from geollava.commands.evaluate import (
     evaluate,
     open_quietly,
 )
-from geollava.evaluate.benchmark import NAMES
+from geollava.evaluate.benchmark import list_benchmarks
 
 
 @evaluate.command()
@@ -47,11 +47,12 @@ def background(
     check_one_of("--dtype", dtype, DTYPES)
 
     from geollava.answering.scene_list import read_scenes
+    from geollava.common.plots import require_matplotlib
     from geollava.evaluate import report
     from geollava.evaluate.studies import background_share
     from geollava.evaluate.studies.ablation import AblatedModel
 
-    report.require_matplotlib()
+    require_matplotlib()
     paths = read_scenes(scenes)[:limit]
     ours = AblatedModel.of(open_quietly(model, None, None, device, dtype, None))
     with progress_bar() as bar:
@@ -70,7 +71,7 @@ def background(
 
 @evaluate.command()
 def ablation(
-    benchmark: Annotated[str, typer.Argument(help=", ".join(NAMES))],
+    benchmark: Annotated[str, typer.Argument(help=", ".join(list_benchmarks()))],
     data: DataOption,
     out: OutOption,
     model: ModelOption = None,
@@ -88,13 +89,13 @@ def ablation(
     """Questions asked without the tokens of their objects, and without as many random ones."""
     check_one_of("--dtype", dtype, DTYPES)
 
-    from geollava.evaluate import report
+    from geollava.common.plots import require_matplotlib
     from geollava.evaluate.benchmark import get_benchmark
     from geollava.evaluate.rows import Data
     from geollava.evaluate.runner import Options
     from geollava.evaluate.studies.ablation import AblatedModel, ablate, about_boxes
 
-    report.require_matplotlib()
+    require_matplotlib()
     rows = Data(about_boxes(get_benchmark(benchmark)), data, split, images)
     answerer = open_quietly(model, method, num_keep, device, dtype, attention)
     options = Options(False, batch_size, max_new_tokens, limit)

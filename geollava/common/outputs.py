@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 
 def check_output(path: Path, what: str, suffixes: Sequence[str]) -> None:
@@ -27,25 +29,30 @@ def check_output(path: Path, what: str, suffixes: Sequence[str]) -> None:
         raise ValueError(f"{what} {path} cannot be written")
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a text whole or not at all."""
+    with written_whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
+    """Writes a value as JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+
+
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A temporary file beside `path`, which takes its place when the block ends without error."""
-    remove_leftovers(path.parent, path.stem, path.suffix)
-    while True:
-        handle, name = tempfile.mkstemp(
-            prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent
-        )
-        if still_ours(handle, name):
-            break
+
+    def make(prefix: str) -> str:
+        handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix, dir=path.parent)
         os.close(handle)
-    partial = Path(name)
-    try:
+        return name
+
+    with temporary(path.parent, path.stem, path.suffix, make) as partial:
         yield partial
         partial.chmod(0o644)
         partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-        os.close(handle)
 
 
 @contextmanager
@@ -58,30 +65,52 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} must be new or empty, it holds files")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder.parent, folder.name, "")
-    while True:
-        name = tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent)
-        handle = os.open(name, os.O_RDONLY)
-        if still_ours(handle, name):
-            break
-        os.close(handle)
-    partial = Path(name)
-    try:
+
+    def make(prefix: str) -> str:
+        return tempfile.mkdtemp(prefix=prefix, dir=folder.parent)
+
+    with temporary(folder.parent, folder.name, "", make) as partial:
         yield partial
         partial.chmod(0o755)
         if folder.exists():
             folder.rmdir()
         partial.rename(folder)
+
+
+@contextmanager
+def temporary(folder: Path, stem: str, suffix: str, make: Callable[[str], str]) -> Iterator[Path]:
+    """A file or folder that this process has locked, gone at the end unless it was renamed.
+
+    Args:
+        make: prefix -> the name of what it makes in `folder`.
+    """
+    remove_leftovers(folder, stem, suffix)
+    while True:
+        partial = Path(make(f".{stem}-"))
+        with suppress(FileNotFoundError):  # another process took it for a leftover
+            handle = opened(partial)
+            if still_ours(handle, partial):
+                break
+            os.close(handle)
+    try:
+        yield partial
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
         os.close(handle)
 
 
-def still_ours(handle: int, name: str) -> bool:
+def opened(path: Path) -> int:
+    return os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+
+
+def still_ours(handle: int, path: Path) -> bool:
     """Locks a temporary file for as long as its process lives, and says if it is still there."""
     with suppress(OSError):  # a file system without locks: leftovers stay there
         fcntl.flock(handle, fcntl.LOCK_EX)
-    return os.path.exists(name)
+    return path.exists()
 
 
 def remove_leftovers(folder: Path, stem: str, suffix: str) -> None:
@@ -92,7 +121,7 @@ def remove_leftovers(folder: Path, stem: str, suffix: str) -> None:
         if not leftover.fullmatch(path.name) or path.is_symlink():
             continue
         with suppress(OSError):
-            handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+            handle = opened(path)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if path.is_dir():

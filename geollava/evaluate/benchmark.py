@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import entry_points
 from typing import Any
+
+from geollava.evaluate import benchmarks
 
 Row = Mapping[str, Any]
 
-# Each the file of that name (with _ for -), with `BENCHMARK` in it.
-NAMES = (
-    "xlrs",
-    "xlrs-caption",
-    "xlrs-grounding",
-    "lrs-vqa",
-    "mme-realworld-rs",
-    "scenes-open",
-)
+PLUGINS = "geollava.benchmarks"  # an entry point group
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One benchmark.
+    """One benchmark, called `BENCHMARK` in a file of its own in `benchmarks/`.
+
+    The file's name is the benchmark's, with _ for -. Other packages add theirs by an entry point in
+    the group `geollava.benchmarks`, name = "package.module:BENCHMARK".
 
     Attributes:
         name: as on the command line. title: as people call it.
@@ -70,11 +69,39 @@ class Benchmark:
         return None
 
 
+def list_benchmarks() -> list[str]:
+    """Names of the benchmarks, ascending: files of `benchmarks/`, and plug-ins. Imports none."""
+    return sorted({*own_modules(), *(entry.name for entry in entry_points(group=PLUGINS))})
+
+
+def own_modules() -> dict[str, str]:
+    """Name -> module of the benchmarks in `benchmarks/`."""
+    return {
+        module.name.replace("_", "-"): f"{benchmarks.__name__}.{module.name}"
+        for module in pkgutil.iter_modules(benchmarks.__path__)
+    }
+
+
 def get_benchmark(name: str) -> Benchmark:
-    if name not in NAMES:
-        raise ValueError(f"the benchmark must be one of {', '.join(NAMES)}, got {name!r}")
-    module = importlib.import_module(f"geollava.evaluate.benchmarks.{name.replace('-', '_')}")
-    return module.BENCHMARK
+    """The benchmark of that name.
+
+    Raises:
+        ValueError: no such benchmark; the message lists the known ones.
+        TypeError: what has the name is no `Benchmark`.
+        Exception: what importing another package's benchmark raises.
+    """
+    known = list_benchmarks()
+    if name not in known:
+        raise ValueError(f"the benchmark must be one of {', '.join(known)}, got {name!r}")
+    module = own_modules().get(name)
+    if module is not None:
+        found = import_module(module).BENCHMARK
+    else:
+        (entry, *_) = entry_points(group=PLUGINS, name=name)
+        module, found = entry.value, entry.load()
+    if not isinstance(found, Benchmark):
+        raise TypeError(f"{module} must hold a Benchmark called {name}, got {found!r}")
+    return found
 
 
 def get_field(row: Row, name: str) -> Any:

@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from geollava.common.extras import install
-from geollava.common.outputs import written_whole
+from geollava.common.outputs import write_json, write_text
+from geollava.common.plots import CHANCE, MEASURED, PUBLISHED, new_figure, save_figure
+from geollava.common.tables import property_table, table
 
 NAMES = {"macro": "macro", "macro_present": "macro (subtasks with rows)"}
 FEW = 20  # images
-MEASURED, PUBLISHED, CHANCE = "#d97706", "#9ca3af", "#111827"
-
-
-def require_matplotlib() -> None:
-    try:
-        import matplotlib  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            f"geollava evaluate needs the extra evaluate: {install('evaluate')}"
-        ) from error
 
 
 def write(results: dict[str, Any], out: Path) -> None:
-    """`results.md` and `results.png`, then `results.json`."""
-    with written_whole(out / "results.md") as partial:
-        partial.write_text(markdown(results), encoding="utf-8")
-    with written_whole(out / "results.png") as partial:
-        plot(results, partial)
-    with written_whole(out / "results.json") as partial:
-        text = json.dumps(results, indent=1, ensure_ascii=False)
-        partial.write_text(text + "\n", encoding="utf-8")
+    """`results.md`, `.png` and `.json`."""
+    write_report(out, "results", markdown(results), plot(results), results)
+
+
+def write_report(out: Path, name: str, text: str, figure: Any, value: Mapping[str, Any]) -> None:
+    """A result as Markdown, as a plot and as JSON: `out/name.md`, `.png` and `.json`."""
+    write_text(out / f"{name}.md", text)
+    save_figure(out / f"{name}.png", figure)
+    write_json(out / f"{name}.json", value)  # at last: a folder with it has the others
 
 
 def headline(results: dict[str, Any]) -> str:
@@ -85,7 +77,7 @@ def with_interval(value: float, interval: list[float] | None) -> str:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    rows, protocol, tokens = results["rows"], results["protocol"], results["tokens"]
+    rows, protocol = results["rows"], results["protocol"]
     intervals, chance = results["intervals"], results["chance"]
     present = sum(count > 0 for count in results["rows_per_subtask"].values())
     names = {
@@ -94,6 +86,11 @@ def markdown(results: dict[str, Any]) -> str:
     }
     if not is_complete(results):
         names["macro_present"] = f"macro, over the {present} subtasks that have rows"
+    scores = [
+        (text, with_interval(results[name], intervals[name]), percent(chance[name]))
+        for name, text in names.items()
+    ]
+    scores += [(name, percent(value), "-") for name, value in results["other_scores"].items()]
     lines = [
         f"# {title(results)}: {protocol['model']}",
         "",
@@ -101,67 +98,57 @@ def markdown(results: dict[str, Any]) -> str:
         f"images; {rows['bad']:,} bad rows ({rows['on_bad_rows']})."
         + few_images(results["scenes"]),
         "",
-        "| score, % | 95 % interval by image | chance |",
-        "|---|---|---|",
+        *table(("score, %", "95 % interval by image", "chance"), scores),
+        "",
+        *table(("subtask", "rows", "correct, %", "chance"), subtask_rows(results)),
     ]
-    lines += [
-        f"| {text} | {with_interval(results[name], intervals[name])} | {percent(chance[name])} |"
-        for name, text in names.items()
-    ]
-    lines += [
-        f"| {name} | {percent(value)} | - |" for name, value in results["other_scores"].items()
-    ]
-    lines += ["", "| subtask | rows | correct, % | chance |", "|---|---|---|---|"]
-    for name, count in results["rows_per_subtask"].items():
-        if count == 0:
-            lines.append(f"| {name} | 0 | - | - |")
-            continue
-        score = with_interval(results["per_subtask"][name], intervals["per_subtask"][name])
-        lines.append(
-            f"| {name} | {count} | {score} | {percent(results['chance_per_subtask'][name])} |"
-        )
     if results["bad_rows"]:
-        lines += ["", "## Bad rows", "| row | index | problem |", "|---|---|---|"]
-        lines += [
-            f"| {bad['row']} | {bad['index']} | {cell(bad['problem'])} |"
-            for bad in results["bad_rows"]
-        ]
-    lines += ["", "## Protocol", "| | |", "|---|---|"]
-    lines += [f"| {name} | {cell(value)} |" for name, value in protocol.items()]
-    for name, value in tokens.items():
-        if value is not None:
-            lines.append(f"| {name.replace('_', ' ')}, mean per question | {value:,.0f} |")
-    seconds = results["seconds"]
-    if seconds["rows"]:
-        each = {name: seconds[name] / seconds["rows"] for name in ("encode", "answer")}
-        lines.append(
-            f"| seconds per question | {each['encode']:.2f} to encode (an image is encoded once "
-            f"for all its questions), {each['answer']:.2f} to answer |"
-        )
+        bad = [(row["row"], str(row["index"]), row["problem"]) for row in results["bad_rows"]]
+        lines += ["", "## Bad rows", *table(("row", "index", "problem"), bad)]
+    lines += ["", "## Protocol", *property_table(protocol | costs(results))]
     if results["published"]:
         lines += ["", f"## Published figures ({results['published_figure']}), not measured here"]
         if not is_complete(results):
             lines.append("This data is not the whole benchmark: they do not compare with it.")
-        lines += ["", "| model | % |", "|---|---|"]
-        lines += [f"| {name} | {value} |" for name, value in results["published"].items()]
+        lines += ["", *table(("model", "%"), results["published"].items())]
     return "\n".join(lines) + "\n"
 
 
-def cell(value: Any) -> str:
-    """A value on one line of a table."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text.replace("|", "\\|").replace("\n", "\\n")
+def subtask_rows(results: dict[str, Any]) -> list[tuple[Any, ...]]:
+    rows: list[tuple[Any, ...]] = []
+    for name, count in results["rows_per_subtask"].items():
+        if count == 0:
+            rows.append((name, 0, "-", "-"))
+            continue
+        interval = results["intervals"]["per_subtask"][name]
+        score = with_interval(results["per_subtask"][name], interval)
+        rows.append((name, count, score, percent(results["chance_per_subtask"][name])))
+    return rows
 
 
-def plot(results: dict[str, Any], path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def costs(results: dict[str, Any]) -> dict[str, str]:
+    """Tokens and seconds of a question."""
+    found = {
+        f"{name.replace('_', ' ')}, mean per question": f"{value:,.0f}"
+        for name, value in results["tokens"].items()
+        if value is not None
+    }
+    seconds = results["seconds"]
+    if seconds["rows"]:
+        encode, answer = (seconds[name] / seconds["rows"] for name in ("encode", "answer"))
+        found["seconds per question"] = (
+            f"{encode:.2f} to encode (an image is encoded once for all its questions), "
+            f"{answer:.2f} to answer"
+        )
+    return found
 
+
+def plot(results: dict[str, Any]) -> Any:
+    """A figure of the subtasks, and of the macro score beside published ones."""
     names = [name for name, count in results["rows_per_subtask"].items() if count]
     published = results["published"] if is_complete(results) else {}
     bars = len(names) + (len(published) + 2 if published else 1)
-    figure = Figure(figsize=(10, 1.6 + 0.32 * bars), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(10, 1.6 + 0.32 * bars)
     axes = figure.subplots()
 
     model = results["protocol"]["model"].rstrip("/").split("/")[-1]
@@ -197,5 +184,4 @@ def plot(results: dict[str, Any], path: Path) -> None:
     blind = ", blind" if results["protocol"]["blind"] else ""
     method = results["protocol"]["method"] or "no token reduction"
     axes.set_title(f"{title(results)}\n{model}, {method}{blind}", fontsize=10)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
+    return figure

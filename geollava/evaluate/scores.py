@@ -18,7 +18,7 @@ class Graded:
     """One row that counts.
 
     Attributes:
-        subtask: None where the row names none that there is: it counts in micro alone.
+        subtask: None for an unknown subtask; such a row counts in the micro score only.
         credit: 0 to 1.
         scene: rows about one scene are right or wrong together.
         chance: credit expected of a guess.

@@ -1,1 +1,1 @@
-"""One file per benchmark."""
+"""One file per benchmark; the folder is the registry."""

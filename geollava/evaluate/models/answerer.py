@@ -56,7 +56,7 @@ class Answerer(ABC):
 
     @abstractmethod
     def see(self, scenes: Sequence[Scene]) -> Seen:
-        """Reads and encodes images, once for all questions about them; none is blind."""
+        """Encodes the images once, before any question. No images means a blind run."""
 
     @abstractmethod
     def prepare(self, seen: Seen, prompt: str, max_new_tokens: int) -> Any:

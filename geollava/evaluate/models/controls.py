@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from geollava.evaluate.studies.background import background_prototypes, similarity
+from geollava.evaluate.models.background import background_prototypes, similarity
 from geollava.model.token_reduction import ReducedTokens
 
 SMALLER_IMAGE, BACKGROUND_PRUNED, RANDOM_PRUNED = (

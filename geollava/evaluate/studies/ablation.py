@@ -8,7 +8,6 @@ study of arXiv 2505.21375).
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,18 +18,18 @@ import torch
 from torch import Tensor
 
 from geollava.answering.encoding import SceneTokens
-from geollava.common.outputs import written_whole
+from geollava.common.plots import CHANCE, MEASURED, new_figure
+from geollava.common.tables import property_table, table
 from geollava.evaluate import report
 from geollava.evaluate.benchmark import Benchmark
 from geollava.evaluate.evaluation import evaluate
 from geollava.evaluate.models.answerer import Answerer, Reply, Seen
 from geollava.evaluate.models.geollava_model import GeoLlavaAnswerer
 from geollava.evaluate.processes import Processes
+from geollava.evaluate.results_folder import read_results
 from geollava.evaluate.rows import Data
 from geollava.evaluate.runner import Options
 from geollava.evaluate.scores import difference
-from geollava.evaluate.studies.failures import read_results
-from geollava.evaluate.studies.sweep import graded_lines
 from geollava.imagery import Scene
 from geollava.scenes import CHOICES_FOLLOW
 from geollava.training.rows import Box, boxes_in
@@ -136,25 +135,25 @@ def ablate(
     for condition in CONDITIONS:
         model.condition = condition
         folder = out / "cells" / condition.replace(" ", "-")
-        results = evaluate(data, model, folder, options, Processes(), progress)
-        assert results is not None
-        lines = read_results(folder)[1]
-        dropped = [line["dropped"] for line in lines if "dropped" in line]
+        evaluated = evaluate(data, model, folder, options, Processes(), progress)
+        assert evaluated is not None
+        predictions = read_results(folder)[1]
+        dropped = [made.dropped for made in predictions if made.dropped is not None]
         row = {
             "condition": condition,
-            "micro": results["micro"],
-            "interval": results["intervals"]["micro"],
+            "micro": evaluated["micro"],
+            "interval": evaluated["intervals"]["micro"],
             "dropped_tokens": sum(dropped) / len(dropped),
             "questions_that_lost_any": sum(count > 0 for count in dropped) / len(dropped),
         }
-        graded = graded_lines(lines)
+        graded = [prediction.graded() for prediction in predictions]
         if condition == CONDITIONS[0]:
-            first, base = results, graded
+            first, base = evaluated, graded
         else:
             gap, spread = difference(graded, base, data.benchmark.subtasks, "micro", options.seed)
             row |= {"difference": gap, "difference_interval": spread}
         rows.append(row)
-    table = {
+    results = {
         "title": report.title(first),
         "questions": first["rows"]["answered"],
         "scenes": first["scenes"],
@@ -162,58 +161,57 @@ def ablate(
         "conditions": rows,
         "protocol": first["protocol"],
     }
-    with written_whole(out / "ablation.md") as partial:
-        partial.write_text(markdown(table), encoding="utf-8")
-    with written_whole(out / "ablation.png") as partial:
-        plot(table, partial)
-    with written_whole(out / "ablation.json") as partial:
-        partial.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return table
+    report.write_report(out, "ablation", markdown(results), plot(results), results)
+    return results
 
 
-def markdown(table: dict[str, Any]) -> str:
-    lines = [
-        f"# {table['title']}: {table['protocol']['model']}, tokens left out",
-        "",
-        f"{table['questions']:,} questions that name a box, about {table['scenes']:,} images; "
-        "micro score in percent with 95 % bootstrap intervals by image; chance "
-        f"{report.percent(table['chance'])}." + report.few_images(table["scenes"]),
-        "",
-        "| asked | score | difference | tokens left out per question | questions that lost any |",
-        "|---|---|---|---|---|",
-    ]
-    for row in table["conditions"]:
-        lines.append(
-            f"| {row['condition']} | {report.with_interval(row['micro'], row['interval'])} "
-            f"| {report.gap(row)} | {row['dropped_tokens']:.1f} "
-            f"| {row['questions_that_lost_any']:.0%} |"
+def markdown(results: dict[str, Any]) -> str:
+    header = (
+        "asked",
+        "score",
+        "difference",
+        "tokens left out per question",
+        "questions that lost any",
+    )
+    rows = [
+        (
+            row["condition"],
+            report.with_interval(row["micro"], row["interval"]),
+            report.gap(row),
+            f"{row['dropped_tokens']:.1f}",
+            f"{row['questions_that_lost_any']:.0%}",
         )
-    lines += ["", "## Protocol", "| | |", "|---|---|"]
-    lines += [
-        f"| {name} | {report.cell(value)} |"
-        for name, value in table["protocol"].items()
-        if name != "condition"
+        for row in results["conditions"]
+    ]
+    protocol = results["protocol"]
+    lines = [
+        f"# {results['title']}: {protocol['model']}, tokens left out",
+        "",
+        f"{results['questions']:,} questions that name a box, about {results['scenes']:,} images; "
+        "micro score in percent with 95 % bootstrap intervals by image; chance "
+        f"{report.percent(results['chance'])}." + report.few_images(results["scenes"]),
+        "",
+        *table(header, rows),
+        "",
+        "## Protocol",
+        *property_table({name: protocol[name] for name in protocol if name != "condition"}),
     ]
     return "\n".join(lines) + "\n"
 
 
-def plot(table: dict[str, Any], path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+def plot(results: dict[str, Any]) -> Any:
+    """A figure of the score under each condition."""
+    figure = new_figure(6, 4)
     axes = figure.subplots()
-    for place, row in enumerate(table["conditions"]):
+    for place, row in enumerate(results["conditions"]):
         value = 100 * row["micro"]
         edges = [[reach] for reach in report.whisker(row["micro"], row["interval"])]
-        axes.bar(place, value, color=report.MEASURED, width=0.6, yerr=edges, capsize=3)
-    axes.axhline(100 * table["chance"], color=report.CHANCE, ls=":", label="chance")
-    names = [f"{row['condition']}\n-{row['dropped_tokens']:.1f}" for row in table["conditions"]]
+        axes.bar(place, value, color=MEASURED, width=0.6, yerr=edges, capsize=3)
+    axes.axhline(100 * results["chance"], color=CHANCE, ls=":", label="chance")
+    names = [f"{row['condition']}\n-{row['dropped_tokens']:.1f}" for row in results["conditions"]]
     axes.set_xticks(range(len(names)), names)
     axes.set_xlabel("kept tokens (mean number left out per question)")
     axes.set_ylabel("correct, %")
-    axes.set_title(f"{table['title']}: questions that name a box", fontsize=10)
+    axes.set_title(f"{results['title']}: questions that name a box", fontsize=10)
     axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
+    return figure

@@ -7,7 +7,6 @@ not published: here they come of the scene itself, as `background.background_pro
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from geollava.answering.streaming import ahead, in_chunks
-from geollava.common.outputs import written_whole
+from geollava.common.plots import BASELINE, PUBLISHED, new_figure
+from geollava.common.tables import table
 from geollava.evaluate import report
+from geollava.evaluate.models.background import background_prototypes, similarity
 from geollava.evaluate.scores import RESAMPLES, interval
-from geollava.evaluate.studies.background import background_prototypes, similarity
 from geollava.imagery import Scene, open_scene
 
 WINDOW = 64  # pixels
@@ -107,6 +107,10 @@ def measure(
 def write(results: dict[str, Any], out: Path) -> None:
     """`background.md`, `.png` and `.json`."""
     out.mkdir(parents=True, exist_ok=True)
+    rows = [
+        (row["scene"], f"{row['windows']:,}", report.percent(row["share"]))
+        for row in results["scenes"]
+    ]
     lines = [
         f"# Background share: {results['model']}",
         "",
@@ -115,38 +119,23 @@ def write(results: dict[str, Any], out: Path) -> None:
         f"at least {results['threshold']}); at most {report.percent(results['largest'])} % of one "
         "scene. The paper reports up to 73.14 % (its prototypes and threshold are not published).",
         "",
-        "| scene | windows | background, % |",
-        "|---|---|---|",
+        *table(("scene", "windows", "background, %"), rows),
     ]
-    lines += [
-        f"| {report.cell(row['scene'])} | {row['windows']:,} | {report.percent(row['share'])} |"
-        for row in results["scenes"]
-    ]
-    with written_whole(out / "background.md") as partial:
-        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    with written_whole(out / "background.png") as partial:
-        plot(results, partial)
-    with written_whole(out / "background.json") as partial:
-        text = json.dumps(results, indent=1, ensure_ascii=False)
-        partial.write_text(text + "\n", encoding="utf-8")
+    text = "\n".join(lines) + "\n"
+    report.write_report(out, "background", text, plot(results), results)
 
 
-def plot(results: dict[str, Any], path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
+def plot(results: dict[str, Any]) -> Any:
+    """A figure of the share against the threshold, and of how it differs between scenes."""
+    figure = new_figure(9, 3.6)
     left, right = figure.subplots(1, 2)
     left.plot(results["thresholds"], [100 * share for share in results["curve"]], color="C0")
-    left.axvline(results["threshold"], color="#6b7280", ls="--", lw=1, label="threshold")
-    left.axhline(73.14, color=report.PUBLISHED, lw=2, label="published: up to 73.14 %")
+    left.axvline(results["threshold"], color=BASELINE, ls="--", lw=1, label="threshold")
+    left.axhline(73.14, color=PUBLISHED, lw=2, label="published: up to 73.14 %")
     left.set_xlabel("cosine similarity to a background prototype, at least")
     left.set_ylabel("windows, %")
     left.legend(frameon=False, fontsize=8)
     right.hist([100 * row["share"] for row in results["scenes"]], bins=20, range=(0, 100))
     right.set_xlabel("background of a scene, %")
     right.set_ylabel("scenes")
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
+    return figure

@@ -3,52 +3,28 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
-import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw
 
-from geollava.common.outputs import written_whole
+from geollava.common.outputs import write_text
+from geollava.common.pages import render_page
+from geollava.evaluate.benchmark import Row
 from geollava.evaluate.models.answerer import Answerer
+from geollava.evaluate.predictions import Prediction
 from geollava.evaluate.report import percent, title
+from geollava.evaluate.results_folder import read_results
 from geollava.evaluate.rows import Data, Example
-from geollava.evaluate.runner import PREDICTIONS, RESULTS, Line
 from geollava.imagery import Scene
 from geollava.training.rows import Box, boxes_in
 
 WIDTH = 760  # pixels of a picture on the page
 CLOSE_UP = 240  # pixels of an image around a box
-STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1240px; color: #111; }
-article { display: grid; grid-template-columns: 3fr 2fr; gap: 1.2rem; padding: 1.2rem 0;
-  border-top: 1px solid #ddd; }
-img { width: 100%; display: block; margin-bottom: .4rem; }
-h2 { font-size: 1rem; margin: 0 0 .5rem; }
-ul { list-style: none; padding: 0; }
-.right { color: #15803d; font-weight: 600; }
-.wrong { color: #b91c1c; }
-small { color: #666; }
-td, th { padding: .1rem .8rem .1rem 0; text-align: left; }
-"""
-
-
-def read_results(folder: Path) -> tuple[dict[str, Any], list[Line]]:
-    """Results of an evaluation and its predictions.
-
-    Raises:
-        ValueError: no finished evaluation there.
-    """
-    try:
-        results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-        text = (folder / PREDICTIONS).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} must hold a finished evaluation: {error}") from error
-    return results, [json.loads(line) for line in text.splitlines()]
 
 
 def write_failures(
@@ -68,37 +44,41 @@ def write_failures(
     Raises:
         ValueError: no finished evaluation there; other data than it had.
     """
-    results, lines = read_results(folder)
+    results, predictions = read_results(folder)
     if data.digest() != results["protocol"]["data"]:
         raise ValueError(f"{data.source} is not the data of {folder}, which had other rows")
-    answered = [line for line in lines if "problem" not in line]
-    wrong = sorted((line for line in answered if line["credit"] < 1), key=badness)
+    answered = [prediction for prediction in predictions if prediction.answered]
+    wrong = sorted((made for made in answered if made.credit < 1), key=badness)
     shown = wrong[:count]
-    pictures: dict[str, list[str]] = {}
+    drawn: dict[tuple[Any, ...], list[str]] = {}
     articles = []
-    for done, line in enumerate(shown):
-        row = data.rows[line["row"]]
-        example = Example(line["row"], row, tuple(line["images"]), None)
+    for done, prediction in enumerate(shown, start=1):
+        row = data.rows[prediction.number]
         boxes = boxes_in(str(row.get("question")))
-        key = json.dumps([line["images"], boxes])
-        if key not in pictures:
-            with data.open(example) as scenes:
-                pictures[key] = [
-                    data_url(picture)
-                    for scene in scenes
-                    for picture in (overview(answerer, scene, boxes), *closeups(scene, boxes))
-                ]
-        articles.append(article(line, row, pictures[key]))
+        key = (prediction.images, *boxes)
+        if key not in drawn:
+            drawn[key] = pictures(data, answerer, prediction, boxes)
+        articles.append(Article(prediction, row, drawn[key]))
         if progress is not None:
-            progress(done + 1, len(shown))
+            progress(done, len(shown))
     path = folder / "failures.html"
-    with written_whole(path) as partial:
-        partial.write_text(page(results, answered, wrong, articles), encoding="utf-8")
+    write_text(path, page(results, answered, wrong, articles))
     return path
 
 
-def badness(line: Line) -> tuple[float, float, int]:
-    return line["credit"], -line["confidence"], line["row"]
+def badness(prediction: Prediction) -> tuple[float, float, int]:
+    return prediction.credit, -prediction.confidence, prediction.number
+
+
+def pictures(data: Data, answerer: Answerer, prediction: Prediction, boxes: list[Box]) -> list[str]:
+    """Overviews and close-ups of a row's images, as URLs that hold them."""
+    example = Example(prediction.number, data.rows[prediction.number], prediction.images, None)
+    with data.open(example) as scenes:
+        return [
+            data_url(picture)
+            for scene in scenes
+            for picture in (overview(answerer, scene, boxes), *closeups(scene, boxes))
+        ]
 
 
 def overview(answerer: Answerer, scene: Scene, boxes: list[Box]) -> Image.Image:
@@ -141,47 +121,61 @@ def data_url(picture: Image.Image) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(target.getvalue()).decode()
 
 
-def article(line: Line, row: Any, pictures: list[str]) -> str:
-    images = "".join(f'<img src="{picture}" alt="">' for picture in pictures)
-    understood = line["understood"] if isinstance(line["understood"], list) else []
-    options = []
-    for option in row.get("multi-choice options") or []:
-        letter = str(option).strip("(")[:1]
-        right, chosen = letter in str(line["answer"]), letter in understood
-        style = "right" if right else "wrong" if chosen else ""
-        mark = " (chosen)" if chosen else ""
-        options.append(f'<li class="{style}">{escape(option)}{mark}</li>')
-    if not options:
-        options.append(f'<li class="right">{escape(line["answer"])}</li>')
-    return (
-        f"<article><div>{images}</div><div><h2>{escape(row.get('question', ''))}</h2>"
-        f"<ul>{''.join(options)}</ul><p>Reply: <q>{escape(line['reply'])}</q></p>"
-        f"<p><small>{escape(line['subtask'])}; probability of the reply's first token "
-        f"{line['confidence']:.2f}; row {line['row']}, index {escape(line['index'])}; "
-        f"{escape(', '.join(line['images']))}</small></p></div></article>"
+@dataclass(frozen=True)
+class Option:
+    """A choice on the page, or the answer where a row has no choices.
+
+    Attributes:
+        style: "right", "wrong" or "". chosen: the reply names it.
+    """
+
+    text: str
+    style: str
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class Article:
+    """A reply on the page; `pictures` are URLs."""
+
+    prediction: Prediction
+    row: Row
+    pictures: list[str]
+
+    @property
+    def question(self) -> str:
+        return str(self.row.get("question", ""))
+
+    @property
+    def options(self) -> list[Option]:
+        answer, understood = str(self.prediction.answer), self.prediction.understood
+        named = understood if isinstance(understood, list) else []
+        options = []
+        for option in self.row.get("multi-choice options") or []:
+            letter = str(option).strip("(")[:1]
+            right, chosen = letter in answer, letter in named
+            style = "right" if right else "wrong" if chosen else ""
+            options.append(Option(str(option), style, chosen))
+        return options or [Option(answer, "right", chosen=False)]
+
+
+def page(
+    results: dict[str, Any],
+    answered: list[Prediction],
+    wrong: list[Prediction],
+    articles: list[Article],
+) -> str:
+    asked = Counter(prediction.subtask for prediction in answered)
+    failed = Counter(prediction.subtask for prediction in wrong)
+    subtasks = sorted(asked, key=lambda subtask: -failed[subtask] / asked[subtask])
+    return render_page(
+        __package__,
+        "failures.html.jinja",
+        heading=f"{title(results)}: {results['protocol']['model']}",
+        answered=len(answered),
+        wrong=len(wrong),
+        micro=percent(results["micro"]),
+        method=results["protocol"]["method"],
+        subtasks=[(subtask, failed[subtask], asked[subtask]) for subtask in subtasks],
+        articles=articles,
     )
-
-
-def page(results: Any, answered: list[Line], wrong: list[Line], articles: list[str]) -> str:
-    asked = Counter(line["subtask"] for line in answered)
-    failed = Counter(line["subtask"] for line in wrong)
-    table = "".join(
-        f"<tr><td>{escape(subtask)}</td><td>{failed[subtask]} of {count}</td></tr>"
-        for subtask, count in sorted(asked.items(), key=lambda item: -failed[item[0]] / item[1])
-    )
-    protocol = results["protocol"]
-    heading = f"{title(results)}: {protocol['model']}"
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(heading)}</title>'
-        f"<style>{STYLE}</style><h1>{escape(heading)}</h1>"
-        f"<p>{len(wrong):,} of {len(answered):,} replies are not right (micro score "
-        f"{percent(results['micro'])} %); the {len(articles)} of them that the model was surest of "
-        f"are below. Tokens chosen by {escape(protocol['method'])}: those kept are framed, those "
-        "merged into them pale, the rest dark; red: boxes that the question names.</p>"
-        f"<table><tr><th>subtask</th><th>not right</th></tr>{table}</table>"
-        f"{''.join(articles)}</html>\n"
-    )
-
-
-def escape(value: Any) -> str:
-    return html.escape(str(value))

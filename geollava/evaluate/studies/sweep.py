@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from geollava.common.outputs import written_whole
+from geollava.common.plots import BASELINE, CHANCE, new_figure
+from geollava.common.tables import property_table, table
 from geollava.evaluate import report
 from geollava.evaluate.evaluation import evaluate
 from geollava.evaluate.models.answerer import Answerer
 from geollava.evaluate.processes import Processes
+from geollava.evaluate.results_folder import read_results
 from geollava.evaluate.rows import Data
 from geollava.evaluate.runner import Options
 from geollava.evaluate.scores import Graded, difference
-from geollava.evaluate.studies.failures import read_results
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def sweep(
     found: dict[Cell, dict[str, Any]] = {}
     for cell in cells:
         answerer.reduce(cell.method, cell.num_keep)
-        results = evaluate(
+        evaluated = evaluate(
             data,
             answerer,
             out / "cells" / str(cell),
@@ -73,27 +73,27 @@ def sweep(
             processes,
             progress(cell),
         )
-        if results is not None:
-            found[cell] = results
+        if evaluated is not None:
+            found[cell] = evaluated
     if not processes.first:
         return None
     first = cells[0]
     name = report.headline(found[first])
     rows = []
-    for cell, results in found.items():
+    for cell, evaluated in found.items():
         base = Cell(first.method, cell.num_keep) if not cell.blind else first
-        row = summary(cell, results, name)
+        row = summary(cell, evaluated, name)
         if base != cell:
             gap, spread = difference(
-                graded_lines(lines_of(out, cell)),
-                graded_lines(lines_of(out, base)),
+                graded_rows(out, cell),
+                graded_rows(out, base),
                 data.benchmark.subtasks,
                 name,
                 options.seed,
             )
             row |= {"compared_with": str(base), "difference": gap, "difference_interval": spread}
         rows.append(row)
-    table = {
+    results = {
         "benchmark": data.benchmark.name,
         "title": report.title(found[first]),
         "score": name,
@@ -104,17 +104,14 @@ def sweep(
         "cells": rows,
         "protocol": found[first]["protocol"],
     }
-    with written_whole(out / "sweep.md") as partial:
-        partial.write_text(markdown(table), encoding="utf-8")
-    with written_whole(out / "sweep.png") as partial:
-        plot(table, partial)
-    with written_whole(out / "sweep.json") as partial:
-        partial.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return table
+    report.write_report(out, "sweep", markdown(results), plot(results), results)
+    return results
 
 
-def lines_of(out: Path, cell: Cell) -> list[dict[str, Any]]:
-    return read_results(out / "cells" / str(cell))[1]
+def graded_rows(out: Path, cell: Cell) -> list[Graded]:
+    """The rows of a finished cell, answered and bad, to compare it with another."""
+    predictions = read_results(out / "cells" / str(cell))[1]
+    return [prediction.graded() for prediction in predictions]
 
 
 def summary(cell: Cell, results: dict[str, Any], name: str) -> dict[str, Any]:
@@ -138,64 +135,58 @@ def summary(cell: Cell, results: dict[str, Any], name: str) -> dict[str, Any]:
     }
 
 
-def graded_lines(lines: Sequence[dict[str, Any]]) -> list[Graded]:
-    """The rows of a finished evaluation, answered and bad, to compare it with another."""
-    return [
-        Graded(
-            subtask=line["subtask"],
-            credit=line.get("credit", 0.0),
-            scene=line["images"][0] if line["images"] else line["row"],
-            chance=0.0,
+def markdown(results: dict[str, Any]) -> str:
+    rows, protocol, cells = results["rows"], results["protocol"], results["cells"]
+    header = (
+        "tokens are chosen by",
+        "kept per crop",
+        "tokens per question",
+        "score",
+        "difference to the first at this budget",
+        "s to encode",
+        "s to answer",
+    )
+    bought = [
+        (
+            cell["method"] or "blind: no image",
+            cell["num_keep"] or "-",
+            "-" if cell["tokens"] is None else f"{cell['tokens']:,.0f}",
+            report.with_interval(cell["score"], cell["interval"]),
+            report.gap(cell),
+            f"{cell['encode_seconds']:.2f}",
+            f"{cell['answer_seconds']:.2f}",
         )
-        for line in lines
+        for cell in cells
     ]
-
-
-def markdown(table: dict[str, Any]) -> str:
-    rows, protocol = table["rows"], table["protocol"]
+    per_subtask = [
+        (subtask, *(report.percent(cell["per_subtask"].get(subtask, 0)) for cell in cells))
+        for subtask in cells[0]["per_subtask"]
+    ]
+    changing = ("method", "num_keep", "tokens_per_crop", "blind")
     lines = [
-        f"# {table['title']}: {protocol['model']}",
+        f"# {results['title']}: {protocol['model']}",
         "",
-        f"{rows['asked']:,} questions about {table['scenes']:,} images; "
-        f"{report.NAMES[table['score']]} score in percent with 95 % bootstrap intervals "
-        f"by image; chance {report.percent(table['chance'])}."
+        f"{rows['asked']:,} questions about {results['scenes']:,} images; "
+        f"{report.NAMES[results['score']]} score in percent with 95 % bootstrap intervals "
+        f"by image; chance {report.percent(results['chance'])}."
         " Seconds are per question: an image is encoded once for all its questions."
-        + report.few_images(table["scenes"]),
+        + report.few_images(results["scenes"]),
         "",
-        "| tokens are chosen by | kept per crop | tokens per question | score | difference to "
-        "the first at this budget | s to encode | s to answer |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in table["cells"]:
-        tokens = "-" if row["tokens"] is None else f"{row['tokens']:,.0f}"
-        lines.append(
-            f"| {row['method'] or 'blind: no image'} | {row['num_keep'] or '-'} | {tokens} | "
-            f"{report.with_interval(row['score'], row['interval'])} | {report.gap(row)} | "
-            f"{row['encode_seconds']:.2f} | {row['answer_seconds']:.2f} |"
-        )
-    subtasks = list(table["cells"][0]["per_subtask"])
-    lines += ["", "| correct, % | " + " | ".join(row["cell"] for row in table["cells"]) + " |"]
-    lines.append("|---" * (1 + len(table["cells"])) + "|")
-    for subtask in subtasks:
-        scores = [report.percent(row["per_subtask"].get(subtask, 0)) for row in table["cells"]]
-        lines.append(f"| {subtask} | " + " | ".join(scores) + " |")
-    lines += ["", "## Protocol", "| | |", "|---|---|"]
-    lines += [
-        f"| {name} | {report.cell(value)} |"
-        for name, value in protocol.items()
-        if name not in ("method", "num_keep", "tokens_per_crop", "blind")
+        *table(header, bought),
+        "",
+        *table(("correct, %", *(cell["cell"] for cell in cells)), per_subtask),
+        "",
+        "## Protocol",
+        *property_table({name: protocol[name] for name in protocol if name not in changing}),
     ]
     return "\n".join(lines) + "\n"
 
 
-def plot(table: dict[str, Any], path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.8), layout="constrained")
-    FigureCanvasAgg(figure)
+def plot(results: dict[str, Any]) -> Any:
+    """A figure of scores against tokens, and against seconds."""
+    figure = new_figure(11, 4.8)
     panels = figure.subplots(1, 2, sharey=True)
-    seeing = [row for row in table["cells"] if row["method"] is not None]
+    seeing = [row for row in results["cells"] if row["method"] is not None]
     axes_of = {
         "visual tokens per question": lambda row: row["tokens"],
         "seconds per question": lambda row: row["encode_seconds"] + row["answer_seconds"],
@@ -216,19 +207,18 @@ def plot(table: dict[str, Any], path: Path) -> None:
                 capsize=2,
                 elinewidth=0.7,
             )
-        for row in table["cells"]:
+        for row in results["cells"]:
             if row["method"] is None:
-                axes.axhline(100 * row["score"], color="#6b7280", ls="--", lw=1.2, label="blind")
-        axes.axhline(100 * table["chance"], color="#111827", ls=":", lw=1.4, label="chance")
+                axes.axhline(100 * row["score"], color=BASELINE, ls="--", lw=1.2, label="blind")
+        axes.axhline(100 * results["chance"], color=CHANCE, ls=":", lw=1.4, label="chance")
         axes.set_xscale("log")
         for formatted in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
             formatted("{x:,g}")
         axes.tick_params(axis="x", which="both", labelrotation=45, labelsize=8)
         axes.set_xlabel(label)
         axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel(f"{report.NAMES[table['score']]} score, %")
+    panels[0].set_ylabel(f"{report.NAMES[results['score']]} score, %")
     panels[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    model = table["protocol"]["model"].rstrip("/").split("/")[-1]
-    figure.suptitle(f"{table['title']}: {model} (whiskers: 95 % bootstrap by image)", fontsize=10)
-    figure.savefig(path, dpi=130)
+    model = results["protocol"]["model"].rstrip("/").split("/")[-1]
+    figure.suptitle(f"{results['title']}: {model} (whiskers: 95 % bootstrap by image)", fontsize=10)
+    return figure

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from geollava.common.outputs import folder_written_whole, written_whole
+from geollava.common.outputs import folder_written_whole, write_json, write_text, written_whole
 
 WRITER = """
 import sys, time
@@ -48,3 +48,19 @@ def test_a_folder_that_holds_something_stays(tmp_path):
         with pytest.raises(ValueError, match="must be new or empty"), folder_written_whole(taken):
             pass
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_texts_and_json(tmp_path):
+    write_text(tmp_path / "a.txt", "é\n")
+    write_json(tmp_path / "a.json", {"é": [1]})
+    write_json(tmp_path / "b.json", {"é": [1]}, indent=None)
+    assert (tmp_path / "a.txt").read_bytes() == "é\n".encode()
+    assert (tmp_path / "a.json").read_bytes() == '{\n "é": [\n  1\n ]\n}\n'.encode()
+    assert (tmp_path / "b.json").read_bytes() == '{"é": [1]}\n'.encode()
+
+
+@pytest.mark.parametrize("function", [written_whole, folder_written_whole])
+def test_an_error_leaves_nothing(function, tmp_path):
+    with pytest.raises(ZeroDivisionError), function(tmp_path / "a.txt"):
+        1 / 0  # noqa: B018
+    assert list(tmp_path.iterdir()) == []

@@ -33,7 +33,9 @@ def test_page(run, questions, guessing_checkpoint, tmp_path):
     rows = json.loads(questions.read_text())[:16]
     for row in rows:
         row["image"] = [str(questions.parent / row["image"][0])]
+        row["multi-choice options"][0] += "<img src=x onerror=alert(1)>"
         row["question"] = f"<script>{row['index']}</script> {row['question']} in [10, 20, 200, 220]"
+        row["index"] = f"<b>{row['index']}</b>"
     (tmp_path / "d.json").write_text(json.dumps(rows))
     out = tmp_path / "out"
     assert run("evaluate", "failures", out)[0] == 2
@@ -44,7 +46,8 @@ def test_page(run, questions, guessing_checkpoint, tmp_path):
 
     text = (out / "failures.html").read_text()
     page = Page(text)
-    assert "script" not in {tag for tag, _ in page.tags}
+    assert not {"script", "b"} & {tag for tag, _ in page.tags}
+    assert "onerror=alert(1)" in page.text
     lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     wrong = [line for line in lines if not line["credit"]]
     assert len(wrong) > 5

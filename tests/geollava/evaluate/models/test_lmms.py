@@ -24,7 +24,7 @@ from geollava.evaluate.runner import Options
 from tests.geollava.conftest import noise
 
 XLRS = get_benchmark("xlrs")
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 GREEDY = {"max_new_tokens": 1, "temperature": 0, "top_p": 1.0, "num_beams": 1, "do_sample": False}
 
 
