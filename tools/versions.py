@@ -37,10 +37,12 @@ TESTS = {
         "tests/tokenprune/test_golden.py",
         "tests/geollava/model/test_model.py",
         "tests/geollava/model/test_published.py",
-        "tests/geollava/evaluate/test_evaluate.py",
+        "tests/geollava/answering/test_session.py",
+        "tests/geollava/evaluate/test_evaluation.py",
+        "tests/geollava/evaluate/models",
     ],
     "triton": ["tests/kernels"],
-    "lmms-eval": ["tests/geollava/evaluate/test_lmms.py"],
+    "lmms-eval": ["tests/geollava/evaluate/models/test_lmms.py"],
 }
 ALONE = ("lmms-eval",)  # it asks for torchvision, which has no build beside CPU torch; we need none
 
