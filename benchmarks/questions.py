@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -46,8 +47,8 @@ def batch(checkout: Path, folder: Path, *options: str) -> tuple[float, int, list
     arguments = ["batch", folder / "scenes", "--questions", folder / "questions.txt", "--out", out]
     command = [sys.executable, "-m", module, *map(str, arguments), *options]
     start = time.perf_counter()
-    process = os.posix_spawn(sys.executable, command, os.environ | {"PYTHONPATH": str(checkout)})
-    _, status, usage = os.wait4(process, 0)
+    process = subprocess.Popen(command, cwd=checkout)
+    _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
     if status:
         raise SystemExit(f"geollava batch of {checkout} failed")

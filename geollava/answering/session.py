@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from geollava.answering import overlay
 from geollava.answering.encoding import SceneTokens, encode_scene
+from geollava.answering.finished import fingerprint
 from geollava.answering.generating import Reply, reply_to
 from geollava.answering.loading import check_pair, load
 from geollava.answering.measures import Stopwatch
@@ -27,7 +29,7 @@ from geollava.answering.memory import SceneMemory
 from geollava.answering.prefix import Prefix, prefix_bytes, shared_length
 from geollava.answering.prompts import Turn, check_question, prompt_ids
 from geollava.answering.streaming import parse_memory
-from geollava.imagery import Scene, as_scene, open_scene
+from geollava.imagery import Scene, as_scene, files_of, open_scene
 from geollava.model.default_model import default_checkpoint
 from geollava.model.modeling import GeoLlavaForConditionalGeneration
 from geollava.model.processing import GeoLlavaProcessor
@@ -176,12 +178,12 @@ class Session:
         )
 
 
-@dataclass(frozen=True)
 class Source:
-    """An image as it was given, and how a file is opened."""
+    """An image as it was given, and how its file is opened. It must stay as it was."""
 
-    image: Any
-    options: dict[str, Any]
+    def __init__(self, image: Any, options: dict[str, Any]) -> None:
+        self.image, self.options = image, options
+        self._fingerprint: str | None = None
 
     @property
     def is_open(self) -> bool:
@@ -189,12 +191,20 @@ class Source:
 
     @contextmanager
     def opened(self) -> Iterator[Scene]:
-        """The scene; a file is closed again."""
-        if isinstance(self.image, (str, os.PathLike)):
-            with open_scene(self.image, **self.options) as scene:
-                yield scene
-        else:
+        """The scene; a file is closed again.
+
+        Raises:
+            ValueError: a file that cannot be read, or that has changed since it was first opened.
+        """
+        if not isinstance(self.image, (str, os.PathLike)):
             yield as_scene(self.image)
+            return
+        with open_scene(self.image, **self.options) as scene:
+            found = fingerprint(files_of(Path(self.image)))
+            if self._fingerprint not in (None, found):
+                raise ValueError(f"{self.image} has changed since it was seen: see it again")
+            self._fingerprint = found
+            yield scene
 
 
 class Seen:
@@ -217,6 +227,7 @@ class Seen:
         self.reduction = session.reduction
         self._tokens = tokens
         self._prefix: Prefix | None = None
+        self._closed = False
         self._stack = ExitStack()  # files, until they are encoded
         self._scenes: list[Scene] = []
         if tokens is not None:
@@ -236,6 +247,8 @@ class Seen:
         Raises:
             ValueError: see `encode_scene`; the session reduces tokens otherwise by now.
         """
+        if self._closed:
+            raise ValueError("this was closed: see the scene again")
         if self._tokens is None:
             if self.reduction != self.session.reduction:
                 raise ValueError(
@@ -366,6 +379,7 @@ class Seen:
 
     def close(self) -> None:
         """Lets go of everything."""
+        self._closed = True
         self._stack.close()
         self._scenes, self._tokens, self._prefix = [], None, None
 

@@ -235,6 +235,23 @@ def test_a_scene_that_is_too_large_to_keep_is_read_each_time(pair, reads, limit)
     assert seen._prefix is None
 
 
+def test_a_file_that_changes_is_not_taken_for_what_was_seen(pair, tmp_path):
+    path = tmp_path / "scene.png"
+    noise(300, 200).save(path)
+    seen = Session.of(*pair).see(path)
+    text = seen.ask("What?", max_new_tokens=4).text
+    noise(300, 200, seed=1).save(path)
+    assert seen.ask("What?", max_new_tokens=4).text == text  # of what is kept
+    seen.release()
+    with pytest.raises(ValueError, match="has changed since it was seen"):
+        seen.ask("What?", max_new_tokens=4)
+    with pytest.raises(ValueError, match="has changed since it was seen"):
+        seen.overlay()
+    seen.close()
+    with pytest.raises(ValueError, match="was closed"):
+        seen.ask("What?")
+
+
 def test_session_memory_as_text(pair):
     assert Session.of(*pair, session_memory="2MiB").memory.limit == 2 * 2**20
     with pytest.raises(ValueError, match="must be a size such as 8GiB"):
