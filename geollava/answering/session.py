@@ -8,10 +8,9 @@ print(harbor.ask("How many ships are there?").text)
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -21,15 +20,15 @@ from torch import Tensor
 
 from geollava.answering import overlay
 from geollava.answering.encoding import SceneTokens, encode_scene
-from geollava.answering.finished import fingerprint
 from geollava.answering.generating import Reply, reply_to
 from geollava.answering.loading import check_pair, load
 from geollava.answering.measures import Stopwatch
 from geollava.answering.memory import SceneMemory
 from geollava.answering.prefix import Prefix, prefix_bytes, shared_length
 from geollava.answering.prompts import Turn, check_question, prompt_ids
+from geollava.answering.source import Source
 from geollava.answering.streaming import parse_memory
-from geollava.imagery import Scene, as_scene, files_of, open_scene
+from geollava.imagery import Scene
 from geollava.model.default_model import default_checkpoint
 from geollava.model.modeling import GeoLlavaForConditionalGeneration
 from geollava.model.processing import GeoLlavaProcessor
@@ -176,35 +175,6 @@ class Session:
         return encode_scene(
             self.model, self.processor, scene, memory_budget=self.memory_budget, **options
         )
-
-
-class Source:
-    """An image as it was given, and how its file is opened. It must stay as it was."""
-
-    def __init__(self, image: Any, options: dict[str, Any]) -> None:
-        self.image, self.options = image, options
-        self._fingerprint: str | None = None
-
-    @property
-    def is_open(self) -> bool:
-        return isinstance(self.image, Scene)
-
-    @contextmanager
-    def opened(self) -> Iterator[Scene]:
-        """The scene; a file is closed again.
-
-        Raises:
-            ValueError: a file that cannot be read, or that has changed since it was first opened.
-        """
-        if not isinstance(self.image, (str, os.PathLike)):
-            yield as_scene(self.image)
-            return
-        with open_scene(self.image, **self.options) as scene:
-            found = fingerprint(files_of(Path(self.image)))
-            if self._fingerprint not in (None, found):
-                raise ValueError(f"{self.image} has changed since it was seen: see it again")
-            self._fingerprint = found
-            yield scene
 
 
 class Seen:

@@ -12,7 +12,7 @@ import time
 import pytest
 from PIL import Image
 
-from geollava.answering import batch, session
+from geollava.answering import batch, source
 from geollava.answering.session import Session
 from geollava.imagery import read_image
 from geollava.model.default_model import DEMONSTRATION, default_checkpoint
@@ -278,7 +278,7 @@ def test_a_vrt_is_answered_anew_when_a_source_changed(run, job, tmp_path, asked)
 def test_rows_with_an_error_are_tried_again(run, job, tmp_path, asked, monkeypatch):
     command = job(2)
     with monkeypatch.context() as patch:
-        patch.setattr(session, "open_scene", lambda path, **options: 1 / 0)
+        patch.setattr(source, "open_scene", lambda path, **options: 1 / 0)
         assert "4 of them with an error" in run(*command)[2]
     code, _, err = run(*command)
     assert (code, "0 of them with an error" in err) == (0, True)

@@ -143,7 +143,7 @@ def test_a_scene_is_encoded_once_and_its_file_closed(pair, tmp_path, monkeypatch
         opened.append(original(*args, **kwargs))
         return opened[-1]
 
-    monkeypatch.setattr("geollava.answering.session.open_scene", counted)
+    monkeypatch.setattr("geollava.answering.source.open_scene", counted)
     stopwatch = Stopwatch()
     seen = Session.of(*pair).see(path)
     for question in QUESTIONS:
