@@ -56,7 +56,7 @@ MOVED = {
     "projector": "model.projector",
     "readable": "common.readable",
     "registration": "model.registration",
-    "scene_drawing": "scenes.draw",
+    "scene_drawing": "scenes.draw scenes.shapes",
     "sharding": "model.sharding",
     "streaming": "answering.streaming",
     "templates": "model.templates",
@@ -72,6 +72,13 @@ MOVED = {
 # those functions were.
 GAVE_AWAY = {
     "evaluate.models": {"evaluate.models.opening": "open_model digest_of"},
+    "scenes": {
+        "scenes.scene": "COLORS PURPLE PALETTE COLOR_NAMES KINDS VEHICLES LANDMARKS LAND_USES "
+        "DIRECTIONS REACH color_name land_use_at quarter_distance",
+        "scenes.layout": "NoRoomError Planner ask_shuffled",
+        "scenes.questions": "CHOICES_FOLLOW INSTRUCTION DESCRIBE READING_BAND conversation "
+        "more_questions options_of prompt_of varied words_for",
+    },
 }
 # These stay, and do not warn: the public contract allows both spellings.
 ALIASES = {
