@@ -19,9 +19,10 @@ from typing import Any
 # Old path: new path, both below `geollava`. Several new paths, with spaces between: the module was
 # split, and a name is looked for in this order.
 MOVED = {
-    "answer": "answering.answer",
-    "batch": "answering.batch",
-    "checkpoint": "model.checkpoint",
+    "answer": "answering.session answering.encoding answering.generating answering.loading "
+    "answering.measures answering.prompts",
+    "batch": "answering.batch answering.scene_list answering.settings",
+    "checkpoint": "model.checkpoint model.published model.generation_settings",
     "cli": "commands.main",
     "configuration": "model.configuration",
     "console": "commands.console",
@@ -52,7 +53,7 @@ MOVED = {
     "modeling": "model.modeling",
     "outputs": "common.outputs",
     "overlay": "answering.overlay",
-    "processing": "model.processing",
+    "processing": "model.processing model.image_processing model.tokenizing",
     "projector": "model.projector",
     "readable": "common.readable",
     "registration": "model.registration",
