@@ -30,7 +30,7 @@ MOVED = {
     "default_model": "model.default_model",
     "evaluate.ablation": "evaluate.studies.ablation",
     "evaluate.answerer": "evaluate.models.answerer",
-    "evaluate.background": "evaluate.studies.background",
+    "evaluate.background": "evaluate.models.background",
     "evaluate.background_share": "evaluate.studies.background_share",
     "evaluate.commands": "commands.evaluate",
     "evaluate.controls": "evaluate.models.controls",
