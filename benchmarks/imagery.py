@@ -86,7 +86,7 @@ def run(impl: str, path: Path, threads: int) -> tuple[dict[str, float], Tensor]:
 
 
 def normalized(crops: Tensor) -> Tensor:
-    from geollava.model.checkpoint import (  # 8 MiB, which making crops does not need
+    from geollava.model.published import (  # 8 MiB, which making crops does not need
         CLIP_MEAN,
         CLIP_STD,
     )

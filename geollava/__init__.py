@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from geollava.common.extras import install
 from geollava.model.registration import register, register_with_transformers
+from geollava.moved import serve_old_paths
 
 # Looked for before `register_with_transformers` changes how transformers is found. Raised when a
 # name is needed: the command line must be able to say it in one line.
@@ -58,5 +59,6 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+serve_old_paths()
 if "transformers" not in _missing:
     register_with_transformers()

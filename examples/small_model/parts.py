@@ -15,16 +15,9 @@ from geollava import (
     GeoLlavaProcessor,
 )
 from geollava.model.processing import IMAGE_TOKEN, VIDEO_TOKEN
-from geollava.scenes import (
-    COLOR_NAMES,
-    DIRECTIONS,
-    INSTRUCTION,
-    KINDS,
-    LAND_USES,
-    LANDMARKS,
-    plan,
-    training_row,
-)
+from geollava.scenes import plan, training_row
+from geollava.scenes.questions import INSTRUCTION
+from geollava.scenes.scene import COLOR_NAMES, DIRECTIONS, KINDS, LAND_USES, LANDMARKS
 
 CROP, PATCH = 336, 14
 GRID = CROP // PATCH  # patches along a crop's side

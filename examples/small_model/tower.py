@@ -29,7 +29,10 @@ from torch.nn import functional
 
 from geollava import GeoLlavaForConditionalGeneration
 from geollava.imagery import cut_crops, normalize_crops
-from geollava.scenes import (
+from geollava.scenes import Scene
+from geollava.scenes.draw import draw
+from geollava.scenes.layout import NoRoomError, Planner
+from geollava.scenes.scene import (
     COLORS,
     DIRECTIONS,
     KINDS,
@@ -38,11 +41,7 @@ from geollava.scenes import (
     PURPLE,
     REACH,
     VEHICLES,
-    NoRoomError,
-    Planner,
-    Scene,
 )
-from geollava.scenes.draw import draw
 from tokenprune.ops import background_score
 
 SIDE = 1344  # of the scenes that are learned from: 16 crops

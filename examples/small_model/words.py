@@ -25,28 +25,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tower import label
 
-from geollava.scenes import (
+from geollava.scenes import Question, Scene, Thing, describe, plan, training_row
+from geollava.scenes.layout import NoRoomError, Planner, ask_shuffled
+from geollava.scenes.questions import DESCRIBE, conversation, more_questions, prompt_of, varied
+from geollava.scenes.scene import (
     COLORS,
-    DESCRIBE,
     DIRECTIONS,
     KINDS,
     LAND_USES,
     PURPLE,
     VEHICLES,
-    NoRoomError,
-    Planner,
-    Question,
-    Scene,
-    Thing,
-    ask_shuffled,
-    conversation,
-    describe,
     land_use_at,
-    more_questions,
-    plan,
-    prompt_of,
-    training_row,
-    varied,
 )
 from geollava.training.packs import join, tokenize
 

@@ -11,7 +11,9 @@ from transformers.activations import ACT2FN
 
 from geollava.common.readable import named
 from geollava.imagery import MAX_CROPS, allowed_canvases, parse_canvases
-from geollava.model import checkpoint
+from geollava.model import published
+from geollava.model.checkpoint import read_json
+from geollava.model.generation_settings import TOKEN_IDS, check_ids
 
 QWEN2_7B: dict[str, Any] = {
     "vocab_size": 152_064,
@@ -86,8 +88,8 @@ class GeoLlavaConfig(PreTrainedConfig):
     text_config: Any = None
     num_keep: int = 24
     reduction_method: str = "background_anchored"
-    image_token_id: int = checkpoint.QWEN2_FREE_TOKEN_ID
-    video_token_id: int = checkpoint.QWEN2_FREE_TOKEN_ID + 1
+    image_token_id: int = published.QWEN2_FREE_TOKEN_ID
+    video_token_id: int = published.QWEN2_FREE_TOKEN_ID + 1
     vision_feature_layer: int = -2
     merge_max_iters: int = 12
     merge_cycles: str = "official"
@@ -100,15 +102,15 @@ class GeoLlavaConfig(PreTrainedConfig):
     image_grid_pinpoints: Any = None
     max_crops: int = 576
     max_aspect_ratio: int = 49
-    image_mean: Any = checkpoint.CLIP_MEAN
-    image_std: Any = checkpoint.CLIP_STD
+    image_mean: Any = published.CLIP_MEAN
+    image_std: Any = published.CLIP_STD
     model_max_length: int = 32_768
     tie_word_embeddings: bool = False
     untrained: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.vision_config is None:
-            self.vision_config = checkpoint.KNOWN_TOWERS[DEFAULT_TOWER]
+            self.vision_config = published.KNOWN_TOWERS[DEFAULT_TOWER]
         for part in ("vision_config", "text_config"):
             if not isinstance(getattr(self, part), (dict, PreTrainedConfig, type(None))):
                 got = type(getattr(self, part)).__name__
@@ -132,9 +134,9 @@ class GeoLlavaConfig(PreTrainedConfig):
             check_count("encoder_chunk_size", self.encoder_chunk_size, 1)
         check_channels("image_mean", self.image_mean)
         check_channels("image_std", self.image_std)
-        for name in checkpoint.TOKEN_IDS:
-            checkpoint.check_ids(name, getattr(self, name, None))
-            checkpoint.check_ids(f"text_config.{name}", getattr(self.text_config, name, None))
+        for name in TOKEN_IDS:
+            check_ids(name, getattr(self, name, None))
+            check_ids(f"text_config.{name}", getattr(self.text_config, name, None))
         if self.image_grid_pinpoints is not None:
             self.canvases()
         side = self.vision_config.image_size // self.vision_config.patch_size
@@ -227,10 +229,10 @@ class GeoLlavaConfig(PreTrainedConfig):
         """
         path = Path(pretrained_model_name_or_path) / "config.json"
         if path.is_file():
-            kind = checkpoint.read_json(path).get("model_type")
-            if kind not in (None, "geollava", checkpoint.PUBLISHED_MODEL_TYPE):
+            kind = read_json(path).get("model_type")
+            if kind not in (None, "geollava", published.PUBLISHED_MODEL_TYPE):
                 raise ValueError(
-                    f"{path}: model_type must be geollava or {checkpoint.PUBLISHED_MODEL_TYPE}, "
+                    f"{path}: model_type must be geollava or {published.PUBLISHED_MODEL_TYPE}, "
                     f"got {kind!r}"
                 )
         with named(path, "the configuration cannot be used"):
@@ -241,8 +243,8 @@ class GeoLlavaConfig(PreTrainedConfig):
         cls, pretrained_model_name_or_path: Any, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        if config.get("model_type") == checkpoint.PUBLISHED_MODEL_TYPE:
-            config = checkpoint.from_published_config(config, pretrained_model_name_or_path)
+        if config.get("model_type") == published.PUBLISHED_MODEL_TYPE:
+            config = published.from_published_config(config, pretrained_model_name_or_path)
         return config, kwargs
 
 
@@ -278,13 +280,13 @@ def check_channels(name: str, value: Any) -> None:
 class PublishedConfig(GeoLlavaConfig):
     """What `AutoConfig` finds under the published model type; it becomes a `GeoLlavaConfig`."""
 
-    model_type = checkpoint.PUBLISHED_MODEL_TYPE
+    model_type = published.PUBLISHED_MODEL_TYPE
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         if config_dict.get("model_type") == cls.model_type:
             source = kwargs.get("name_or_path", "")
-            config_dict = checkpoint.from_published_config(config_dict, source)
+            config_dict = published.from_published_config(config_dict, source)
         return GeoLlavaConfig.from_dict(config_dict, **kwargs)
 
 

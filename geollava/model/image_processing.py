@@ -14,7 +14,7 @@ from transformers import BaseImageProcessor, BatchFeature
 
 from geollava import imagery
 from geollava.common.readable import named
-from geollava.model import checkpoint
+from geollava.model import checkpoint, published
 from geollava.model.configuration import MOST, GeoLlavaConfig, check_channels, check_count
 
 # What a `GeoLlavaImageProcessor` is made of, and saved as.
@@ -62,8 +62,8 @@ class GeoLlavaImageProcessor(BaseImageProcessor):
         do_normalize: bool = False,
         include_thumbnail: bool = False,
         resize: str = "pillow",
-        image_mean: Sequence[float] = checkpoint.CLIP_MEAN,
-        image_std: Sequence[float] = checkpoint.CLIP_STD,
+        image_mean: Sequence[float] = published.CLIP_MEAN,
+        image_std: Sequence[float] = published.CLIP_STD,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -204,6 +204,6 @@ def saved_options(folder: Path, name: str) -> dict[str, Any]:
         return {}
     if config.is_file():
         model_type = checkpoint.read_json(config).get("model_type")
-        if model_type == checkpoint.PUBLISHED_MODEL_TYPE:
+        if model_type == published.PUBLISHED_MODEL_TYPE:
             return {}
     return checkpoint.read_json(path)

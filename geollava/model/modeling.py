@@ -23,7 +23,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from geollava.common.readable import named
 from geollava.imagery import normalize_crops
-from geollava.model import checkpoint, sharding
+from geollava.model import checkpoint, generation_settings, published, sharding
 from geollava.model.configuration import GeoLlavaConfig
 from geollava.model.projector import build_projector, pool_frames
 from geollava.model.token_reduction import (
@@ -387,7 +387,7 @@ class GeoLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             # transformers would load it too, from a pickle if need be.
             raise ValueError(f"{adapter}: a checkpoint must hold whole weights, got an adapter too")
         if (settings := folder / "generation_config.json").is_file():
-            checkpoint.check_generation(settings)
+            generation_settings.check_generation(settings)
         with named(folder / "config.json", "no model can be made of it"):
             expected = expected_tensors(cls, config)
         checkpoint.check_tensors(folder, *expected)
@@ -395,7 +395,7 @@ class GeoLlavaForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def save_published(self, folder: str | Path, *, max_shard_size: str = "5GB") -> None:
         """Writes the published form; `save_pretrained` writes our own. See `checkpoint`."""
-        checkpoint.save_published(self, folder, max_shard_size=max_shard_size)
+        published.save_published(self, folder, max_shard_size=max_shard_size)
 
 
 def expected_tensors(

@@ -20,10 +20,11 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from geollava.common.extras import install
 from geollava.common.outputs import folder_written_whole
-from geollava.model.checkpoint import resolve_folder, write_published
+from geollava.model.checkpoint import resolve_folder
 from geollava.model.configuration import GeoLlavaConfig
 from geollava.model.modeling import GeoLlavaForConditionalGeneration
 from geollava.model.processing import IMAGE_TOKEN, GeoLlavaProcessor
+from geollava.model.published import write_published
 from geollava.model.sharding import whole
 from geollava.model.vision_tower import VisionTower
 from geollava.training import rows as data

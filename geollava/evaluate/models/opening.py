@@ -13,8 +13,9 @@ from geollava.answering.session import Session
 from geollava.evaluate.models.answerer import Answerer
 from geollava.evaluate.models.geollava_model import GeoLlavaAnswerer
 from geollava.evaluate.models.transformers_model import TransformersAnswerer
-from geollava.model.checkpoint import PUBLISHED_MODEL_TYPE, read_json, resolve_folder
+from geollava.model.checkpoint import read_json, resolve_folder
 from geollava.model.configuration import GeoLlavaConfig
+from geollava.model.published import PUBLISHED_MODEL_TYPE
 
 BLOCKS, BLOCK = 64, 2**16  # of a weight file, that tell one training's result from another's
 

@@ -31,7 +31,7 @@ from geollava.evaluate.rows import Data
 from geollava.evaluate.runner import Options
 from geollava.evaluate.scores import difference
 from geollava.imagery import Scene
-from geollava.scenes import CHOICES_FOLLOW
+from geollava.scenes.questions import CHOICES_FOLLOW
 from geollava.training.rows import Box, boxes_in
 
 CONDITIONS = ("whole", "without objects", "without random")

@@ -140,7 +140,7 @@ def test_save_published_leaves_nothing_half_written(model, tmp_path, monkeypatch
     def no_space(*args, **kwargs):
         raise OSError("no space left")
 
-    monkeypatch.setattr("geollava.model.checkpoint.save_torch_state_dict", no_space)
+    monkeypatch.setattr("geollava.model.published.save_torch_state_dict", no_space)
     with pytest.raises(OSError, match="no space left"):
         model.save_published(tmp_path / "saved")
     assert list(tmp_path.iterdir()) == []

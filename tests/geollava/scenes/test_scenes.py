@@ -11,21 +11,10 @@ import pytest
 
 from geollava.evaluate.benchmarks import xlrs, xlrs_grounding
 from geollava.model.default_model import default_checkpoint
-from geollava.scenes import (
-    CHOICES_FOLLOW,
-    COLORS,
-    DESCRIBE,
-    DIRECTIONS,
-    LANDMARKS,
-    PURPLE,
-    REACH,
-    box_rows,
-    color_name,
-    is_test,
-    plan,
-    training_row,
-)
+from geollava.scenes import box_rows, is_test, plan, training_row
 from geollava.scenes.draw import draw
+from geollava.scenes.questions import CHOICES_FOLLOW, DESCRIBE
+from geollava.scenes.scene import COLORS, DIRECTIONS, LANDMARKS, PURPLE, REACH, color_name
 from geollava.training.rows import boxes_in
 
 SEEDS = range(600)
