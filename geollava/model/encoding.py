@@ -57,7 +57,7 @@ class VisualEncoding:
 
     def project(self, vision_features: Tensor) -> Tensor:
         """Kept tokens of C crops, [C, K, D] -> [C * K, text width]."""
-        weight: Tensor = self.model.mm_projector[0].weight  # type: ignore[assignment]
+        weight: Tensor = self.model.mm_projector[0].weight
         return self.model.mm_projector(vision_features.to(weight)).flatten(0, 1)
 
     @property

@@ -162,9 +162,7 @@ class GeoLlavaForConditionalGeneration(VisualEncoding, PreTrainedModel, Generati
         if pixel_values_videos is not None:
             video_features = self.get_video_features(pixel_values_videos)
         if input_ids is not None:
-            inputs_embeds = self.embed_prompt(
-                input_ids, image_features, video_features, num_copies
-            )
+            inputs_embeds = self.embed_prompt(input_ids, image_features, video_features, num_copies)
             if unused is not None:  # no effect, but the backward pass gathers weights for it too
                 inputs_embeds = inputs_embeds + 0 * unused.sum()
         elif image_features is not None or video_features is not None:
@@ -257,9 +255,7 @@ class GeoLlavaForConditionalGeneration(VisualEncoding, PreTrainedModel, Generati
         **model_kwargs: Any,
     ) -> tuple[Tensor | None, dict[str, Any]]:
         """Beams and samples share one encoding: rows are repeated, images are not."""
-        images = {
-            name: model_kwargs.pop(name) for name in PROMPT_INPUTS if name in model_kwargs
-        }
+        images = {name: model_kwargs.pop(name) for name in PROMPT_INPUTS if name in model_kwargs}
         input_ids, model_kwargs = super()._expand_inputs_for_generation(
             expand_size=expand_size,
             is_encoder_decoder=is_encoder_decoder,
