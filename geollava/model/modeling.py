@@ -20,16 +20,15 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from geollava.common.readable import named
-from geollava.model import checkpoint, sharding
+from geollava.model import checkpoint
 from geollava.model.configuration import GeoLlavaConfig
-from geollava.model.encoding import (
+from geollava.model.projector import build_projector
+from geollava.model.token_reduction import AffinityHead, check_method
+from geollava.model.vision import (
     CHUNK_SIZE,
     CPU_CHUNK_SIZE,
     VisualEncoding,
-    check_num_crops,
 )
-from geollava.model.projector import build_projector
-from geollava.model.token_reduction import AffinityHead, check_method
 from geollava.model.vision_tower import VisionTower
 from tokenprune.hosts.compat import CACHE_NAMES, Call
 
@@ -115,10 +114,10 @@ class GeoLlavaForConditionalGeneration(VisualEncoding, PreTrainedModel, Generati
         vision_features: Tensor | None = None,
         image_features: Tensor | None = None,
         video_features: Tensor | None = None,
-        num_copies: int = 1,
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         past_key_values: Any = None,
+        num_copies: int = 1,
         **kwargs: Any,
     ) -> GeoLlavaOutput:
         """One pass: crops -> vision tokens -> kept tokens -> language model.
@@ -138,9 +137,9 @@ class GeoLlavaForConditionalGeneration(VisualEncoding, PreTrainedModel, Generati
                 `pixel_values`; the projector still runs, and learns.
             image_features, video_features: what `get_image_features` or `get_video_features` made
                 of the pixels, instead of them.
-            num_copies: rows of `input_ids` that follow each other and show the same images: beams.
             labels: [B, L], -100 where no loss is wanted.
             logits_to_keep: logits of the last so many positions only; 0 is all.
+            num_copies: rows of `input_ids` that follow each other and show the same images: beams.
 
         Raises:
             ValueError: the placeholders do not fit the crops; shapes; vision tokens that are not
@@ -149,16 +148,9 @@ class GeoLlavaForConditionalGeneration(VisualEncoding, PreTrainedModel, Generati
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("exactly one of input_ids and inputs_embeds must be given")
 
-        unused = None
-        if self.training and sharding.is_sharded(self):
-            if pixel_values is not None:
-                check_num_crops(num_crops, pixel_values)
-            image_features, unused = self.encode_in_step(pixel_values)
-        elif pixel_values is not None:
-            image_features = self.get_image_features(pixel_values, num_crops)
-        elif vision_features is not None:
-            check_num_crops(num_crops, vision_features, "vision_features")
-            image_features = self.project(vision_features)
+        image_features, unused = self.read_images(
+            pixel_values, num_crops, vision_features, image_features
+        )
         if pixel_values_videos is not None:
             video_features = self.get_video_features(pixel_values_videos)
         if input_ids is not None:

@@ -33,12 +33,35 @@ class VisualEncoding:
     device: torch.device
     training: bool
 
+    def read_images(
+        self,
+        pixel_values: Tensor | None,
+        num_crops: Any,
+        vision_features: Tensor | None,
+        image_features: Tensor | None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """(features of all images, those of blank crops), from whatever a forward is given."""
+        if self.training and sharding.is_sharded(self):  # type: ignore[arg-type]
+            if pixel_values is not None:
+                check_num_crops(num_crops, len(pixel_values), "crops of pixel_values")
+            return self.encode_in_step(pixel_values)
+        if pixel_values is not None:
+            return self.get_image_features(pixel_values, num_crops), None
+        if vision_features is not None:
+            check_num_crops(num_crops, len(vision_features), "crops of vision_features")
+            return self.project(vision_features), None
+        if image_features is not None:
+            num_keep = self.config.num_keep
+            tokens = f"tokens of image_features, {num_keep} of each crop"
+            check_num_crops(num_crops, len(image_features), tokens, num_keep)
+        return image_features, None
+
     def get_image_features(self, pixel_values: Tensor, num_crops: Any = None) -> Tensor:
         """[C, 3, h, w] crops -> [C * num_keep, text width], ready for the language model.
 
         `num_crops` [number of images] is checked, where given, as the model's forward takes it.
         """
-        check_num_crops(num_crops, pixel_values)
+        check_num_crops(num_crops, len(pixel_values), "crops of pixel_values")
         return self.project(self.encode_crops(pixel_values).features)
 
     def encode_in_step(self, pixel_values: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -136,10 +159,14 @@ class VisualEncoding:
             )
 
 
-def check_num_crops(num_crops: Any, crops: Tensor, name: str = "pixel_values") -> None:
-    """Raises ValueError unless `num_crops`, where given, adds up to the [C, ...] of `crops`."""
-    if num_crops is not None and int(torch.as_tensor(num_crops).sum()) != len(crops):
+def check_num_crops(num_crops: Any, given: int, of: str, per_crop: int = 1) -> None:
+    """Raises ValueError unless `num_crops`, where they are known, add up to what is given.
+
+    Args:
+        given: crops, or tokens of which each crop has `per_crop`.
+        of: what they are, for the message.
+    """
+    if num_crops is not None and int(torch.as_tensor(num_crops).sum()) * per_crop != given:
         raise ValueError(
-            f"num_crops must add up to the {len(crops)} crops of {name}, "
-            f"got {torch.as_tensor(num_crops).tolist()}"
+            f"num_crops must add up to the {given} {of}, got {torch.as_tensor(num_crops).tolist()}"
         )
