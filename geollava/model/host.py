@@ -8,10 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from geollava.model.configuration import NO_REDUCTION
 from geollava.model.sharding import is_sharded
 from tokenprune import Adapter, ImageLayout, Method, TokenGrid
-
-NO_REDUCTION = "none"  # as `geollava.model.configuration` has it, which imports transformers
 
 
 class GeoLlava(Adapter):

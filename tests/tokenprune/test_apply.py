@@ -450,6 +450,22 @@ def test_window_order_of_qwen2_5_is_undone():
     assert order.tolist() != list(range(27))
 
 
+@pytest.mark.skipif(not CHUNKS_ENCODED_IMAGES, reason="images are encoded in the forward alone")
+def test_images_encoded_before_are_known_by_all_of_them():
+    """Attention that was read for another image must not stand for one that looks like it."""
+    host = build("qwen3_vl")
+    inputs = host.inputs(ONE)
+    pixels, grid = inputs.pop("pixel_values"), inputs["image_grid_thw"]
+    with tokenprune.apply(host.model, "fastervlm", keep_ratio=0.4), torch.no_grad():
+        encoded = host.model.base_model.get_image_features(pixels, grid, return_dict=True)
+        other = copy.deepcopy(encoded)
+        host.model(**inputs, mm_encoder_outputs={"image": other})
+        first, last = other.pooler_output
+        other.pooler_output = (first, last + 1)
+        with pytest.raises(ValueError, match="images that were encoded before"):
+            host.model(**inputs, mm_encoder_outputs={"image": other})
+
+
 def test_training(host):
     assert_training(host, "spatial_pool")
 

@@ -286,9 +286,7 @@ def test_num_crops_must_fit(after):
             after.model(**inputs)
         pixels = inputs.pop("pixel_values")
         features = after.model.get_image_features(pixels, [2, 1])
-        with pytest.raises(
-            ValueError, match="the 15 tokens of image_features, 5 of each"
-        ):
+        with pytest.raises(ValueError, match="the 15 tokens of image_features, 5 of each"):
             after.model(**inputs, image_features=features)
         inputs["num_crops"] = [2, 1]
         vision = after.model.encode_crops(pixels).features
