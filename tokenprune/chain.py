@@ -70,6 +70,7 @@ class Chain(Method):
             tower_layers=_layers_of(stages),
             query_agnostic=all(stage.query_agnostic for stage in stages),
             merges=any(stage.merges for stage in stages),
+            uses_grid=stages[0].uses_grid,  # what the others receive is one row
         )
 
     def __repr__(self) -> str:

@@ -33,6 +33,9 @@ class Method(ABC):
         query_agnostic: the result depends on the image alone, so that a prefix cache may hold it
             for the next question.
         merges: tokens are averaged, not only dropped.
+        uses_grid: the result depends on which tokens lie beside and below which. A host whose
+            tokens are no grid, as they are after another reduction, refuses the method by name; to
+            all others it hands them as a grid of one row.
         paper: arXiv number; None for a method without a paper.
         approximates: in what the method departs from its paper's official code, in a few words;
             None where it does not depart, or has no paper. An option that lifts a departure changes
@@ -45,6 +48,7 @@ class Method(ABC):
     tower_layers: ClassVar[Mapping[str, tuple[int, ...]]] = {}
     query_agnostic: ClassVar[bool] = True
     merges: ClassVar[bool] = False
+    uses_grid: ClassVar[bool] = False
     paper: ClassVar[str | None] = None
     approximates: ClassVar[str | None] = None
     strict: bool = True

@@ -67,7 +67,8 @@ def check_method(method: Method | type[Method], *, width: int = 16) -> None:
 
     Declared needs, exact count, unique ascending indices in range, equivariance to permutations of
     the batch, the same result again, float16 to float64, gradients, a budget of N as the identity,
-    one token, all tokens equal, NaN refused in strict mode, `count` as it comes out.
+    the grid without effect unless declared, one token, all tokens equal, NaN refused in strict
+    mode, `count` as it comes out.
 
     A method whose `count` is None keeps a number that depends on the data, and gives packed slots:
     it is put to the promises about declarations and counts alone.
@@ -226,6 +227,19 @@ def _a_budget_of_N_is_the_identity(method: Method, width: int) -> None:  # noqa:
         torch.testing.assert_close(result.features, tokens.features)
 
 
+def _grid_as_declared(method: Method, width: int) -> None:
+    if method.uses_grid:
+        return
+    tokens = tokens_for(method, width)
+    row = tokens.with_tensors({}, grid_size=(1, 30))
+    result, flat = method.reduce(tokens, 7), method.reduce(row, 7)
+    same = torch.equal(result.keep_indices, flat.keep_indices)
+    require(
+        same and torch.equal(result.assignment, flat.assignment),
+        "the result must be the same for a grid of one row, or uses_grid declared",
+    )
+
+
 def _one_token(method: Method, width: int) -> None:
     tokens = tokens_for(method, width, grid_size=(1, 1))
     result = method.reduce(tokens, 1)
@@ -289,6 +303,7 @@ PROMISES: tuple[Callable[[Method, int], None], ...] = (
     _every_dtype,
     _gradients,
     _a_budget_of_N_is_the_identity,
+    _grid_as_declared,
     _one_token,
     _constant_features,
     _not_finite,

@@ -26,6 +26,8 @@ QWEN2_7B: dict[str, Any] = {
     "rms_norm_eps": 1e-6,
     "rope_theta": 1_000_000.0,
 }
+OWN_METHOD = "background_anchored"
+NO_REDUCTION = "none"  # all tokens of a crop stay
 CYCLES = ("official", "merge")
 ASSIGNMENTS = ("hard", "straight_through", "soft")
 DEFAULT_TOWER = "openai/clip-vit-large-patch14-336"
@@ -59,7 +61,7 @@ class GeoLlavaConfig(PreTrainedConfig):
         text_config: the Qwen2 language model, 7B by default.
         num_keep: visual tokens that remain of each crop.
         reduction_method: how they are chosen, a name of `tokenprune.list_methods()`; another than
-            the model's own is a control.
+            the model's own is a control. "none" keeps all of them, `num_keep` must say so.
         image_token_id, video_token_id: stand in `input_ids` once per visual token.
         vision_feature_layer: index into the tower's hidden states; -2 is the last layer but one.
             The anchor takes its projections from the encoder layer of the same index.
@@ -87,7 +89,7 @@ class GeoLlavaConfig(PreTrainedConfig):
     vision_config: Any = None
     text_config: Any = None
     num_keep: int = 24
-    reduction_method: str = "background_anchored"
+    reduction_method: str = OWN_METHOD
     image_token_id: int = published.QWEN2_FREE_TOKEN_ID
     video_token_id: int = published.QWEN2_FREE_TOKEN_ID + 1
     vision_feature_layer: int = -2
@@ -139,14 +141,7 @@ class GeoLlavaConfig(PreTrainedConfig):
             check_ids(f"text_config.{name}", getattr(self.text_config, name, None))
         if self.image_grid_pinpoints is not None:
             self.canvases()
-        side = self.vision_config.image_size // self.vision_config.patch_size
-        if isinstance(self.num_keep, bool) or not isinstance(self.num_keep, int):
-            raise TypeError(f"num_keep must be an int, got {type(self.num_keep).__name__}")
-        if not 1 <= self.num_keep <= side * side:
-            raise ValueError(
-                f"num_keep must be between 1 and the {side * side} tokens of a crop, "
-                f"got {self.num_keep}"
-            )
+        self.check_num_keep()
         depth = self.vision_config.num_hidden_layers
         if not isinstance(self.vision_feature_layer, int):
             raise TypeError(
@@ -180,6 +175,20 @@ class GeoLlavaConfig(PreTrainedConfig):
                 f"merge_temperature must be above 0 and finite, got {self.merge_temperature}"
             )
 
+    def check_num_keep(self) -> None:
+        if isinstance(self.num_keep, bool) or not isinstance(self.num_keep, int):
+            raise TypeError(f"num_keep must be an int, got {type(self.num_keep).__name__}")
+        whole = self.tokens_per_crop
+        if not 1 <= self.num_keep <= whole:
+            raise ValueError(
+                f"num_keep must be between 1 and the {whole} tokens of a crop, got {self.num_keep}"
+            )
+        if self.reduction_method == NO_REDUCTION and self.num_keep != whole:
+            raise ValueError(
+                f"num_keep must be the {whole} tokens of a crop where reduction_method is "
+                f"{NO_REDUCTION}, got {self.num_keep}"
+            )
+
     def check_parts(self) -> None:
         """The sizes of the tower and of the language model."""
         for part in ("vision_config", "text_config"):
@@ -205,6 +214,12 @@ class GeoLlavaConfig(PreTrainedConfig):
         """(rows, cols) of a crop's patch tokens."""
         side = self.vision_config.image_size // self.vision_config.patch_size
         return side, side
+
+    @property
+    def tokens_per_crop(self) -> int:
+        """Patch tokens of a crop, before any of them leaves."""
+        rows, cols = self.grid_size
+        return rows * cols
 
     @property
     def tokens_per_frame(self) -> int:

@@ -149,6 +149,11 @@ def to_published_config(config: Any, tower_name: str) -> dict[str, Any]:
     Raises:
         ValueError: a setting that the published form cannot say.
     """
+    if config.reduction_method != "background_anchored":
+        raise ValueError(
+            "the published form knows only background_anchored, "
+            f"got reduction_method = {config.reduction_method!r}"
+        )
     if config.merge_assignment == "soft":
         raise ValueError(
             "the published form knows only hard assignments, got merge_assignment = 'soft'"

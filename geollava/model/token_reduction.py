@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from geollava.model.configuration import GeoLlavaConfig
+from geollava.model.configuration import NO_REDUCTION, OWN_METHOD, GeoLlavaConfig
 from geollava.model.sharding import whole
 from tokenprune import (
     LayerMethod,
@@ -23,9 +23,15 @@ from tokenprune.hosts.attention import AttentionReader
 from tokenprune.method import required_options
 from tokenprune.tokens import refuse_extra
 
-__all__ = ["AffinityHead", "ReducedTokens", "check_method", "reading_attention", "reduce_tokens"]
-
-OWN_METHOD = "background_anchored"
+__all__ = [
+    "AffinityHead",
+    "ReducedTokens",
+    "check_method",
+    "crop_methods",
+    "host_methods",
+    "reading_attention",
+    "reduce_tokens",
+]
 
 
 class AffinityHead(nn.Module):
@@ -37,17 +43,40 @@ class AffinityHead(nn.Module):
         self.pw = nn.Conv2d(width, 9, 1)
 
 
+def crop_methods() -> list[str]:
+    """Names that `reduction_method` takes: crops are reduced in the model, before any question.
+
+    What the model keeps of an image is the same for every question about it.
+    """
+    return [NO_REDUCTION, *(name for name in list_methods() if why_not(name) is None)]
+
+
+def host_methods() -> list[str]:
+    """Names that need the question: `tokenprune.apply` brings them to the tokens that crops keep.
+
+    What is kept differs from question to question, and so does the language model's cache.
+    """
+    return [name for name in list_methods() if why_not(name) is not None and is_asked(name)]
+
+
+def is_asked(name: str) -> bool:
+    """Whether a method works on kept tokens and the question, and needs nothing else."""
+    method = method_class(name)
+    needs = ("layers",) if issubclass(method, LayerMethod) else ("text",)
+    return method.needs == needs and not method.uses_grid and not required_options(method)
+
+
 def check_method(name: str, also: Sequence[str] = ()) -> None:
     """Raises ValueError unless there is such a method and crops carry what it needs.
 
     Args:
         also: other names that the caller accepts, to be listed where there is no such method.
     """
-    names = list_methods()
-    if name not in names:
-        accepted = [known for known in names if why_not(known) is None]
+    if name == NO_REDUCTION:
+        return
+    if name not in list_methods():
         raise ValueError(
-            f"method must be one of {', '.join(sorted([*accepted, *also]))}, got {name!r}"
+            f"method must be one of {', '.join(sorted([*crop_methods(), *also]))}, got {name!r}"
         )
     reason = why_not(name)
     if reason is not None:
@@ -82,7 +111,8 @@ def reading_attention(
     Yields:
         What gives [B, N] float32 afterwards, or None.
     """
-    if "attention" not in method_class(config.reduction_method).needs:
+    name = config.reduction_method
+    if name == NO_REDUCTION or "attention" not in method_class(name).needs:
         yield lambda: None
         return
     reader = AttentionReader(num_prefix_tokens=1)
@@ -99,7 +129,7 @@ def reduce_tokens(
 ) -> ReducedTokens:
     """Background Token Pruning, then Anchored Token Selection (arXiv 2505.21375, section 3.2).
 
-    Or another method, as a control: what `config.reduction_method` names.
+    Or another method, as a control: what `config.reduction_method` names; "none" keeps all.
 
     Args:
         hidden_states: [B, 1 + N, D], the class token first.
@@ -109,7 +139,10 @@ def reduce_tokens(
         config: `reduction_method`, `num_keep`, `strict` and what begins with `merge_` count here.
         attention: [B, N], of the class token, for methods that need it.
     """
-    if config.reduction_method == OWN_METHOD:
+    if config.reduction_method == NO_REDUCTION:
+        config.check_num_keep()
+        method = get_method("uniform", strict=config.strict)  # of a whole budget every token
+    elif config.reduction_method == OWN_METHOD:
         method = background_anchored(head, anchor, config)
     else:
         method = get_method(config.reduction_method, strict=config.strict)

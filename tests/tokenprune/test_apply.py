@@ -206,7 +206,7 @@ def rows_alone(host: Host, inputs: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-SIZES = ("image_sizes", "image_grid_thw")
+SIZES = ("image_sizes", "image_grid_thw", "num_crops")
 
 
 def images_between(host: Host, inputs: Any, first: int, last: int, row: int) -> dict[str, Any]:
@@ -216,6 +216,9 @@ def images_between(host: Host, inputs: Any, first: int, last: int, row: int) -> 
         patches = inputs["image_grid_thw"].prod(1).tolist()
         start = sum(patches[:first])
         chosen["pixel_values"] = pixels[start : start + sum(patches[first:last])]
+    elif "num_crops" in inputs:
+        start, end = (int(inputs["num_crops"][:image].sum()) for image in (first, last))
+        chosen["pixel_values"] = pixels[start:end]
     elif host.crop_tokens:
         chosen["pixel_values"] = pixels[row : row + 1, : last - first]
     else:
@@ -447,13 +450,33 @@ def test_window_order_of_qwen2_5_is_undone():
     assert order.tolist() != list(range(27))
 
 
+@pytest.mark.skipif(not CHUNKS_ENCODED_IMAGES, reason="images are encoded in the forward alone")
+def test_images_encoded_before_are_known_by_all_of_them():
+    """Attention that was read for another image must not stand for one that looks like it."""
+    host = build("qwen3_vl")
+    inputs = host.inputs(ONE)
+    pixels, grid = inputs.pop("pixel_values"), inputs["image_grid_thw"]
+    with tokenprune.apply(host.model, "fastervlm", keep_ratio=0.4), torch.no_grad():
+        encoded = host.model.base_model.get_image_features(pixels, grid, return_dict=True)
+        other = copy.deepcopy(encoded)
+        host.model(**inputs, mm_encoder_outputs={"image": other})
+        first, last = other.pooler_output
+        other.pooler_output = (first, last + 1)
+        with pytest.raises(ValueError, match="images that were encoded before"):
+            host.model(**inputs, mm_encoder_outputs={"image": other})
+
+
 def test_training(host):
+    assert_training(host, "spatial_pool")
+
+
+def assert_training(host: Host, method: str) -> None:
     model = host.model
     inputs = host.inputs([[3, 0, 4], [8, 0, 5]], pad_left=False)
     labels = inputs["input_ids"].masked_fill(
         (inputs["input_ids"] == IMAGE) | (inputs["input_ids"] == PAD), -100
     )
-    with tokenprune.apply(model, "spatial_pool", keep_ratio=0.5) as handle:
+    with tokenprune.apply(model, method, keep_ratio=0.5) as handle:
         output = model(**inputs, labels=labels)
         output.loss.backward()
         kept = handle.kept_positions

@@ -54,6 +54,14 @@ class DrawnAnew(First):
         return select_tokens(tokens, best(scores, num_keep), scores)
 
 
+class LooksAtColumns(First):
+    def _reduce(self, tokens, num_keep):
+        num_tokens = tokens.features.shape[1]
+        scores = torch.arange(num_tokens).float() % tokens.grid_size[1]
+        scores = scores.repeat(len(tokens.features), 1)
+        return select_tokens(tokens, best(scores, num_keep), scores)
+
+
 class OnlyFloat32(First):
     def _reduce(self, tokens, num_keep):
         result = super()._reduce(tokens, num_keep)
@@ -221,6 +229,7 @@ def test_a_sound_method_passes():
         (OnlyFloat32, "every dtype: features must be"),
         (Detached, "gradients"),
         (Scaled, "a budget of N is the identity"),
+        (LooksAtColumns, "grid as declared: .* or uses_grid declared"),
         (NotAlone, "one token: nothing to compare with"),
         (FewerWhereAllAreEqual, "constant features: keep_indices must be unique"),
         (TakesAnything, "not finite: nan in features is not refused"),

@@ -20,6 +20,7 @@ from . import hosts
 from .hosts import CACHE, HOSTS, IMAGE, PAD, Host, cache_in
 from .test_apply import (
     ONE,
+    SIZES,
     THREE,
     generated,
     logits_of,
@@ -65,7 +66,7 @@ def method(request) -> LayerMethod:
 
 def layers_of(host: Host) -> nn.ModuleList:
     base = host.model.base_model
-    return (getattr(base, "language_model", None) or base.text_model).layers
+    return (getattr(base, "language_model", None) or getattr(base, "text_model", base)).layers
 
 
 @contextmanager
@@ -155,7 +156,7 @@ def ranking_layer(host: Host, inputs: Any, number: int, end: int) -> int:
 
 
 def host_lengths(host: Host, inputs: Any) -> list[int]:
-    sizes = {k: inputs[k] for k in ("pixel_values", "image_sizes", "image_grid_thw") if k in inputs}
+    sizes = {k: inputs[k] for k in ("pixel_values", *SIZES) if k in inputs}
     with torch.no_grad():
         return host.lengths(sizes)
 

@@ -81,6 +81,11 @@ def test_declarations(name):
     other_text = method.reduce(replace(tokens, text=tokens.text.flip(2)), 7)
     same = torch.equal(other_text.keep_indices, method.reduce(tokens, 7).keep_indices)
     assert same is method.query_agnostic
+    grid, row = method.reduce(tokens, 7), method.reduce(replace(tokens, grid_size=(1, 30)), 7)
+    same = [
+        torch.equal(getattr(grid, one), getattr(row, one)) for one in ("keep_indices", "assignment")
+    ]
+    assert all(same) is not method.uses_grid
 
 
 @pytest.mark.parametrize("name", ALONE)

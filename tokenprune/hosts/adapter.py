@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tokenprune.hosts import families
-from tokenprune.hosts.compat import require
+from tokenprune.hosts.compat import ENCODER_OUTPUTS, require
 from tokenprune.hosts.layout import ImageLayout
+from tokenprune.method import Method
 from tokenprune.plugins import load_plugin, plugin_names
 
 GROUP = "tokenprune.adapters"  # of entry points
@@ -41,8 +42,20 @@ class Adapter(ABC):
     positions_need_grid: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module) -> None:
-        self.model: Any = model  # without the head: it has get_image_features
+        self.model: Any = model  # what `host_of` gave: it has get_image_features
         self.config: Any = model.config
+
+    @classmethod
+    def host_of(cls, model: nn.Module) -> nn.Module:
+        """The module that encodes images and calls the language model.
+
+        By default the model without its head; itself where the head is part of the host.
+        """
+        return getattr(model, "base_model", model)
+
+    def why_not(self, method: Method) -> str | None:
+        """Why this host cannot serve a method that others can, as in "needs a grid", or None."""
+        return None
 
     def check(self) -> None:
         """Raises unless transformers is as this family's file assumes; called at entry.
@@ -78,6 +91,20 @@ class Adapter(ABC):
     def image_token_id(self) -> int:
         return self.config.image_token_id
 
+    def encoded_before(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the host is given in place of pixels, under "image" and "video"."""
+        outputs = arguments.get(ENCODER_OUTPUTS)
+        return outputs if isinstance(outputs, Mapping) else {"image": outputs}
+
+    def per_image(self, features: Any, arguments: Mapping[str, Any]) -> Any:
+        """Features with one entry per image, [tokens, D], where the host's are not so.
+
+        Args:
+            features: the host's `pooler_output`, or a tensor that it has in its stead.
+            arguments: as for `sizes`.
+        """
+        return features
+
     def sizes(
         self, arguments: Mapping[str, Any], features: Any, input_ids: Tensor | None
     ) -> Sequence[Any]:
@@ -85,7 +112,7 @@ class Adapter(ABC):
 
         Args:
             arguments: of get_image_features, or of the host where images were encoded before.
-            features: the host's `pooler_output`.
+            features: as `per_image` gives them.
             input_ids: [B, L], or None where images are encoded before the host is called.
         """
         return [None] * len(self.lengths(features))
@@ -95,7 +122,7 @@ class Adapter(ABC):
         return sizes
 
     def lengths(self, features: Any) -> list[int]:
-        """Tokens of each image, from the host's `pooler_output`: by default one entry per image."""
+        """Tokens of each image, from what `per_image` gives: by default one entry per image."""
         return [len(feature) for feature in features]
 
     @abstractmethod
@@ -159,7 +186,7 @@ def layer_before(layers: nn.ModuleList, feature_layer: int | Sequence[int]) -> n
 
 
 def find_adapter(model: nn.Module) -> Adapter:
-    """The adapter that knows the model's `config.model_type`.
+    """The adapter that knows the `config.model_type` of a model with or without its head.
 
     Raises:
         NotImplementedError: none does; the message lists what is known.
@@ -172,7 +199,8 @@ def find_adapter(model: nn.Module) -> Adapter:
             f"{', '.join(sorted(known))}. Another package can add one by an entry point in the "
             f"group {GROUP}, see tokenprune.Adapter"
         )
-    return known[model_type](model)
+    chosen = known[model_type]
+    return chosen(chosen.host_of(model))
 
 
 def known_adapters() -> dict[str, type[Adapter]]:

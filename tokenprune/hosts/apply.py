@@ -65,8 +65,7 @@ def apply(
     elif not isinstance(method, Method):
         raise TypeError(f"method must be a name or a Method, got {type(method).__name__}")
     budget = Budget(num_keep, keep_ratio)
-    model, base = unwrap(model)
-    adapter = find_adapter(base)
+    model, adapter = open_host(model)
     check_method(method, adapter)
     if not strict:
         method = copy.copy(method)
@@ -80,9 +79,11 @@ def check_method(method: Method, adapter: Adapter) -> None:
 
     Raises:
         NotImplementedError: it needs what is not handed over, or keeps another number of tokens
-            than its budget.
+            than its budget, or the host says why not.
     """
     missing = [name for name in method.needs if name not in ("attention", "text")]
+    if (reason := adapter.why_not(method)) is not None:
+        raise NotImplementedError(f"{type(method).__name__} {reason}")
     if isinstance(method, LayerMethod):
         check_layers(adapter, method)
     elif missing:
@@ -96,8 +97,13 @@ def check_method(method: Method, adapter: Adapter) -> None:
         )
 
 
-def unwrap(model: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """(the transformers model, the same without its head), out of a peft model where it is one."""
+def open_host(model: nn.Module) -> tuple[nn.Module, Adapter]:
+    """(the transformers model, its adapter), out of a peft model where it is one.
+
+    Raises:
+        NotImplementedError: no adapter knows it, or it is compiled or replicated.
+        TypeError: no module.
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if isinstance(get_base_model := getattr(model, "get_base_model", None), MethodType):
@@ -110,11 +116,11 @@ def unwrap(model: nn.Module) -> tuple[nn.Module, nn.Module]:
         raise NotImplementedError(
             f"{type(model).__name__} picks a column of the whole sequence, which moves"
         )
-    base = getattr(model, "base_model", model)
-    for module in (model, base):
+    adapter = find_adapter(model)
+    for module in (model, adapter.model):
         if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
             raise NotImplementedError(
                 "the model is compiled already and would run on without the reduction; apply "
                 "first, then torch.compile it"
             )
-    return model, base
+    return model, adapter

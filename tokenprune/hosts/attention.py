@@ -111,10 +111,11 @@ class AttentionReader:
         self.stopwatches: list[Stopwatch] = []
 
     def joined(self) -> Tensor:
-        """[crops, patches] of one call; calls image by image are joined to [1, patches]."""
+        """[crops, patches] of one call or several; calls image by image give [1, patches]."""
         if not self.parts:
             raise RuntimeError("the attention layer was not reached, its scores cannot be read")
-        return self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts, dim=1)
+        by_image = all(len(part) == 1 for part in self.parts)
+        return torch.cat(self.parts, dim=1 if by_image else 0)
 
     @contextmanager
     def reading(self, layer: nn.Module) -> Iterator[None]:

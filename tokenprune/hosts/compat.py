@@ -167,7 +167,12 @@ def past_length(cache: Any | None) -> int:
 
 
 def image_features(output: Any) -> Any:
-    """What `get_image_features` gave: per image, a list, tuple or tensor of [tokens, D]."""
+    """What `get_image_features` gave: per image, a list, tuple or tensor of [tokens, D].
+
+    A host outside of transformers may give a tensor by itself, see `Adapter.per_image`.
+    """
+    if isinstance(output, Tensor):
+        return output
     if isinstance(output, tuple) and not hasattr(output, "pooler_output"):
         features = output[1] if len(output) > 1 else None
     else:

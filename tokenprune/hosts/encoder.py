@@ -42,8 +42,11 @@ class EncodedImages:
         known = self.output()
         if known is None or known is output:
             return known is output
-        ours, theirs = image_features(known)[0], image_features(output)[0]
-        return ours.shape == theirs.shape and torch.equal(ours.to(theirs.device), theirs)
+        ours, theirs = parts_of(known), parts_of(output)
+        return len(ours) == len(theirs) and all(
+            one.shape == other.shape and torch.equal(one.to(other.device), other)
+            for one, other in zip(ours, theirs, strict=True)
+        )
 
     def has_piece(self, output: Any) -> bool:
         """Whether `output` holds some of these images' tokens, and not all."""
@@ -51,7 +54,7 @@ class EncodedImages:
         if known is None:
             return False
         ours, theirs = (
-            torch.cat([part.reshape(-1, part.shape[-1]) for part in image_features(one)])
+            torch.cat([part.reshape(-1, part.shape[-1]) for part in parts_of(one)])
             for one in (known, output)
         )
         first = theirs[:1].to(ours.device)
@@ -89,7 +92,7 @@ class WatchedEncoder:
         reader = AttentionReader(adapter.num_prefix_tokens)
         with reader.reading(adapter.attention_layer) if wanted else nullcontext():
             output = self._encode(*args, **kwargs)
-        features = image_features(output)
+        features = adapter.per_image(image_features(output), arguments)
         lengths, sizes = (
             adapter.lengths(features),
             adapter.sizes(arguments, features, self._input_ids()),
@@ -104,6 +107,12 @@ class WatchedEncoder:
         raise NotImplementedError(
             "a model cannot be copied or pickled while a reduction is applied; remove it first"
         )
+
+
+def parts_of(output: Any) -> Sequence[Tensor]:
+    """All features that an encoder gave, of one image or more in each part."""
+    features = image_features(output)
+    return [features] if isinstance(features, Tensor) else features
 
 
 def reference_to(output: Any) -> Callable[[], Any]:

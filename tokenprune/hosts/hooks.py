@@ -53,7 +53,7 @@ class HostHooks:
         try:
             if not hooks.applied:
                 hooks._install()
-            if model is not base and hooks.head is None:
+            if getattr(model, "base_model", model) is not model and hooks.head is None:
                 hooks._install_head(model)
             if isinstance(applied.method, LayerMethod) and not hooks.calls.in_layers:
                 hooks._install_layers()
@@ -108,7 +108,10 @@ class HostHooks:
     def _install_head(self, head: Any) -> None:
         check_head(head)
         for hook in (
-            head.register_forward_pre_hook(disable(self._before_head), with_kwargs=True),
+            # First, where the head is part of the host: its step is the one that the host enters.
+            head.register_forward_pre_hook(
+                disable(self._before_head), prepend=True, with_kwargs=True
+            ),
             head.register_forward_hook(disable(self._after_head), always_call=True),
         ):
             self._undo.append(hook.remove)
@@ -137,6 +140,8 @@ class HostHooks:
     # -- what the hooks call ----------------------------------------------------------------------
 
     def _before_head(self, module: Any, args: Any, kwargs: Any) -> None:
+        if module is self.adapter.model:
+            kwargs = self.calls.host.named(args, kwargs)
         if isinstance(kwargs.get("logits_to_keep"), Tensor):
             raise NotImplementedError(
                 "logits_to_keep as a tensor of columns is not supported while visual tokens are "

@@ -95,8 +95,7 @@ def read_inputs(
     """Reads the arguments of a host, and raises where tokens would stay or go without a word."""
     cache = calls.host.cache(given)
     ids = given["inputs_embeds" if given.get("input_ids") is None else "input_ids"]
-    outputs = given.get(ENCODER_OUTPUTS)
-    outputs = outputs if isinstance(outputs, Mapping) else {"image": outputs}
+    outputs = calls.adapter.encoded_before(given)
     placeholders = find_placeholders(given, outputs, cache, calls.adapter, applied.strict)
     inputs = Inputs(given, ids, cache, past_length(cache), placeholders, outputs.get("image"))
     memory = Memory.of(cache) if inputs.past else None
@@ -288,13 +287,13 @@ def find_encoded(
 ) -> EncodedImages:
     encoded, output = thread.encoded, inputs.encoder_output
     if output is not None and (encoded is None or not encoded.is_of(output)):
-        if encoded is not None and encoded.has_piece(output):
+        if encoded is not None and ENCODER_OUTPUTS in inputs.given and encoded.has_piece(output):
             raise NotImplementedError(
                 "the prompt comes in pieces that split images (prefill_chunk_size); leave that "
                 "unset, what enters the language model is short already"
             )
         # Encoded by the caller, outside of our sight.
-        features = image_features(output)
+        features = adapter.per_image(image_features(output), inputs.given)
         if "attention" in applied.method.needs:
             raise ValueError(
                 f"{type(applied.method).__name__} needs the attention of the vision tower, "

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from tokenprune.budget import Budget
-from tokenprune.hosts.adapter import Adapter, find_adapter
-from tokenprune.hosts.apply import unwrap
+from tokenprune.hosts.adapter import Adapter
+from tokenprune.hosts.apply import open_host
 from tokenprune.hosts.between_layers import check_layers
 from tokenprune.hosts.hooks import is_applied
 from tokenprune.hosts.verifying.compare import restored
@@ -82,16 +82,15 @@ def verify(
         raise TypeError(f"method must be a name or a Method, got {name}")
     Budget(None, keep_ratio)
     check_int("new_tokens", new_tokens, low=1)
-    host, base = unwrap(model)
-    adapter = find_adapter(base)
+    host, adapter = open_host(model)
     if any(module.training for module in host.modules()):
         raise ValueError("the model must be in eval mode, got one in training; call model.eval()")
-    if is_applied(base):
+    if is_applied(adapter.model):
         raise ValueError("the model must be whole, got one with a reduction applied; remove it")
     if isinstance(method, LayerMethod):
         check_layers(adapter, method)
     given = check_inputs(inputs, adapter)
-    with torch.no_grad(), restored(base, adapter.conversation_state):
+    with torch.no_grad(), restored(adapter.model, adapter.conversation_state):
         runs = Runs(host, adapter, given, method, new_tokens)
         return Proof(runs, name, keep_ratio).report()
 

@@ -21,6 +21,7 @@ class BackgroundAnchored(Method):
 
     needs: ClassVar[tuple[str, ...]] = ("cls",)
     merges: ClassVar[bool] = True
+    uses_grid: ClassVar[bool] = True
     paper: ClassVar[str | None] = "2505.21375"
     dw_weight: Tensor
     pw_weight: Tensor

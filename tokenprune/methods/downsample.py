@@ -25,6 +25,7 @@ class Downsample(Method):
     """
 
     merges: ClassVar[bool] = True
+    uses_grid: ClassVar[bool] = True
     paper: ClassVar[str | None] = "2510.07143"
 
     def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:

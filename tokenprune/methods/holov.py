@@ -31,6 +31,7 @@ class HoloV(Method):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("attention",)
+    uses_grid: ClassVar[bool] = True
     paper: ClassVar[str | None] = "2510.02912"
     approximates: ClassVar[str | None] = (
         "square windows, softmax shares and another score inside a window"

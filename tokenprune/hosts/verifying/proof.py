@@ -16,9 +16,9 @@ from tokenprune.hosts.compat import (
     UnknownTransformersError,
     attention_implementation,
     check_language_model,
-    image_features,
     transformers_version,
 )
+from tokenprune.hosts.encoder import parts_of
 from tokenprune.hosts.sequence import edge_padding
 from tokenprune.hosts.verifying.compare import attributes, farthest, largest, replaced
 from tokenprune.hosts.verifying.report import FAILED, NOT_CHECKED, OK, Check, VerifyReport
@@ -116,8 +116,7 @@ class Proof:
 
         def noting(*args: Any, **kwargs: Any) -> Any:
             output = encode(*args, **kwargs)
-            parts = image_features(output)
-            given.extend(part.reshape(-1, part.shape[-1]) for part in parts)
+            given.extend(part.reshape(-1, part.shape[-1]) for part in parts_of(output))
             return output
 
         def before_language_model(module: Any, args: Any, kwargs: Any) -> None:
@@ -136,6 +135,8 @@ class Proof:
                 )
             )
             self.runs.forward()
+        if not given:
+            raise NotImplementedError("the images were encoded before; give pixels to see this")
         there, here = torch.cat(placed).double(), torch.cat(given).double()
         if there.shape != here.shape:
             raise RuntimeError(
