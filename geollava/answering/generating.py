@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
+import tokenprune
+from geollava.answering.encoding import SceneTokens
 from geollava.answering.prefix import Prefix
+from geollava.answering.reduction import Reduction
 from geollava.common.readable import named, quiet_panics
 from geollava.model.modeling import CACHE_NAME
 
 
 @dataclass(frozen=True)
 class Reply:
-    """A model's words, and the probability that it gave to the first of them."""
+    """A model's words, and the probability that it gave to the first of them.
+
+    Attributes:
+        tokens: visual ones that were left for this question, where it chose them itself.
+    """
 
     text: str
     confidence: float
+    tokens: int | None = None
 
 
 class FirstProbability(LogitsProcessor):
@@ -76,14 +84,14 @@ def reply_to(
     prompts: Sequence[Tensor],
     max_new_tokens: int,
     prefix: Prefix | None = None,
-    **inputs: Any,
+    images: Mapping[str, Tensor] | None = None,
 ) -> list[Reply]:
     """The most likely reply to each prompt, all in one batch.
 
     Args:
         prompts: [L] token ids of each.
         prefix: what all of them begin with, read before; None is nothing.
-        inputs: further ones of the model, such as what stands at image marks.
+        images: inputs of the model for the image marks, where no prefix holds them.
     """
     start = 0 if prefix is None else len(prefix.ids)
     ends = [ids[start:] for ids in prompts]
@@ -95,7 +103,8 @@ def reply_to(
     for row, end in enumerate(ends):
         ids[row, start + length - len(end) :] = end
         mask[row, start + length - len(end) :] = 1
-    inputs |= {
+    inputs: dict[str, Any] = {
+        **(images or {}),
         "input_ids": ids.to(model.device),
         "attention_mask": mask.to(model.device),
         "eos_token_id": tokenizer.eos_token_id,
@@ -103,3 +112,32 @@ def reply_to(
     if prefix is not None:
         inputs[CACHE_NAME] = prefix.cache(len(ends))
     return generate(model, tokenizer, inputs, start + length, max_new_tokens)
+
+
+def reduced_reply(
+    model: Any,
+    tokenizer: Any,
+    prompt: Tensor,
+    max_new_tokens: int,
+    scenes: Sequence[SceneTokens],
+    reduction: Reduction,
+) -> Reply:
+    """The most likely reply to a prompt [L], with visual tokens that are chosen for it.
+
+    Args:
+        scenes: what the model kept of each image, before the question was read.
+    """
+    assert reduction.asked_method is not None
+    assert reduction.asked_keep is not None
+    if any(scene.shown is not None for scene in scenes):
+        raise NotImplementedError(
+            f"{reduction.asked_method} chooses among all tokens that crops keep, some are left out"
+        )
+    images = {
+        "vision_features": torch.cat([scene.kept.features for scene in scenes]),
+        "num_crops": torch.tensor([scene.canvas.crops for scene in scenes]),
+    }
+    ratio = reduction.asked_keep / reduction.num_keep
+    with tokenprune.apply(model, reduction.asked_method, keep_ratio=ratio) as handle:
+        (reply,) = reply_to(model, tokenizer, [prompt], max_new_tokens, images=images)
+        return replace(reply, tokens=sum(handle.report().tokens_after))

@@ -7,46 +7,30 @@ from typing import Any
 import torch
 
 from geollava.model.checkpoint import resolve_folder
-from geollava.model.configuration import GeoLlavaConfig
 from geollava.model.modeling import GeoLlavaForConditionalGeneration
 from geollava.model.processing import GeoLlavaProcessor
-from geollava.model.token_reduction import check_method
 
 
 def load(
-    folder: str,
-    num_keep: int | None,
-    device: str,
-    dtype: str,
-    method: str | None = None,
+    folder: str, device: str = "auto", dtype: str = "auto"
 ) -> tuple[GeoLlavaForConditionalGeneration, GeoLlavaProcessor]:
     """Model and processor of a checkpoint; the weights are checked before the tokenizer is read.
 
     Args:
         folder: of the checkpoint, or its hub name.
-        num_keep: instead of the checkpoint's own.
         device, dtype: "auto" is the GPU where there is one, and bfloat16 there.
-        method: of token reduction, instead of the checkpoint's own.
 
     Raises:
-        ValueError: no such checkpoint, device or method.
+        ValueError: no such checkpoint or device.
     """
     target = find_device(device)
     if dtype == "auto":
         dtype = "float32" if target.type == "cpu" else "bfloat16"
-
     checkpoint = resolve_folder(folder)
-    config = GeoLlavaConfig.from_pretrained(checkpoint)
-    if num_keep is not None:
-        config.num_keep = num_keep
-        config.check()
-    if method is not None:
-        check_method(method)
-        config.reduction_method = method
     network = GeoLlavaForConditionalGeneration.from_pretrained(
-        checkpoint, config=config, dtype=getattr(torch, dtype)
+        checkpoint, dtype=getattr(torch, dtype)
     )
-    processor = GeoLlavaProcessor.from_pretrained(checkpoint, num_keep=config.num_keep)
+    processor = GeoLlavaProcessor.from_pretrained(checkpoint)
     processor.check_template()  # before any image is read
     return network.to(target).eval(), processor
 

@@ -7,6 +7,7 @@ print(harbor.ask("How many ships are there?").text)
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -20,15 +21,18 @@ from torch import Tensor
 
 from geollava.answering import overlay
 from geollava.answering.encoding import SceneTokens, encode_scene
-from geollava.answering.generating import Reply, reply_to
+from geollava.answering.generating import Reply, reduced_reply, reply_to
 from geollava.answering.loading import check_pair, load
 from geollava.answering.measures import Stopwatch
 from geollava.answering.memory import SceneMemory
 from geollava.answering.prefix import Prefix, prefix_bytes, shared_length
 from geollava.answering.prompts import Turn, check_question, prompt_ids
+from geollava.answering.reduction import Reduction
 from geollava.answering.source import Source
 from geollava.answering.streaming import parse_memory
 from geollava.imagery import Scene
+from geollava.model.checkpoint import resolve_folder
+from geollava.model.configuration import GeoLlavaConfig
 from geollava.model.default_model import default_checkpoint
 from geollava.model.modeling import GeoLlavaForConditionalGeneration
 from geollava.model.processing import GeoLlavaProcessor
@@ -63,7 +67,9 @@ class Session:
     Args:
         model: folder or hub name of a checkpoint; None is the small one that is shipped.
         num_keep: visual tokens to keep per crop, instead of the checkpoint's own number.
-        method: of token reduction, instead of the checkpoint's own.
+        method: of token reduction, instead of the checkpoint's own. One that needs the question
+            (`fastv`, `cdpruner`, ...) chooses among what the checkpoint's own leaves, for each
+            question anew; then nothing that the language model reads is kept for the next.
         device, dtype: "auto" is the GPU where there is one, and bfloat16 there.
         resize: "pillow" gives pixels as published; "fast" starts from reduced forms.
         memory_budget: what encoding may take beside the weights, in bytes or as "8GiB"; see
@@ -76,6 +82,7 @@ class Session:
         model, processor: the loaded pair.
         name: of the checkpoint.
         memory: what is kept of scenes, counted.
+        reduction: how visual tokens become fewer now. own: as the loaded model does it.
 
     Raises:
         ValueError: no such checkpoint, device or method; a pair that does not fit.
@@ -85,6 +92,8 @@ class Session:
     processor: GeoLlavaProcessor
     name: str
     memory: SceneMemory
+    reduction: Reduction
+    own: Reduction
 
     def __init__(
         self,
@@ -100,8 +109,10 @@ class Session:
     ) -> None:
         budget, kept = in_bytes(memory_budget), in_bytes(session_memory)
         name = os.fspath(model) if model is not None else str(default_checkpoint())
-        pair = load(name, num_keep, device, dtype, method)
-        self._begin(*pair, name, budget, kept)
+        config = GeoLlavaConfig.from_pretrained(resolve_folder(name))
+        reduction = Reduction.choose(config, method, num_keep)  # before weights are loaded
+        self._begin(*load(name, device, dtype), name, budget, kept)
+        self._set(reduction)
         self.processor.image_processor.resize = resize
 
     @classmethod
@@ -126,26 +137,26 @@ class Session:
         self.model, self.processor, self.name = model, processor, name
         self.memory_budget = budget
         self.memory = SceneMemory(kept or 0)
+        self.own = self.reduction = Reduction.choose(model.config)
 
-    @property
-    def reduction(self) -> tuple[str, int]:
-        """The method that reduces crops, and the tokens it keeps of each."""
-        return self.model.config.reduction_method, self.model.config.num_keep
+    def reduce(self, method: str | None = None, num_keep: int | None = None) -> None:
+        """Reduces visual tokens otherwise in scenes that are seen from now on.
 
-    def reduce(self, num_keep: int) -> None:
-        """Keeps so many visual tokens per crop of scenes that are seen from now on.
+        Args:
+            method, num_keep: as of `Session`; None is as the loaded model does.
 
         Raises:
-            ValueError: more than a crop has, or none.
+            ValueError: no such method, or a number that it cannot keep.
         """
-        config, before = self.model.config, self.model.config.num_keep
-        config.num_keep = num_keep
-        try:
-            config.check()
-        except ValueError:
-            config.num_keep = before
-            raise
-        self.processor.num_keep = num_keep
+        config = copy.deepcopy(self.model.config)
+        config.reduction_method, config.num_keep = self.own.method, self.own.num_keep
+        self._set(Reduction.choose(config, method, num_keep))
+
+    def _set(self, reduction: Reduction) -> None:
+        self.reduction = reduction
+        config = self.model.config
+        config.reduction_method, config.num_keep = reduction.method, reduction.num_keep
+        self.processor.num_keep = reduction.num_keep
 
     def see(
         self,
@@ -222,8 +233,8 @@ class Seen:
         if self._tokens is None:
             if self.reduction != self.session.reduction:
                 raise ValueError(
-                    f"the session must reduce tokens as when it saw this ({self.reduction}), it "
-                    f"does {self.session.reduction} now: see it again"
+                    f"the session must reduce tokens as when it saw this ({self.reduction}), now "
+                    f"it does otherwise ({self.session.reduction}): see it again"
                 )
             with ExitStack() as stack:
                 stack.push(self._stack.pop_all())
@@ -245,7 +256,7 @@ class Seen:
         """Visual tokens that the language model reads of each scene."""
         if self._tokens is not None:
             return [part.after for part in self._tokens]
-        return [canvas.crops * self.reduction[1] for canvas in self.canvases]
+        return [canvas.crops * self.reduction.num_keep for canvas in self.canvases]
 
     def prepare(
         self, question: str, max_new_tokens: int = 128, history: Sequence[Turn] = ()
@@ -289,7 +300,9 @@ class Seen:
             confidence=reply.confidence,
             crops=sum(part.canvas.crops for part in tokens),
             tokens_before=sum(part.before for part in tokens),
-            tokens_after=sum(part.after for part in tokens),
+            tokens_after=(
+                sum(part.after for part in tokens) if reply.tokens is None else reply.tokens
+            ),
             seconds=stopwatch.seconds,
         )
 
@@ -303,6 +316,14 @@ class Seen:
         """The most likely reply to each of the prompts that `prepare` made, all in one batch."""
         stopwatch = stopwatch or Stopwatch()
         model, tokenizer = self.session.model, self.session.processor.tokenizer
+        if self.reduction.asked_method is not None and self.encode():
+            with stopwatch.stage("answer"):
+                return [
+                    reduced_reply(
+                        model, tokenizer, ids, max_new_tokens, self.encode(), self.reduction
+                    )
+                    for ids in prompts
+                ]
         with stopwatch.stage("prefill"):
             prefix = self._prefix_of(prompts)
         with stopwatch.stage("answer"):

@@ -346,7 +346,7 @@ def export(
     if (source / RUN_FILE).is_file():
         export_run(source, target, form, dtype)
     else:
-        network, processor = load(str(source), None, "cpu", dtype)
+        network, processor = load(str(source), "cpu", dtype)
         save_checkpoint(network, processor, target, form)
 
 

@@ -19,14 +19,15 @@ SMALLER_IMAGE, BACKGROUND_PRUNED, RANDOM_PRUNED = (
     "background_pruned",
     "random_pruned",
 )
-NAMES = (SMALLER_IMAGE, BACKGROUND_PRUNED, RANDOM_PRUNED)
+PRUNED = (BACKGROUND_PRUNED, RANDOM_PRUNED)
+NAMES = (SMALLER_IMAGE, *PRUNED)
 
 
 def method_of(name: str, num_keep: int, num_tokens: int) -> tuple[str, int]:
     """The method under a control and what it keeps of each crop; other names are methods."""
     if name == SMALLER_IMAGE:
         return "uniform", num_tokens
-    if name in (BACKGROUND_PRUNED, RANDOM_PRUNED):
+    if name in PRUNED:
         return "spatial_pool", min(2 * num_keep, num_tokens)
     return name, num_keep
 
@@ -34,7 +35,7 @@ def method_of(name: str, num_keep: int, num_tokens: int) -> tuple[str, int]:
 def remaining(name: str, kept: ReducedTokens, num_keep: int) -> Tensor:
     """[C, K] bool: which of a scene's kept tokens remain, `num_keep` per crop on average."""
     crops, slots = kept.valid.shape
-    if name not in (BACKGROUND_PRUNED, RANDOM_PRUNED) or slots <= num_keep:
+    if name not in PRUNED or slots <= num_keep:
         return torch.ones_like(kept.valid)
     features = kept.features.flatten(0, 1)
     if name == BACKGROUND_PRUNED:

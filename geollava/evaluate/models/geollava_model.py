@@ -15,8 +15,7 @@ from geollava.answering.session import Session
 from geollava.evaluate.models import controls
 from geollava.evaluate.models.answerer import Answerer, Reply, Seen
 from geollava.imagery import Scene
-from geollava.model.configuration import GeoLlavaConfig
-from geollava.model.token_reduction import check_method
+from geollava.model.token_reduction import check_method, host_methods
 
 
 class GeoLlavaAnswerer(Answerer):
@@ -26,33 +25,34 @@ class GeoLlavaAnswerer(Answerer):
         self.name, self.session = name, session
         self.model, self.processor = session.model, session.processor
         self.tokenizer = self.processor.tokenizer
-        self.own = session.reduction
         self.own_max_crops = self.processor.image_processor.max_crops
         self.reduce(None, None)
 
     def reduce(self, method: str | None, num_keep: int | None) -> None:
-        config: GeoLlavaConfig = self.model.config
-        method, num_keep = method or self.own[0], num_keep or self.own[1]
+        config, own = self.model.config, self.session.own
+        method, num_keep = method or own.method, num_keep or own.num_keep
         if method == controls.SMALLER_IMAGE and config.image_grid_pinpoints is not None:
             raise NotImplementedError(f"{method} needs a model without a list of canvases")
-        config.num_keep = num_keep
-        config.check()
-        whole = config.grid_size[0] * config.grid_size[1]
-        used, config.num_keep = controls.method_of(method, num_keep, whole)
-        check_method(used, also=controls.NAMES)
+        used, count = controls.method_of(method, num_keep, config.tokens_per_crop)
+        if used not in host_methods():
+            check_method(used, also=(*controls.NAMES, *host_methods()))
+        if used != method:  # the number that was asked for must be one, too
+            self.session.reduce(used, num_keep)
+        self.session.reduce(used, count)
         self.method, self.num_keep = method, num_keep
-        self.share = num_keep / whole
-        config.reduction_method, self.processor.num_keep = used, config.num_keep
+        self.share = num_keep / config.tokens_per_crop
 
     def see(self, scenes: Sequence[Scene]) -> Seen:
         return self.seen_of([self.encode(scene) for scene in scenes])
 
     def seen_of(self, tokens: list[SceneTokens]) -> Seen:
+        asked = self.session.reduction.asked_method is not None
         return Seen(
             content=self.session.hold(tokens),
             crops=sum(part.canvas.crops for part in tokens),
             tokens_before=sum(part.before for part in tokens),
-            tokens_after=sum(part.after for part in tokens),
+            # A method that needs the question has not chosen yet.
+            tokens_after=None if asked else sum(part.after for part in tokens),
         )
 
     def encode(self, scene: Scene) -> SceneTokens:
@@ -66,8 +66,9 @@ class GeoLlavaAnswerer(Answerer):
             finally:
                 images.max_crops = self.own_max_crops
         tokens = self.session.encode(scene, canvas=canvas)
-        shown = controls.remaining(self.method, tokens.kept, self.num_keep)
-        return replace(tokens, shown=shown)
+        if self.method not in controls.PRUNED:
+            return tokens
+        return replace(tokens, shown=controls.remaining(self.method, tokens.kept, self.num_keep))
 
     def overlay(self, scene: Scene) -> Image.Image:
         return overlay.draw(scene, self.encode(scene))

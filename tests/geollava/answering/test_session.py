@@ -10,12 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import geollava
+import tokenprune
 from geollava import imagery
 from geollava.answering.conversation import Conversation
 from geollava.answering.measures import Stopwatch
 from geollava.answering.memory import SceneMemory
 from geollava.answering.prefix import Prefix, prefix_bytes
 from geollava.answering.session import Session
+from geollava.model.token_reduction import host_methods
 from tests.geollava.conftest import noise
 
 QUESTIONS = [
@@ -266,7 +268,7 @@ def test_another_budget(pair):
     before = session.see(image)
     late = session.see(image)
     answer = before.ask("What?", max_new_tokens=4)
-    session.reduce(3)
+    session.reduce(num_keep=3)
     after = session.see(image).ask("What?", max_new_tokens=4)
     assert after.tokens_after == 3 * after.crops
     assert same_answer(model, processor, after, [image], "What?", tokens=4)
@@ -274,8 +276,61 @@ def test_another_budget(pair):
     with pytest.raises(ValueError, match="see it again"):
         late.ask("What?")
     with pytest.raises(ValueError, match="num_keep"):
-        session.reduce(10_000)
-    assert session.reduction[1] == processor.num_keep == 3
+        session.reduce(num_keep=10_000)
+    assert session.reduction.num_keep == processor.num_keep == 3
+
+
+@pytest.mark.parametrize("method", host_methods())
+def test_methods_that_need_the_question(default_pair, reads, method):
+    """...choose among what the model's own reduction leaves, as under `tokenprune.apply`."""
+    model, processor = default_pair
+    session, image, own = Session.of(model, processor), noise(700, 700), model.config.num_keep
+    session.reduce(method, own // 2)
+    seen = session.see(image)
+    for question in QUESTIONS[:2]:
+        answer = seen.ask(question, max_new_tokens=4)
+        inputs = processor(images=[image], text=processor.build_prompt(question))
+        with tokenprune.apply(model, method, keep_ratio=0.5) as handle:
+            ids = model.generate(
+                **inputs,
+                max_new_tokens=4,
+                do_sample=False,
+                eos_token_id=processor.tokenizer.eos_token_id,
+                pad_token_id=processor.tokenizer.pad_token_id,
+            )[0, inputs["input_ids"].shape[1] :]
+            assert answer.tokens_after == sum(handle.report().tokens_after)
+        assert answer.tokens_after < answer.crops * own
+        assert answer.text == processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    assert not reads
+    whole = Session.of(model, processor).see(image)  # nothing of it is left in the model
+    assert same_answer(
+        model, processor, whole.ask("What?", max_new_tokens=4), [image], "What?", (), 4
+    )
+
+
+def test_methods_are_checked_before_weights_are_loaded(complete_checkpoint, monkeypatch):
+    monkeypatch.setattr("geollava.answering.session.load", lambda *_: 1 / 0)
+    for method, num_keep, message in (
+        ("nothing", None, "method must be one of background_anchored, cdpruner, .*fastv"),
+        ("fastv", None, "the method fastv needs a number of tokens to keep per crop, from 1 to"),
+        ("fastv", 10_000, "from 1 to the"),
+        ("uniform", 10_000, "num_keep must be between 1 and"),
+        (None, 0, "num_keep must be between 1 and"),
+        ("none", 3, "num_keep must be the"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Session(complete_checkpoint, method=method, num_keep=num_keep)
+
+
+def test_no_reduction_at_all(pair):
+    model, processor = copy.deepcopy(pair[0]), copy.deepcopy(pair[1])
+    session, image = Session.of(model, processor), noise(300, 200)
+    session.reduce("none")
+    answer = session.see(image).ask("What?", max_new_tokens=4)
+    assert answer.tokens_after == answer.tokens_before
+    assert same_answer(model, processor, answer, [image], "What?", tokens=4)
+    session.reduce()
+    assert session.reduction == session.own
 
 
 class Thing:

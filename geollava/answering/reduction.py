@@ -1,0 +1,58 @@
+"""How visual tokens become fewer: crop by crop in the model, then with each question in mind."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+from geollava.model.configuration import NO_REDUCTION, GeoLlavaConfig
+from geollava.model.token_reduction import check_method, host_methods
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """What is done to the visual tokens of a scene.
+
+    Attributes:
+        method, num_keep: of each crop, whatever is asked: the model's `reduction_method`.
+        asked_method, asked_keep: of what that leaves, so many per crop on average, chosen anew for
+            each question by `tokenprune.apply`; None where nothing is.
+    """
+
+    method: str
+    num_keep: int
+    asked_method: str | None = None
+    asked_keep: int | None = None
+
+    @classmethod
+    def choose(
+        cls, config: GeoLlavaConfig, method: str | None = None, num_keep: int | None = None
+    ) -> Reduction:
+        """The reduction of a name and a number per crop; None is as the configuration says.
+
+        Raises:
+            ValueError: no such method, or a number that it cannot keep.
+        """
+        own = config.num_keep
+        if method in host_methods():
+            if num_keep is None or not 1 <= num_keep <= own:
+                raise ValueError(
+                    f"the method {method} needs a number of tokens to keep per crop, from 1 to the "
+                    f"{own} that the model keeps before the question is read, got {num_keep}"
+                )
+            return cls(config.reduction_method, own, method, num_keep)
+        if method is not None:
+            check_method(method, also=host_methods())
+        chosen = copy.deepcopy(config)
+        chosen.reduction_method = method or config.reduction_method
+        if num_keep is not None:
+            chosen.num_keep = num_keep
+        elif method == NO_REDUCTION:
+            chosen.num_keep = config.tokens_per_crop
+        chosen.check()
+        return cls(chosen.reduction_method, chosen.num_keep)
+
+    @property
+    def name(self) -> str:
+        """As the command line takes it."""
+        return self.asked_method or self.method
