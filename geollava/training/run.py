@@ -78,9 +78,10 @@ def load_packs(
         select_canvas=processor.image_processor.select_canvas,
         decode=config.data.decode_images,
     )
+    choose_canvas = processor.image_processor.choose_canvas
     rows = tokenize_rows(
         processor,
-        ((row, [count_crops(processor, size) for size in sizes]) for row, sizes in checked),
+        ((row, [choose_canvas(size).crops for size in sizes]) for row, sizes in checked),
     )
     limit = model_config.text_config.max_position_embeddings
     fitting = [row for row in rows if row.size.tokens <= limit]
@@ -99,13 +100,6 @@ def load_packs(
     packs = Packs([[fitting[index] for index in group] for group in groups], processor)
     first = config.samples.rows if config.samples is not None else 0
     return packs, [row for row, _ in checked[:first]]
-
-
-def count_crops(processor: GeoLlavaProcessor, size: tuple[int, int]) -> int:
-    """Crops of an image of (width, height) pixels."""
-    images = processor.image_processor
-    width, height = images.select_canvas(*size)
-    return (width // images.crop_size) * (height // images.crop_size)
 
 
 def encode_images(model: GeoLlavaForConditionalGeneration, packs: Packs) -> None:
