@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -78,10 +79,14 @@ def load_packs(
         select_canvas=processor.image_processor.select_canvas,
         decode=config.data.decode_images,
     )
-    choose_canvas = processor.image_processor.choose_canvas
+
+    @cache  # images of one data set have few sizes, and the choice among canvases takes a while
+    def crops_of(size: tuple[int, int]) -> int:
+        return processor.image_processor.choose_canvas(size).crops
+
     rows = tokenize_rows(
         processor,
-        ((row, [choose_canvas(size).crops for size in sizes]) for row, sizes in checked),
+        ((row, list(map(crops_of, sizes))) for row, sizes in checked),
     )
     limit = model_config.text_config.max_position_embeddings
     fitting = [row for row in rows if row.size.tokens <= limit]

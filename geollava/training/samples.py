@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from transformers import TrainerCallback
 
 from geollava.answering.session import Session
 from geollava.model.processing import IMAGE_TOKEN, GeoLlavaProcessor
+from geollava.model.sharding import is_sharded
 from geollava.training.config import TrainConfig
 from geollava.training.rows import TrainingRow
 
@@ -53,7 +55,23 @@ class SampleAnswers(TrainerCallback):
         prompt = self.processor.apply_chat_template(
             [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=False
         )
-        with session.see(*row.images[: question.count(IMAGE_TOKEN)]) as seen:
+        images = row.images[: question.count(IMAGE_TOKEN)]
+        with gathered(session.model), session.see(*images) as seen:
             ids = self.processor.tokenize([prompt], seen.lengths)["input_ids"][0]
             (reply,) = seen.reply([ids], self.options.max_new_tokens)
         return {"id": row.id, "question": question, "expected": expected, "answer": reply.text}
+
+
+@contextmanager
+def gathered(model: Any) -> Iterator[None]:
+    """Where weights are sharded, gathers those that no layer holds: a session reads them outside
+    the model's forward, which gathers them otherwise. Layers gather their own as they run.
+    """
+    if not is_sharded(model):
+        yield
+        return
+    model.unshard()
+    try:
+        yield
+    finally:
+        model.reshard()

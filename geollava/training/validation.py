@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -144,6 +145,7 @@ def check_files(
                 rows.append(found)
     total = len(rows) + len(problems)
 
+    select_canvas = cache(select_canvas)  # images of one data set have few sizes
     images = ImageSizes(decode=decode)
     images.add((path for row in rows for path in row.images), progress)
     first: dict[str, str] = {}

@@ -186,8 +186,9 @@ def test_two_processes_equal_one(sharding, write, run, tmp_path):
     if sharding == "zero2.json":
         pytest.importorskip("deepspeed")
         (tmp_path / sharding).write_text(json.dumps(ZERO2))
-    assert run("train", write(output="one", accumulate=2, max_steps=4))[0] == 0
-    path = write(output="two", sharding=sharding, max_steps=4)
+    options = {"max_steps": 4, "samples": {"every": 2, "rows": 1, "max_new_tokens": 2}}
+    assert run("train", write(output="one", accumulate=2, **options))[0] == 0
+    path = write(output="two", sharding=sharding, **options)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command = [*launcher, "--standalone", "-m", "geollava", "train", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=300)
@@ -200,6 +201,9 @@ def test_two_processes_equal_one(sharding, write, run, tmp_path):
     for name, tensor in trained(tmp_path / "two").items():
         torch.testing.assert_close(tensor, weights[name], atol=1e-5, rtol=1e-5)
     assert (tmp_path / "two" / "model" / "config.json").is_file()
+    answers = [(tmp_path / name / "samples.jsonl").read_text() for name in ("one", "two")]
+    assert [json.loads(line)["step"] for line in answers[1].splitlines()] == [2, 4]
+    assert answers[0] == answers[1]
 
 
 def test_parts_learn_at_their_own_rate_and_frozen_ones_stay(write, run, tmp_path):
