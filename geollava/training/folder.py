@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from geollava.common.outputs import written_whole
+from geollava.common.outputs import write_json
 from geollava.training.config import TrainConfig
 
 RUN_FILE = "run.json"
@@ -36,7 +36,7 @@ def check_output(config: TrainConfig, resume: bool) -> Path | None:
         return None
     if not run.is_file():
         raise ValueError(f"output: {config.output} holds no run to resume")
-    before, now = json.loads(run.read_text()), describe_run(config)
+    before, now = json.loads(run.read_text(encoding="utf-8")), describe_run(config)
     changed = sorted(key for key in now if before.get(key) != now[key])
     if changed:
         raise ValueError(f"{', '.join(changed)}: changed since the run in {config.output} began")
@@ -56,13 +56,12 @@ def describe_run(config: TrainConfig) -> dict[str, Any]:
 def write_run(config: TrainConfig) -> None:
     """Writes down what the run is, before it begins."""
     config.output.mkdir(parents=True, exist_ok=True)
-    with written_whole(config.output / RUN_FILE) as partial:
-        partial.write_text(json.dumps(describe_run(config), indent=2) + "\n")
+    write_json(config.output / RUN_FILE, describe_run(config), indent=2)
 
 
 def read_run(output: Path) -> TrainConfig:
     """The configuration that a run began with."""
-    description = json.loads((output / RUN_FILE).read_text())
+    description = json.loads((output / RUN_FILE).read_text(encoding="utf-8"))
     description.pop(CONTENTS)
     return TrainConfig.model_validate(description)
 
@@ -72,7 +71,7 @@ def last_checkpoint(output: Path) -> Path | None:
     whole = []
     for folder in output.glob("checkpoint-*"):
         try:
-            state = json.loads((folder / "trainer_state.json").read_text())
+            state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
         whole.append((state["global_step"], folder))
