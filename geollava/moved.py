@@ -26,7 +26,7 @@ MOVED = {
     "cli": "commands.main",
     "configuration": "model.configuration",
     "console": "commands.console",
-    "data": "training.rows",
+    "data": "training.rows training.validation training.checks common.boxes",
     "default_model": "model.default_model",
     "evaluate.ablation": "evaluate.studies.ablation",
     "evaluate.answerer": "evaluate.models.answerer",
@@ -62,9 +62,10 @@ MOVED = {
     "streaming": "answering.streaming",
     "templates": "model.templates",
     "token_reduction": "model.token_reduction",
-    "train": "training.trainer",
+    "train": "training.run training.trainer training.export training.folder training.loading "
+    "training.machine training.parts training.samples",
     "train_config": "training.config",
-    "train_data": "training.packs",
+    "train_data": "training.packs training.tokens",
     "train_plan": "training.plan",
     "vision_tower": "model.vision_tower",
 }

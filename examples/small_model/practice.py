@@ -26,7 +26,9 @@ from words import SCALE, WORDING_FILE, Turn, teach, turns_of
 
 from geollava import GeoLlavaForConditionalGeneration, GeoLlavaProcessor
 from geollava.scenes import Scene, plan, training_row
-from geollava.training.packs import join, tokenize
+from geollava.training.packs import join
+from geollava.training.rows import turns_in
+from geollava.training.tokens import sample_of, tokenize
 
 SIZES, SHARES = (672, 1008, 1344), (0.3, 0.3, 0.4)
 KEPT = 0.95  # of the things
@@ -106,8 +108,9 @@ def main() -> None:
             size = int(rng.choice(SIZES, p=SHARES))
             scene = plan(seed, size, SCALE)
             row = training_row(scene, "", int(rng.integers(8)), choices=False)["conversations"]
-            ids, asked = tokenize(processor, row, [(size // CROP) ** 2])
-            samples.append({"input_ids": torch.tensor(ids), "labels": torch.tensor(asked)})
+            said = tokenize(processor, turns_in(row))
+            kept = (size // CROP) ** 2 * processor.num_keep
+            samples.append(sample_of(said, processor.image_token_id, [kept]))
             tokens, filled = visual_tokens(scene, processor.num_keep, wording, errors, rng)
             seen.append(torch.where(filled[:, None], tokens, empty))
             turns += turns_of(row)

@@ -37,7 +37,9 @@ from geollava.scenes.scene import (
     VEHICLES,
     land_use_at,
 )
-from geollava.training.packs import join, tokenize
+from geollava.training.packs import join
+from geollava.training.rows import turns_in
+from geollava.training.tokens import sample_of, tokenize
 
 SCALE = 1.3
 WORDING_FILE = "wording.safetensors"
@@ -172,11 +174,12 @@ class Lessons:
         filled = 0
         while filled < self.tokens:
             scene, crops, turns, rng = self.row(progress)
-            ids, labels = tokenize(self.processor, conversation(turns), [crops])
-            samples.append({"input_ids": torch.tensor(ids), "labels": torch.tensor(labels)})
+            tokens = tokenize(self.processor, turns_in(conversation(turns)))
+            kept = crops * self.processor.num_keep
+            samples.append(sample_of(tokens, self.processor.image_token_id, [kept]))
             images.append(self.visual_tokens(scene, crops, rng, progress))
             said += turns
-            filled += len(ids)
+            filled += len(samples[-1]["input_ids"])
         return join(samples) | {"image_features": torch.cat(images)}, said
 
 

@@ -281,7 +281,7 @@ def validate(
 ) -> None:
     """Check training data. Exit code 2 where a row is bad."""
     from geollava.model.processing import GeoLlavaImageProcessor
-    from geollava.training.rows import check_files
+    from geollava.training.validation import check_files
 
     with progress_bar() as bar:
         task = bar.add_task("images", total=None)
@@ -314,7 +314,7 @@ def train(
 
     import torch
 
-    from geollava.training.trainer import train as run
+    from geollava.training.run import train as run
 
     if not torch.cuda.is_available():
         return_freed_memory()
@@ -339,7 +339,8 @@ def export(
     from transformers.utils import logging as transformers_logging
 
     from geollava.answering.loading import load
-    from geollava.training.trainer import RUN_FILE, export_run, save_checkpoint
+    from geollava.training.export import export_run, save_checkpoint
+    from geollava.training.folder import RUN_FILE
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()

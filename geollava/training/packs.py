@@ -1,75 +1,19 @@
-"""Rows -> token ids with labels on the answers -> packs, each the input of one training step."""
+"""Tokenized rows -> packs, each the input of one training step."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from geollava.model.processing import IMAGE_TOKEN, GeoLlavaProcessor, expand_marks
+from geollava.model.processing import GeoLlavaProcessor
+from geollava.training.tokens import IGNORED, Size, TokenizedRow, sample_of
 
-IGNORED = -100  # a label that asks for no loss
 OPEN_PACKS = 64  # looked at for room before a new one is begun
-
-
-@dataclass(frozen=True)
-class Size:
-    """Tokens of a row: all of them, and those that stand for images."""
-
-    tokens: int
-    visual_tokens: int
-
-
-def tokenize(
-    processor: GeoLlavaProcessor, conversations: Sequence[dict[str, str]], crops: Sequence[int]
-) -> tuple[list[int], list[int]]:
-    """(ids, labels) of a conversation; labels ask for each answer and the mark that ends it.
-
-    Args:
-        crops: number of crops of each image, in the order of their marks.
-    """
-    roles = {"human": "user", "gpt": "assistant"}
-    messages = [{"role": roles[turn["from"]], "content": turn["value"]} for turn in conversations]
-    pieces: list[str] = []
-    rendered = ""
-    for end in range(1, len(messages), 2):
-        for count, prompt in ((end, True), (end + 1, False)):
-            text = processor.apply_chat_template(
-                messages[:count], add_generation_prompt=prompt, tokenize=False
-            )
-            pieces.append(text[len(rendered) :])
-            rendered = text
-    pieces = expand_marks(pieces, IMAGE_TOKEN, [count * processor.num_keep for count in crops])
-
-    ids: list[int] = []
-    labels: list[int] = []
-    for index, piece in enumerate(pieces):
-        is_answer = index % 2 == 1
-        words = piece.rstrip("\n") if is_answer else piece
-        for text, counts in ((words, is_answer), (piece[len(words) :], False)):
-            new = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-            ids += new
-            labels += new if counts else [IGNORED] * len(new)
-    return ids, labels
-
-
-def count_crops(processor: GeoLlavaProcessor, size: tuple[int, int]) -> int:
-    """Crops of an image of (width, height) pixels."""
-    images = processor.image_processor
-    width, height = images.select_canvas(*size)
-    return (width // images.crop_size) * (height // images.crop_size)
-
-
-def measure(processor: GeoLlavaProcessor, row: dict[str, Any], crops: Sequence[int]) -> Size:
-    """The size of a row; its images are not read."""
-    ids, _ = tokenize(processor, row["conversations"], [0] * len(crops))
-    visual_tokens = sum(crops) * processor.num_keep
-    return Size(len(ids) + visual_tokens, visual_tokens)
 
 
 def pack(
@@ -108,41 +52,41 @@ def pack(
 class Packs(Dataset):
     """Groups of rows as the model's inputs; images are read when their pack's turn comes.
 
+    Args:
+        groups: rows that share a pack.
+        processor: reads images.
+
     Attributes:
-        tokens: of each group, visual and text.
+        encoded: by path, [C, K, D] of an image that is encoded beforehand. Where it holds any, it
+            holds all of them, and samples have `vision_features` in place of pixels.
     """
 
     def __init__(
-        self,
-        rows: Any,
-        crops: Sequence[Sequence[int]],
-        groups: Sequence[Sequence[int]],
-        processor: GeoLlavaProcessor,
-        tokens: Sequence[int] = (),
+        self, groups: Sequence[Sequence[TokenizedRow]], processor: GeoLlavaProcessor
     ) -> None:
-        self.rows, self.crops, self.groups, self.processor = rows, crops, groups, processor
-        self.tokens = tokens
+        self.groups, self.processor = groups, processor
         self.encoded: dict[str, Tensor] = {}
 
-    def encode(
-        self,
-        encode_crops: Callable[[Tensor], Tensor],
-        progress: Callable[[int, int], None] | None = None,
-    ) -> None:
-        """Puts images through the tower once, so that samples hold `vision_features`, not pixels.
-
-        Args:
-            encode_crops: [C, 3, h, w] uint8 -> [C, K, D].
-            progress: called with (images done, images in all).
-        """
-        rows = sorted({row for group in self.groups for row in group})
-        paths = list(dict.fromkeys(path for row in rows for path in self.rows[row]["image"]))
-        for done, path in enumerate(paths, 1):
-            self.encoded[path] = encode_crops(
-                self.processor.image_processor([path])["pixel_values"]
+    @property
+    def sizes(self) -> list[Size]:
+        """Tokens of each pack."""
+        return [
+            Size(
+                sum(row.size.tokens for row in group),
+                sum(row.size.visual_tokens for row in group),
             )
-            if progress is not None:
-                progress(done, len(paths))
+            for group in self.groups
+        ]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(map(len, self.groups))
+
+    @property
+    def images(self) -> list[str]:
+        """The path of every image, once."""
+        paths = (path for group in self.groups for row in group for path in row.images)
+        return list(dict.fromkeys(paths))
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -150,17 +94,16 @@ class Packs(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         return join([self.sample(row) for row in self.groups[index]])
 
-    def sample(self, index: int) -> dict[str, Any]:
-        row = self.rows[index]
-        ids, labels = tokenize(self.processor, row["conversations"], self.crops[index])
-        sample: dict[str, Any] = {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels)}
-        if row["image"] and self.encoded:
-            sample["vision_features"] = torch.cat([self.encoded[path] for path in row["image"]])
-        elif row["image"]:
+    def sample(self, row: TokenizedRow) -> dict[str, Any]:
+        image_token_id = self.processor.image_token_id
+        sample: dict[str, Any] = sample_of(row.tokens, image_token_id, row.visual_tokens)
+        if row.images and self.encoded:
+            sample["vision_features"] = torch.cat([self.encoded[path] for path in row.images])
+        elif row.images:
             try:
-                sample |= self.processor.image_processor(row["image"])
+                sample |= self.processor.image_processor(list(row.images))
             except ValueError as error:
-                raise ValueError(f"the row with id {row['id']}: {error}") from error
+                raise ValueError(f"the row with id {row.id}: {error}") from error
         return sample
 
 

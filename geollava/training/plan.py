@@ -7,6 +7,7 @@ meta device, activations by the formulas below, with FlashAttention or SDPA.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 
 import torch
@@ -14,34 +15,34 @@ import torch
 from geollava.model.configuration import GeoLlavaConfig
 from geollava.model.modeling import CHUNK_SIZE, GeoLlavaForConditionalGeneration
 from geollava.training.config import TrainConfig
+from geollava.training.parts import add_adapters, parameters_of
+from geollava.training.tokens import Size
 
 GIB = 2**30
 NF4_BYTES = 0.5 + 0.016  # four bits, and block scales that are quantized themselves
 
 
-def steps_of(config: TrainConfig, packs: int, processes: int = 1) -> int:
+def steps_of(config: TrainConfig, packs: int, processes: int) -> int:
     """Optimizer steps of a run over so many packs."""
     per_epoch = math.ceil(math.ceil(packs / processes) / config.accumulate)
     return config.max_steps or math.ceil(config.epochs * per_epoch)
 
 
 def plan_of(
-    config: TrainConfig,
-    model_config: GeoLlavaConfig,
-    rows: int,
-    tokens: Sequence[int],
-    crops: Sequence[int],
-    processes: int = 1,
+    config: TrainConfig, model_config: GeoLlavaConfig, rows: int, packs: Sequence[Size]
 ) -> str:
     """Two lines for whoever starts the run.
 
     Args:
         rows: that are trained on.
-        tokens, crops: of each pack.
+        packs: the tokens of each.
     """
-    steps = steps_of(config, len(tokens), processes)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    tokens = [pack.tokens for pack in packs]
+    crops = max(pack.visual_tokens for pack in packs) // model_config.num_keep
+    steps = steps_of(config, len(packs), processes)
     in_a_step = sum(tokens) / len(tokens) * min(config.accumulate * processes, len(tokens))
-    need = memory(config, model_config, max(tokens), max(crops))
+    need = memory(config, model_config, max(tokens), crops)
     parts = ", ".join(f"{name} {value:.1f}" for name, value in need.items())
     return (
         f"data: {rows:,} rows -> {len(tokens):,} packs (data.pack_visual_tokens) -> "
@@ -60,18 +61,14 @@ def memory(
     Args:
         tokens: of the pack, visual and text. crops: of its images.
     """
-    from geollava.training.trainer import add_adapters, learning_rates, part_of
-
     with torch.random.fork_rng(), torch.device("meta"):
         model = GeoLlavaForConditionalGeneration(model_config)
         add_adapters(config, model)
-    rates = learning_rates(config)
-    idle = set(model.model.vision_tower.idle_parameters())
     quantized = config.lora is not None and config.lora.quantize == "4bit"
     frozen_bytes = 2 if config.precision == "bfloat16" else 4
     need = dict.fromkeys(("frozen weights", "trained weights", "gradients", "AdamW"), 0.0)
-    for name, parameter in model.named_parameters():
-        if rates[part_of(name)] is not None and parameter not in idle:
+    for name, parameter, learns in parameters_of(config, model):
+        if learns:
             need["trained weights"] += 4 * parameter.numel()
             need["gradients"] += 4 * parameter.numel()
             need["AdamW"] += 8 * parameter.numel()

@@ -102,7 +102,7 @@ def checkpoint(folder: Path, form: str) -> list[Path]:
 
     from geollava import GeoLlavaConfig, GeoLlavaForConditionalGeneration, GeoLlavaProcessor
     from geollava.model.processing import GeoLlavaImageProcessor
-    from geollava.training.trainer import save_checkpoint
+    from geollava.training.export import save_checkpoint
     from tests.tokenprune.checkpoint import byte_tokenizer
 
     tokenizer = byte_tokenizer()

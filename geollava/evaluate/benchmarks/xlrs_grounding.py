@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from geollava.common.boxes import Box, boxes_in
 from geollava.evaluate.benchmark import Benchmark, Row, get_field
-from geollava.training.rows import Box, boxes_in
 
 THRESHOLDS = (0.5, 0.7)
 

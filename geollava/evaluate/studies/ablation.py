@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from geollava.answering.encoding import SceneTokens
+from geollava.common.boxes import Box, boxes_in
 from geollava.common.plots import CHANCE, MEASURED, new_figure
 from geollava.common.tables import property_table, table
 from geollava.evaluate import report
@@ -32,7 +33,6 @@ from geollava.evaluate.runner import Options
 from geollava.evaluate.scores import difference
 from geollava.imagery import Scene
 from geollava.scenes.questions import CHOICES_FOLLOW
-from geollava.training.rows import Box, boxes_in
 
 CONDITIONS = ("whole", "without objects", "without random")
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
+from geollava.common.boxes import Box, boxes_in
 from geollava.common.outputs import write_text
 from geollava.common.pages import render_page
 from geollava.evaluate.benchmark import Row
@@ -21,7 +22,6 @@ from geollava.evaluate.report import percent, title
 from geollava.evaluate.results_folder import read_results
 from geollava.evaluate.rows import Data, Example
 from geollava.imagery import Scene
-from geollava.training.rows import Box, boxes_in
 
 WIDTH = 760  # pixels of a picture on the page
 CLOSE_UP = 240  # pixels of an image around a box

@@ -192,14 +192,13 @@ os._exit(0)
 PEAKS = """
 import resource, sys
 from geollava import imagery
-from geollava.training import rows as data
+from geollava.training.validation import ImageSizes
 from geollava.imagery.isolated import end_workers
 def peak(who):
     return resource.getrusage(who).ru_maxrss * 1024
 before = peak(resource.RUSAGE_SELF)
-sizes = data.ImageSizes(decode=True)
-from pathlib import Path
-sizes.add([Path(name) for name in sys.argv[2:]], None)
+sizes = ImageSizes(decode=True)
+sizes.add(sys.argv[2:], None)
 if sys.argv[1] in imagery.EXIF_MODES:
     with imagery.open_scene(sys.argv[2], exif=sys.argv[1]) as scene:
         imagery.resized(scene, (280, 280), "pillow")

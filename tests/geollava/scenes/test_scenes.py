@@ -9,13 +9,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from geollava.common.boxes import boxes_in
 from geollava.evaluate.benchmarks import xlrs, xlrs_grounding
 from geollava.model.default_model import default_checkpoint
 from geollava.scenes import box_rows, is_test, plan, training_row
 from geollava.scenes.draw import draw
 from geollava.scenes.questions import CHOICES_FOLLOW, DESCRIBE
 from geollava.scenes.scene import COLORS, DIRECTIONS, LANDMARKS, PURPLE, REACH, color_name
-from geollava.training.rows import boxes_in
 
 SEEDS = range(600)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import json
 import math
@@ -16,7 +15,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
@@ -26,63 +24,15 @@ from geollava import (
     GeoLlavaImageProcessor,
     GeoLlavaProcessor,
 )
-from geollava.training.config import TrainConfig, read_config
-from geollava.training.packs import IGNORED, Size, join, pack, tokenize
-from geollava.training.trainer import build_trainer, last_checkpoint, load_model
-from tests.geollava.conftest import noise
+from geollava.training.config import TrainConfig
+from geollava.training.folder import last_checkpoint
+from geollava.training.loading import load_model
+from geollava.training.packs import join
+from geollava.training.trainer import build_trainer
 from tests.geollava.model.test_published import inputs_of
+from tests.geollava.training.conftest import LORA
 
 COMMAND = [sys.executable, "-m", "geollava", "train"]
-LEARNING = {
-    "vision_tower": 1e-5,
-    "projector": 1e-3,
-    "affinity_head": 1e-3,
-    "language_model": 1e-4,
-}
-LORA = {
-    "parts": {"vision_tower": "frozen", "affinity_head": 1e-3, "language_model": "frozen"},
-    "lora": {"rank": 4, "dropout": 0.1, "learning_rate": 0.01},
-}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The model is so small that a second thread only waits, on a busy machine for long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def write(tmp_path, complete_checkpoint, monkeypatch):
-    """Writes eight rows with images and a configuration -> its path."""
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    rows = []
-    for index in range(8):
-        noise(100 + 30 * index, 90, index).save(tmp_path / f"{index}.png")
-        question, answer = f"<image>\nHow many {index}?", "abc"[index % 3] * (index + 1)
-        turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
-        rows.append({"id": str(index), "image": [f"{index}.png"], "conversations": turns})
-    rows[3] |= {"image": [], "conversations": [turns[1] | {"from": "human"}, turns[1]]}
-    (tmp_path / "data.json").write_text(json.dumps(rows))
-
-    def write(**changes):
-        content = {
-            "model": str(complete_checkpoint),
-            "data": {"files": ["data.json"], "pack_visual_tokens": 150},
-            "output": "run",
-            "parts": LEARNING,
-            "assignment": "straight_through",
-            "max_steps": 6,
-            "save_every": 2,
-        }
-        path = tmp_path / f"{len(list(tmp_path.glob('*.yaml')))}.yaml"
-        path.write_text(yaml.safe_dump(content | changes))
-        return path
-
-    return write
 
 
 def history(output):
@@ -121,7 +71,7 @@ def test_one_step_on_the_published_checkpoint(
                 gradients[name] = None if parameter.grad is None else parameter.grad.clone()
 
     model = load_model(config, tiny_checkpoint, published)
-    trainer = build_trainer(config, model, [join([sample])], None)
+    trainer = build_trainer(config, model, [join([sample])])
     trainer.add_callback(Recorder())
     trainer.train()
     loss = trainer.state.log_history[0]["loss"]
@@ -136,49 +86,6 @@ def test_one_step_on_the_published_checkpoint(
     torch.testing.assert_close(
         gradients[name], expected[f"train.grad.{name}"], atol=1e-5, rtol=1e-4
     )
-
-
-def test_labels_are_the_answers(pair):
-    _, processor = pair
-    words = ["<image>\nWhat?", "A harbor.", "And?", "Ships."]
-    turns = [{"from": ("human", "gpt")[i % 2], "value": word} for i, word in enumerate(words)]
-    ids, labels = tokenize(processor, turns, [6])
-    assert ids.count(processor.image_token_id) == 6 * processor.num_keep
-    text = processor.tokenizer.decode([label for label in labels if label != IGNORED])
-    assert text == "A harbor.<|im_end|>Ships.<|im_end|>"
-    whole = processor.tokenizer.decode(ids).replace("<image>", "")
-    assert whole.startswith("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n")
-    assert whole.endswith("<|im_start|>assistant\nShips.<|im_end|>\n")
-
-
-def test_a_pack_is_its_samples_one_by_one(pair):
-    model, processor = pair
-    samples = []
-    for index, crops in enumerate((noise(100, 100), noise(60, 200), None)):
-        inputs = {} if crops is None else dict(processor.image_processor([crops]))
-        mark = "" if crops is None else "<image>\n"
-        turns = [{"from": "human", "value": f"{mark}Q{index}"}, {"from": "gpt", "value": "abc"}]
-        ids, labels = tokenize(processor, turns, inputs.get("num_crops", torch.tensor([])).tolist())
-        samples.append(inputs | {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels)})
-    with torch.no_grad():
-        packed = model(**join(samples))
-        alone = [model(**join([sample])) for sample in samples]
-    assert packed.logits.shape[1] == sum(one.logits.shape[1] for one in alone) == 3 * 4
-    expected = torch.cat([one.logits for one in alone], dim=1)
-    torch.testing.assert_close(packed.logits, expected, atol=1e-5, rtol=1e-5)
-    assert packed.loss.item() == pytest.approx(sum(one.loss.item() for one in alone) / 3, rel=1e-5)
-
-
-def test_packs_hold_every_row_once_within_their_budget():
-    sizes = [Size(100 + 7 * index % 50, 7 * index % 90) for index in range(200)]
-    packs = pack(sizes, 120, 500, seed=3)
-    assert sorted(index for group in packs for index in group) == list(range(200))
-    assert len(packs) < 100
-    for group in packs:
-        assert sum(sizes[index].visual_tokens for index in group) <= 120
-        assert sum(sizes[index].tokens for index in group) <= 500
-    assert pack(sizes, 120, 500, seed=3) == packs != pack(sizes, 120, 500, seed=4)
-    assert sorted(pack(sizes, None, 500, seed=3)) == [[index] for index in range(200)]
 
 
 def test_killed_and_resumed_equals_uninterrupted(write, tmp_path, run):
@@ -279,8 +186,9 @@ def test_two_processes_equal_one(sharding, write, run, tmp_path):
     if sharding == "zero2.json":
         pytest.importorskip("deepspeed")
         (tmp_path / sharding).write_text(json.dumps(ZERO2))
-    assert run("train", write(output="one", accumulate=2, max_steps=4))[0] == 0
-    path = write(output="two", sharding=sharding, max_steps=4)
+    options = {"max_steps": 4, "samples": {"every": 2, "rows": 1, "max_new_tokens": 2}}
+    assert run("train", write(output="one", accumulate=2, **options))[0] == 0
+    path = write(output="two", sharding=sharding, **options)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command = [*launcher, "--standalone", "-m", "geollava", "train", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=300)
@@ -293,6 +201,9 @@ def test_two_processes_equal_one(sharding, write, run, tmp_path):
     for name, tensor in trained(tmp_path / "two").items():
         torch.testing.assert_close(tensor, weights[name], atol=1e-5, rtol=1e-5)
     assert (tmp_path / "two" / "model" / "config.json").is_file()
+    answers = [(tmp_path / name / "samples.jsonl").read_text() for name in ("one", "two")]
+    assert [json.loads(line)["step"] for line in answers[1].splitlines()] == [2, 4]
+    assert answers[0] == answers[1]
 
 
 def test_parts_learn_at_their_own_rate_and_frozen_ones_stay(write, run, tmp_path):
@@ -339,121 +250,3 @@ def test_export_in_half_precision(write, run, tmp_path):
     half = load_file(target / "model.safetensors")
     assert set(whole) == set(half)
     assert all(torch.equal(whole[name].bfloat16(), half[name]) for name in whole)
-
-
-REFUSED = {
-    "unknown key": ({"learning_rte": 1}, "learning_rte is no key of this file"),
-    "unknown part": ({"parts": {"tower": 1}}, "parts.tower is no key of this file"),
-    "missing": ({"model": None}, "model: input should be a valid string, got None"),
-    "word": ({"epochs": "many"}, "epochs: input should be a valid number"),
-    "negative rate": (
-        {"parts": {"projector": -1}},
-        "parts.projector: input should be greater than 0",
-    ),
-    "choice": ({"schedule": "zigzag"}, "schedule: input should be 'cosine', 'linear' or"),
-    "nothing learns": (
-        {"parts": dict.fromkeys(LEARNING, "frozen")},
-        "parts: everything is frozen and there is no lora",
-    ),
-    "hard head": ({"assignment": "hard"}, "parts.affinity_head: a hard assignment"),
-    "lora and full": ({"lora": {}}, "parts.language_model: must be frozen where lora"),
-    "soft, published": (
-        {"assignment": "soft", "export": "published"},
-        "export: the published form",
-    ),
-    "4bit": (LORA | {"lora": {"quantize": "4bit"}}, "lora.quantize: 4bit needs a CUDA device"),
-    "liger": ({"liger": True}, "liger: its kernels need a CUDA device"),
-    "one process": ({"sharding": "fsdp2"}, "sharding: fsdp2 needs several processes"),
-    "no such sharding": ({"sharding": "zero9.json"}, "sharding: must be none, fsdp2 or a file"),
-    "encoded once, learning": (
-        {"data": {"files": ["data.json"], "encode_once": True}},
-        "data.encode_once: needs vision_tower and affinity_head frozen",
-    ),
-    "no model": ({"model": "/nowhere"}, "/nowhere does not exist"),
-    "no data": ({"data": {"files": ["lost.json"]}}, "lost.json must be a readable JSON file"),
-    "too many kept": ({"num_keep": 1000}, "num_keep must be between 1 and"),
-}
-
-
-@pytest.fixture
-def no_weights(monkeypatch):
-    def refuse(*args, **kwargs):
-        pytest.fail("weights were loaded before the configuration was refused")
-
-    monkeypatch.setattr(GeoLlavaForConditionalGeneration, "from_pretrained", refuse)
-
-
-def check_refusal(result, message):
-    code, out, err = result
-    assert (code, out) == (2, ""), err
-    assert message in err
-    assert err.count("\n") == 1, err
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_refusals(write, run, no_weights, case, tmp_path):
-    changes, message = REFUSED[case]
-    check_refusal(run("train", write(**changes)), message)
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("model: [a", "line 1, column 10"),
-        ("model: a\nmodel: b\n", "line 2, column 1: the key 'model' stands twice"),
-        ("a: !!python/object/apply:os.system ['true']", "could not determine a constructor"),
-        ("- a", "must hold keys and values, got list"),
-        ("", "must hold keys and values, got NoneType"),
-        ("? [a]\n: b", "unhashable"),
-    ],
-)
-def test_malformed_files(run, tmp_path, text, message):
-    path = tmp_path / "bad.yaml"
-    path.write_text(text)
-    check_refusal(run("train", path), message)
-
-
-def test_corrupt_data_is_refused_or_left_out(write, run, tmp_path):
-    (tmp_path / "5.png").write_bytes((tmp_path / "5.png").read_bytes()[:-3000])
-    check_refusal(run("train", write()), "row 5 (id 5)")
-    files = {"files": ["data.json"], "on_bad_rows": "skip"}
-    code, _, err = run("train", write(data=files, max_steps=1))
-    assert code == 0
-    assert "1 of 8 rows are bad and left out" in err
-
-
-def test_examples_can_be_read():
-    from pathlib import Path
-
-    examples = sorted((Path(__file__).parents[3] / "examples" / "train").glob("*.yaml"))
-    assert len(examples) >= 3
-    for path in examples:
-        config = read_config(path)
-        assert isinstance(config, TrainConfig)
-        assert isinstance(config.sharding, str) or config.sharding.is_file()
-
-
-@pytest.mark.skipif(
-    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="a choice of glibc"
-)
-def test_what_is_freed_between_kept_tensors_is_given_back():
-    code = """if True:
-        import os
-        import torch
-        from geollava.common.malloc import return_freed_memory
-
-        def resident_mib():
-            with open("/proc/self/statm") as file:
-                return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-        return_freed_memory()
-        before, kept = resident_mib(), []
-        for step in range(40):
-            chunk = [torch.ones((2 + step % 3) * 2**20) for _ in range(4)]  # 8 to 16 MiB each
-            kept.append(torch.ones(2**18 - 1))  # 1 MiB
-            del chunk
-        print(resident_mib() - before)
-    """
-    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert 40 <= float(run.stdout) < 60  # above 90 without it

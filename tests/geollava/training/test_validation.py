@@ -7,7 +7,8 @@ import json
 import pytest
 
 from geollava.model.processing import GeoLlavaImageProcessor
-from geollava.training import rows as data
+from geollava.training.rows import TrainingRow, Turn
+from geollava.training.validation import KINDS, check_files, load_checked
 from tests.geollava.conftest import noise
 
 CHOICES = "How many ships?\n(A) none\n(B) three\n(C) nine"
@@ -16,13 +17,6 @@ CHOICES = "How many ships?\n(A) none\n(B) three\n(C) nine"
 def row(name="0", image=("a.png",), question="<image>\nWhat is here?", answer="A harbor.", **more):
     turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
     return {"id": name, "image": list(image), "conversations": turns} | more
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 @pytest.fixture
@@ -95,7 +89,7 @@ def test_good_data(run, write):
     assert json.loads(out) == {
         "rows": len(GOOD),
         "bad_rows": 0,
-        "counts": dict.fromkeys(data.KINDS, 0),
+        "counts": dict.fromkeys(KINDS, 0),
         "problems": [],
     }
     assert "problems: none" in run("validate", write(*GOOD))[1]
@@ -128,7 +122,7 @@ def test_names_of_two_lines_stay_one_line_of_the_table(run, write):
     assert (header.split()[0], counts) == ("file", "1 rows, problems: 1 image")
     assert r"a\nb" in line
     assert r"no\r\nwhere\u2028.png does not exist" in line
-    (problem,) = data.check_files([path], select_canvas=lambda *size: size)[0].problems
+    (problem,) = check_files([path], select_canvas=lambda *size: size)[0].problems
     assert len(str(problem).splitlines()) == 1
 
 
@@ -153,30 +147,45 @@ def test_files_that_are_no_data(run, tmp_path, content, message):
 def load(path, **options):
     canvas = GeoLlavaImageProcessor().select_canvas
     options = {"on_bad_rows": "refuse", "decode": True} | options
-    return data.load_checked([path], None, select_canvas=canvas, **options)
+    return load_checked([path], None, select_canvas=canvas, **options)
 
 
 def test_rows_come_as_they_are(write, tmp_path):
-    rows, sizes, _ = load(write(*GOOD))
-    assert rows["id"][:3] == ["1", "2", "3"]
-    assert rows[1]["image"] == [str(tmp_path / "a.png"), str(tmp_path / "b.jpg")]
-    assert rows[0]["conversations"] == GOOD[0]["conversations"]
-    assert sizes[1] == [(120, 80), (60, 90)]
-    assert rows.cache_files  # read from disk as it is used
+    path = write(*GOOD)
+    _, checked = load(path)
+    assert [row.id for row, _ in checked][:3] == ["1", "2", "3"]
+    assert [row.number for row, _ in checked] == list(range(len(GOOD)))
+    assert checked[0].row == TrainingRow(
+        file=str(path),
+        number=0,
+        id="1",
+        images=(str(tmp_path / "a.png"),),
+        turns=(Turn("<image>\nWhat is here?", "A harbor."),),
+    )
+    assert checked[1].row.images == (str(tmp_path / "a.png"), str(tmp_path / "b.jpg"))
+    assert checked[1].sizes == ((120, 80), (60, 90))
+    with pytest.raises(AttributeError):
+        checked[0].row.id = "2"
+
+
+def test_a_file_is_parsed_once(write, monkeypatch):
+    path, parsed, parse = write(*GOOD), [], json.loads
+    monkeypatch.setattr(json, "loads", lambda text: parsed.append(text) or parse(text))
+    assert len(load(path)[1]) == len(GOOD)
+    assert parsed.count(path.read_text()) == 1  # other texts are the image decoders'
 
 
 def test_bad_rows_are_refused_or_left_out_never_replaced(write):
     path = write(row("1"), row("2", ["lost.png"]), row("3"), row("3"))
     with pytest.raises(ValueError, match=r"row 1 \(id 2\): .*lost.png does not exist .and 1 more"):
         load(path)
-    rows, sizes, report = load(path, on_bad_rows="skip")
-    assert rows["id"][:] == ["1", "3"]
-    assert len(sizes) == 2
+    report, checked = load(path, on_bad_rows="skip")
+    assert [row.id for row, _ in checked] == ["1", "3"]
     assert len(report.problems) == 2
     with pytest.raises(ValueError, match="every row of the data is bad"):
         load(write(row("2", ["lost.png"])), on_bad_rows="skip")
 
 
 def test_a_changed_file_is_read_again(write):
-    assert load(write(row("1")))[0]["id"][:] == ["1"]
-    assert load(write(row("2")))[0]["id"][:] == ["2"]
+    assert load(write(row("1")))[1][0].row.id == "1"
+    assert load(write(row("2")))[1][0].row.id == "2"
