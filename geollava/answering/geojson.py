@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from geollava.common.outputs import written_whole
+from geollava.common.outputs import write_text
 
 if TYPE_CHECKING:
     from geollava.answering.encoding import SceneTokens
@@ -70,5 +70,4 @@ def counterclockwise(rings: np.ndarray) -> np.ndarray:
 
 def save(collection: dict[str, Any], path: Path) -> None:
     """Writes the collection whole or not at all."""
-    with written_whole(path) as partial:
-        partial.write_text(json.dumps(collection, allow_nan=False), encoding="utf-8")
+    write_text(path, json.dumps(collection, allow_nan=False))

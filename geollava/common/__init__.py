@@ -1,1 +1,1 @@
-"""What every room needs: files, texts, memory, extras."""
+"""What the rooms share: whole files, one-line texts, tables, plots, pages, boxes, memory, extras."""
