@@ -12,7 +12,7 @@ session.py       `Session` loads and sees, `Seen` is asked: the one way a scene 
   generating.py    prompts -> replies
   measures.py      seconds by stage, and peak memory
 conversation.py  questions that follow one another
-batch.py         many scenes, many questions: scene_list.py reads them, settings.py says how they are
-                 asked, finished.py holds the rows on the disk
+batch.py         many scenes, many questions: scene_list.py reads them, settings.py says how
+                 they are asked, finished.py holds the rows on the disk
 overlay.py, geojson.py  what was kept, as a picture and on the map
 """
