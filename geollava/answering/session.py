@@ -23,17 +23,15 @@ from geollava.answering.encoding import SceneTokens, encode_scene
 from geollava.answering.generating import Reply, reply_to
 from geollava.answering.loading import check_pair, load
 from geollava.answering.measures import Stopwatch
-from geollava.answering.memory import SceneMemory
+from geollava.answering.memory import SESSION_MEMORY, SceneMemory, parse_memory
 from geollava.answering.prefix import Prefix, prefix_bytes, shared_length
 from geollava.answering.prompts import Turn, check_question, prompt_ids
 from geollava.answering.source import Source
-from geollava.answering.streaming import parse_memory
 from geollava.imagery import Scene
 from geollava.model.default_model import default_checkpoint
 from geollava.model.modeling import GeoLlavaForConditionalGeneration
 from geollava.model.processing import GeoLlavaProcessor
 
-SESSION_MEMORY = "4GiB"
 Progress = Callable[[int, int], None]
 
 
