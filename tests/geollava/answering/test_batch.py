@@ -390,7 +390,7 @@ def test_bad_usage(run, job, tmp_path):
         assert message in err
         assert err.count("\n") == 1, err
     assert run(*command, "--engine", "spark")[2] == (
-        "error: --engine must be one of local, ray, got spark\n"
+        "error: Invalid value for '--engine': 'spark' is not one of 'local', 'ray'.\n"
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "ray", None)
