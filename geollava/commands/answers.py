@@ -148,7 +148,7 @@ class AskedScene:
     def of_memory(self) -> tuple[str, str]:
         memory = self.session.memory
         kept, limit = memory.nbytes / 2**20, memory.limit / 2**20
-        return "kept", f"{kept:,.0f} of {limit:,.0f} MiB, for more questions"
+        return "kept", f"{kept:,.1f} of {limit:,.0f} MiB, for more questions"
 
 
 def keeps_prefix(seen: Seen) -> bool:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from geollava.commands.console import note, progress_of, quiet_transformers, say
-from geollava.commands.options import SettingsOptions, scenes_argument
+from geollava.commands.options import SettingsOptions, number, scenes_argument
 from geollava.commands.records import spread
 from geollava.common.choices import Engine
 from geollava.model.default_model import DEMONSTRATION, is_default
@@ -29,9 +29,7 @@ def batch(
     engine: Annotated[
         Engine, typer.Option(help="local: in this process; ray: on Ray Data (extra ray)")
     ] = "local",
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Models at a time on Ray (default: one per GPU)")
-    ] = None,
+    workers: Annotated[int | None, number("Models at a time on Ray (default: one per GPU)")] = None,
     settings: SettingsOptions,
 ) -> None:
     """Ask every question about every scene; goes on where it was stopped."""

@@ -34,12 +34,22 @@ def parse_bands(text: str) -> tuple[int, ...]:
         raise typer.BadParameter(f"must be numbers such as 4,3,2, got {text}") from error
 
 
-def megapixels(text: str) -> int:
-    """ "40" -> 40,000,000 pixels."""
-    number = int(text) if text.isdecimal() else 0
-    if number < 1:
-        raise typer.BadParameter(f"must be a number from 1, got {text}")
-    return number * 1_000_000
+def number(text: str, *names: str, least: int = 1, of: int = 1) -> Any:
+    """An option that is a number, in units of `of`. Typer's own does not say what came instead.
+
+    Args:
+        text: for its help.
+        least: the smallest that may come, from 0.
+    """
+
+    def parse(word: str | int) -> int:  # a default is a number already
+        if isinstance(word, int):
+            return word
+        if not word.isdecimal() or int(word) < least:
+            raise typer.BadParameter(f"must be a number from {least}, got {word}")
+        return int(word) * of
+
+    return typer.Option(*names, parser=parse, metavar="N", help=text)
 
 
 def memory_size(text: str) -> str:
@@ -64,7 +74,7 @@ DTYPE = "Of the weights; auto: bfloat16 on a GPU"
 BenchmarkArgument = Annotated[str, typer.Argument(help=", ".join(list_benchmarks()))]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON")]
 OutOption = Annotated[Path, typer.Option(help="Folder for results; goes on where it was")]
-LimitOption = Annotated[int | None, typer.Option(min=1, help="Only so many rows")]
+LimitOption = Annotated[int | None, number("Only so many rows")]
 SplitOption = Annotated[str | None, typer.Option(help="Which part of the data")]
 ImagesOption = Annotated[
     Path | None, typer.Option(help="Where image paths start (default: by the data)")
@@ -74,9 +84,9 @@ SettingsOptions = Annotated[
     Settings,
     {
         "model": typer.Option(help=MODEL, show_default=False),
-        "num_keep": typer.Option(min=1, help=NUM_KEEP),
+        "num_keep": number(NUM_KEEP),
         "method": typer.Option(help=METHOD),
-        "max_new_tokens": typer.Option(min=1, help="Length limit of an answer"),
+        "max_new_tokens": number("Length limit of an answer"),
         "bands": typer.Option(
             parser=parse_bands,
             metavar="R,G,B",
@@ -89,11 +99,8 @@ SettingsOptions = Annotated[
         "exif": typer.Option(
             help="stored: pixels as published; applied: turned as EXIF or TIFF says"
         ),
-        "max_pixels": typer.Option(
-            "--max-megapixels",
-            parser=megapixels,
-            metavar="N",
-            help="Refuse larger images (default: 537; rasters 17,180)",
+        "max_pixels": number(
+            "Refuse larger images (default: 537; rasters 17,180)", "--max-megapixels", of=10**6
         ),
         "memory_budget": typer.Option(
             parser=memory_size,
@@ -142,7 +149,7 @@ class ReductionOptions:
     """How its tokens are reduced."""
 
     method: Annotated[str | None, typer.Option(help=METHOD)] = None
-    num_keep: Annotated[int | None, typer.Option(min=1, help=NUM_KEEP)] = None
+    num_keep: Annotated[int | None, number(NUM_KEEP)] = None
 
 
 @dataclass(frozen=True)
@@ -171,9 +178,9 @@ class RunOptions:
     """How questions are asked."""
 
     limit: LimitOption = None
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions at a time")] = 8
+    batch_size: Annotated[int, number("Questions at a time")] = 8
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Length limit of a reply (default: published)")
+        int | None, number("Length limit of a reply (default: published)")
     ] = None
 
     def options(self, **more: Any) -> Options:
@@ -189,4 +196,4 @@ class ScoredRunOptions(RunOptions):
     on_bad_rows: Annotated[
         OnBadRows, typer.Option(help="Whether rows that cannot be asked end it, or count")
     ] = "refuse"
-    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap intervals")] = 0
+    seed: Annotated[int, number("Of the bootstrap intervals", least=0)] = 0

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from geollava.commands.console import progress_of
+from geollava.commands.options import number
 from geollava.commands.records import spread
 from geollava.common.choices import Ground, ScenePart
 
@@ -17,14 +18,12 @@ from geollava.common.choices import Ground, ScenePart
 class SceneOptions:
     """How scenes are drawn, and what is asked about them."""
 
-    size: Annotated[int, typer.Option(help="Side of a scene in pixels")] = 8064
+    size: Annotated[int, number("Side of a scene in pixels")] = 8064
     scale: Annotated[float, typer.Option(help="Size of objects; 1: cars of 6 px")] = 1.0
     ground: Annotated[
         Ground, typer.Option(help="What lies below; mixed: one or the other, scene by scene")
     ] = "mixed"
-    variants: Annotated[
-        int, typer.Option(min=1, help="Conversations about each scene to train on")
-    ] = 1
+    variants: Annotated[int, number("Conversations about each scene to train on")] = 1
     choices: Annotated[
         bool, typer.Option(help="Train on questions with choices and letters too")
     ] = True
@@ -36,8 +35,8 @@ def scenes(
         Path, typer.Argument(help="For images, train.json, test.json, boxes.json, grounding.json")
     ],
     *,
-    count: Annotated[int, typer.Option(min=1, help="How many scenes")] = 10,
-    first_seed: Annotated[int, typer.Option(min=0, help="Seed of the first scene")] = 0,
+    count: Annotated[int, number("How many scenes")] = 10,
+    first_seed: Annotated[int, number("Seed of the first scene", least=0)] = 0,
     drawn: SceneOptions,
     part: Annotated[ScenePart, typer.Option(help="Make only those to train or test on")] = "both",
 ) -> None:

@@ -18,6 +18,7 @@ from geollava.commands.options import (
     OutOption,
     ScoredRunOptions,
     SplitOption,
+    number,
 )
 from geollava.commands.records import spread
 
@@ -84,7 +85,7 @@ def parse_budgets(text: str) -> list[int]:
 def failures(
     results: Annotated[Path, typer.Argument(help="Folder of a finished evaluation")],
     *,
-    count: Annotated[int, typer.Option(min=1, help="How many")] = 20,
+    count: Annotated[int, number("How many")] = 20,
     data: Annotated[str | None, typer.Option(help=ELSEWHERE)] = None,
     split: SplitOption = None,
     images: ImagesOption = None,

@@ -148,7 +148,8 @@ def test_help_and_wrong_usage_import_nothing_heavy(arguments):
     assert done.returncode == (0 if "--help" in arguments else 2), done.stderr
 
 
-def test_choices_are_listed(run):
+def test_choices_are_listed(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
     for command, choices in (
         (("ask",), ["pillow", "applied", "bfloat16"]),
         (("batch",), ["local", "ray"]),
@@ -158,6 +159,5 @@ def test_choices_are_listed(run):
     ):
         code, out, _ = run(*command, "--help")
         assert code == 0
-        printed = "".join(char for char in out if char not in "│ \n")  # as narrow columns wrap it
         for choice in choices:
-            assert choice in printed
+            assert choice in out

@@ -10,6 +10,7 @@ import pytest
 import typer
 
 from geollava.commands.app import app
+from geollava.commands.options import number
 from geollava.commands.records import spread
 
 
@@ -23,7 +24,7 @@ class Plain:
 
 @dataclass(frozen=True)
 class Own:
-    size: Annotated[int, typer.Option(min=1, help="How many")]
+    size: Annotated[int, number("How many")]
     name: Annotated[str | None, typer.Option(help="Which")] = None
 
 
@@ -57,8 +58,8 @@ def test_fields_become_options_and_options_fields():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("x",), "--size"),
-        (("x", "--size", "0"), "x>=1"),
+        (("x",), "size"),
+        (("x", "--size", "0"), "must be a number from 1, got 0"),
         (("x", "--size", "1", "--kind", "c"), "is not one of"),
     ],
 )
@@ -72,7 +73,7 @@ def test_a_field_that_nothing_is_told_of():
     def command(*, plain: Annotated[Plain, {"kind": typer.Option()}]) -> None:
         raise AssertionError
 
-    with pytest.raises(TypeError, match="Plain.pair must have a typer.Option, it has none"):
+    with pytest.raises(TypeError, match=r"Plain\.pair must have a typer.Option, it has none"):
         spread(command)
 
 
