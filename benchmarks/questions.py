@@ -1,6 +1,6 @@
 """Seconds and memory of `geollava batch` with eight questions about each 8K scene.
 
-Beside it, in turn, the same with nothing kept between questions (`--session-memory 0`), or with
+Beside it, in turn, the same with nothing kept between questions (`--session-memory 1`, a byte), or with
 `--against FOLDER` what the checkout there does. The answers are compared before anything is
 reported.
 """
@@ -39,11 +39,10 @@ QUESTIONS = (
 )
 
 
-def batch(checkout: Path, folder: Path, *options: str) -> tuple[float, int, list[Any]]:
+def batch(checkout: Path, module: str, folder: Path, *options: str) -> tuple[float, int, list[Any]]:
     """(seconds, peak memory of the process in MiB, rows without what is measured)."""
     out = folder / "answers.parquet"
     out.unlink(missing_ok=True)
-    module = "geollava" if (checkout / "geollava" / "__main__.py").exists() else "geollava.cli"
     arguments = ["batch", folder / "scenes", "--questions", folder / "questions.txt", "--out", out]
     command = [sys.executable, "-m", module, *map(str, arguments), *options]
     start = time.perf_counter()
@@ -59,16 +58,17 @@ def batch(checkout: Path, folder: Path, *options: str) -> tuple[float, int, list
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--against", type=Path, help="a checkout of another commit")
+    parser.add_argument("--module", default="geollava", help="that its command line is")
     parser.add_argument("--scenes", type=int, default=2)
     parser.add_argument("--side", type=int, default=8192, help="of each, in pixels")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     short = ("--max-new-tokens", "8")
-    impls: dict[str, tuple[Any, ...]] = {"kept": (HERE, *short)}
+    impls: dict[str, tuple[Any, ...]] = {"kept": (HERE, "geollava", *short)}
     if options.against:
-        impls["before"] = (options.against.resolve(), *short)
+        impls["before"] = (options.against.resolve(), options.module, *short)
     else:
-        impls["anew"] = (HERE, *short, "--session-memory", "0")
+        impls["anew"] = (HERE, "geollava", *short, "--session-memory", "1")
     seconds: dict[str, list[float]] = {impl: [] for impl in impls}
     peaks: dict[str, list[int]] = {impl: [] for impl in impls}
     with tempfile.TemporaryDirectory() as name:
@@ -79,8 +79,8 @@ def main() -> None:
             in_new_process(make_scene, folder / "scenes" / f"{number}.jpg", options.side)
         for _ in range(options.repeats):
             rows = []
-            for impl, (checkout, *more) in impls.items():
-                taken, peak, answers = batch(checkout, folder, *more)
+            for impl, (checkout, module, *more) in impls.items():
+                taken, peak, answers = batch(checkout, module, folder, *more)
                 seconds[impl].append(taken)
                 peaks[impl].append(peak)
                 rows.append(answers)

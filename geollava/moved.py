@@ -25,7 +25,7 @@ MOVED = {
     "checkpoint": "model.checkpoint model.published model.generation_settings",
     "cli": "commands.main",
     "configuration": "model.configuration",
-    "console": "commands.console",
+    "console": "commands.console commands.options",
     "data": "training.rows training.validation training.checks common.boxes",
     "default_model": "model.default_model",
     "evaluate.ablation": "evaluate.studies.ablation",
@@ -59,7 +59,7 @@ MOVED = {
     "registration": "model.registration",
     "scene_drawing": "scenes.draw scenes.shapes",
     "sharding": "model.sharding",
-    "streaming": "answering.streaming",
+    "streaming": "answering.streaming answering.memory",
     "templates": "model.templates",
     "token_reduction": "model.token_reduction",
     "train": "training.run training.trainer training.export training.folder training.loading "

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -23,6 +23,7 @@ from geollava.answering.measures import Stopwatch
 from geollava.answering.scene_list import find_scenes, read_questions
 from geollava.answering.session import Seen
 from geollava.answering.settings import Settings
+from geollava.common.choices import Engine
 from geollava.common.extras import install
 from geollava.common.malloc import keep_freed_memory
 from geollava.common.outputs import check_output
@@ -30,7 +31,7 @@ from geollava.common.readable import one_line, storable
 from geollava.imagery import files_of
 from geollava.model.checkpoint import resolve_folder
 
-ENGINES = ("local", "ray")
+ENGINES = get_args(Engine)
 SECONDS_PER_PART = 2.0  # of work that a kill can cost
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from geollava.answering.prompts import Turn
 from geollava.answering.session import Answer, Seen
 
@@ -18,8 +20,25 @@ class Conversation:
         self.seen = seen
         self.turns: list[Turn] = []
 
-    def ask(self, question: str, *, max_new_tokens: int = 128) -> Answer:
-        """As `Seen.ask`; the answer becomes part of the conversation."""
-        answer = self.seen.ask(question, max_new_tokens=max_new_tokens, history=self.turns)
+    def ask(self, question: str, **options: Any) -> Answer:
+        """As `Seen.ask`, of which the options are; the answer becomes part of the conversation."""
+        answer = self.seen.ask(question, history=self.turns, **options)
         self.turns.append((question, answer.text))
         return answer
+
+    def reduce(self, num_keep: int) -> None:
+        """Sees the scene again, with so many visual tokens per crop; what was said stays.
+
+        Raises:
+            ValueError: more than a crop has, or none; a scene of which only the tokens are left.
+        """
+        before, session = self.seen, self.seen.session
+        if before.canvases and not before.sources:
+            raise ValueError("the scene must be there to be seen again, only its tokens are")
+        session.reduce(session.reduction.name, num_keep)
+        try:
+            self.seen = Seen(session, before.sources)
+        except BaseException:
+            session.use(before.reduction)
+            raise
+        before.close()

@@ -1,9 +1,29 @@
-"""How much a session keeps of the scenes it has seen; the one used longest ago goes first."""
+"""Sizes of memory, and what a session keeps of scenes: the one used longest ago goes first."""
 
 from __future__ import annotations
 
+import re
 import weakref
 from typing import Protocol
+
+SESSION_MEMORY = "4GiB"
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def parse_memory(text: str) -> int:
+    """Bytes of "8GiB", "512 MB" or "2e9"; units are powers of 1024.
+
+    Raises:
+        ValueError: anything else, or nothing.
+    """
+    match = re.fullmatch(r"\s*([\d.]+(?:e\d+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
+    try:
+        size = int(float(match[1]) * UNITS[match[2].upper()]) if match else 0
+    except (ValueError, OverflowError):
+        size = 0
+    if size < 1:
+        raise ValueError(f"memory must be a size such as 8GiB or 512MB, got {text}")
+    return size
 
 
 class Kept(Protocol):

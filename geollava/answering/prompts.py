@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from geollava.common.readable import storable
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Turn = tuple[str, str]  # a question and its answer
 

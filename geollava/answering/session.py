@@ -24,12 +24,11 @@ from geollava.answering.encoding import SceneTokens, encode_scene
 from geollava.answering.generating import Reply, reduced_reply, reply_to
 from geollava.answering.loading import check_pair, load
 from geollava.answering.measures import Stopwatch
-from geollava.answering.memory import SceneMemory
+from geollava.answering.memory import SESSION_MEMORY, SceneMemory, parse_memory
 from geollava.answering.prefix import Prefix, prefix_bytes, shared_length
 from geollava.answering.prompts import Turn, check_question, prompt_ids
 from geollava.answering.reduction import Reduction
 from geollava.answering.source import Source
-from geollava.answering.streaming import parse_memory
 from geollava.imagery import Scene
 from geollava.model.checkpoint import resolve_folder
 from geollava.model.configuration import GeoLlavaConfig
@@ -37,7 +36,6 @@ from geollava.model.default_model import default_checkpoint
 from geollava.model.modeling import GeoLlavaForConditionalGeneration
 from geollava.model.processing import GeoLlavaProcessor
 
-SESSION_MEMORY = "4GiB"
 Progress = Callable[[int, int], None]
 
 
@@ -112,7 +110,7 @@ class Session:
         config = GeoLlavaConfig.from_pretrained(resolve_folder(name))
         reduction = Reduction.choose(config, method, num_keep)  # before weights are loaded
         self._begin(*load(name, device, dtype), name, budget, kept)
-        self._set(reduction)
+        self.use(reduction)
         self.processor.image_processor.resize = resize
 
     @classmethod
@@ -150,9 +148,10 @@ class Session:
         """
         config = copy.deepcopy(self.model.config)
         config.reduction_method, config.num_keep = self.own.method, self.own.num_keep
-        self._set(Reduction.choose(config, method, num_keep))
+        self.use(Reduction.choose(config, method, num_keep))
 
-    def _set(self, reduction: Reduction) -> None:
+    def use(self, reduction: Reduction) -> None:
+        """`reduce`, by a reduction that was chosen before."""
         self.reduction = reduction
         config = self.model.config
         config.reduction_method, config.num_keep = reduction.method, reduction.num_keep
@@ -361,6 +360,11 @@ class Seen:
         """Bytes that are kept for further questions."""
         tokens = sum(part.nbytes for part in self._tokens or [])
         return tokens + (self._prefix.nbytes if self._prefix is not None else 0)
+
+    @property
+    def keeps_prefix(self) -> bool:
+        """Whether the next question reads itself alone."""
+        return self._prefix is not None
 
     def release(self) -> None:
         """Gives memory back; what was kept is made again for the next question, where it can be."""

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from geollava.answering.session import SESSION_MEMORY, Session
+from geollava.answering.memory import SESSION_MEMORY
+from geollava.common.choices import Dtype, ExifMode, ResizeMode
+from geollava.model.default_model import default_checkpoint
+
+if TYPE_CHECKING:
+    from geollava.answering.session import Session
 
 
 @dataclass(frozen=True)
@@ -20,20 +25,27 @@ class Settings:
         max_new_tokens: length limit of an answer.
     """
 
-    model: str
+    model: str = str(default_checkpoint())
     num_keep: int | None = None
     method: str | None = None
     max_new_tokens: int = 128
     bands: tuple[int, ...] | None = None
-    resize: str = "pillow"
-    exif: str = "stored"
+    resize: ResizeMode = "pillow"
+    exif: ExifMode = "stored"
     max_pixels: int | None = None
-    memory_budget: int | str | None = None
-    session_memory: int | str = SESSION_MEMORY
+    memory_budget: str | None = None
+    session_memory: str = SESSION_MEMORY
     device: str = "auto"
-    dtype: str = "auto"
+    dtype: Dtype = "auto"
 
     def session(self) -> Session:
+        """A session of its own.
+
+        Raises:
+            ValueError: see `Session`.
+        """
+        from geollava.answering.session import Session  # late: the command line reads this record
+
         return Session(
             self.model,
             num_keep=self.num_keep,
@@ -46,7 +58,7 @@ class Settings:
         )
 
     def of_scenes(self) -> dict[str, Any]:
-        """The arguments of `Session.see`."""
+        """The arguments of `Session.see`, and of `imagery.open_scene`."""
         return {"bands": self.bands, "exif": self.exif, "max_pixels": self.max_pixels}
 
     def of_answers(self) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import re
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -14,24 +13,6 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from geollava.model.configuration import GeoLlavaConfig
-
-UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-
-def parse_memory(text: str) -> int:
-    """Bytes of "8GiB", "512 MB" or "2e9"; units are powers of 1024.
-
-    Raises:
-        ValueError: anything else, or nothing.
-    """
-    match = re.fullmatch(r"\s*([\d.]+(?:e\d+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
-    try:
-        size = int(float(match[1]) * UNITS[match[2].upper()]) if match else 0
-    except (ValueError, OverflowError):
-        size = 0
-    if size < 1:
-        raise ValueError(f"a memory budget must be a size such as 8GiB or 512MB, got {text}")
-    return size
 
 
 def bytes_per_crop(config: GeoLlavaConfig, dtype: torch.dtype) -> int:

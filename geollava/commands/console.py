@@ -1,39 +1,46 @@
-"""What the commands share: where they print, how they show progress, how they refuse an option."""
+"""What the commands share: where they print, and how they show progress."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
-import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from geollava.common.readable import storable
 
 # Results go to the standard output, everything else to the other.
 stderr = Console(stderr=True, highlight=False)
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
-
-def check_one_of(option: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{option} must be one of {', '.join(allowed)}, got {value}")
-
-
-def note(message: str) -> None:
+def say(message: str) -> None:
     """One line on the standard error, whatever the terminal's width."""
-    stderr.print("[yellow]note:[/]", end=" ", soft_wrap=True)
     stderr.print(message, markup=False, soft_wrap=True)
 
 
-def local_path(text: str) -> Path:
-    """A path of the command line; a URL is refused as it was written, with both slashes."""
-    if "://" in text:
-        raise typer.BadParameter(f"{text} is a URL: download it, files on this machine are read")
-    return Path(text)
+def note(message: str) -> None:
+    """As `say`, of what must not be overlooked."""
+    stderr.print("[yellow]note:[/]", end=" ", soft_wrap=True)
+    say(message)
 
 
-def progress_bar() -> Progress:
+def complain(message: str) -> None:
+    """As `say`, of what went wrong where the command goes on."""
+    stderr.print("[red]error:[/]", end=" ", soft_wrap=True)
+    say(storable(message))
+
+
+def show_rows(rows: Sequence[tuple[str, str]]) -> None:
+    """Names and values on the standard error, in columns; on a terminal the names are dim."""
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        stderr.print(name.ljust(width), style="dim", end="  ", markup=False, soft_wrap=True)
+        say(value)
+
+
+def progress_bar(visible: bool = True) -> Progress:
+    """Bars on the standard error, while it is a terminal."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -41,5 +48,25 @@ def progress_bar() -> Progress:
         TimeElapsedColumn(),
         console=stderr,
         transient=True,
-        disable=not stderr.is_terminal,
+        disable=not (visible and stderr.is_terminal),
     )
+
+
+@contextmanager
+def progress_of(what: str, visible: bool = True) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar, and what is called with (done, in all) while it is shown."""
+    with progress_bar(visible) as bar:
+        task = bar.add_task(what, total=None)
+
+        def update(done: int, total: int | None) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield update
+
+
+def quiet_transformers() -> None:
+    """Keeps warnings of transformers to itself, and its bars for loading and saving weights."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()

@@ -11,8 +11,9 @@ import sys
 from typing import NoReturn
 
 from geollava import MISSING_EXTRA
+from geollava.commands.errors import REFUSALS, first_line
 from geollava.common.malloc import keep_freed_memory
-from geollava.common.readable import one_line, storable
+from geollava.common.readable import storable
 
 INTERRUPTED = 130  # what shells say of a process that SIGINT ended
 
@@ -31,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
         # Whoever reads has read enough. Python would complain when it flushes at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except (ValueError, TypeError, NotImplementedError, OSError, ImportError) as error:
+    except REFUSALS as error:
         fail(first_line(error, arguments), 2)
     except KeyboardInterrupt:
         fail("interrupted", INTERRUPTED)
@@ -58,14 +59,6 @@ def run(arguments: list[str]) -> int | None:
         raise KeyboardInterrupt
     sys.stdout.flush()
     return code
-
-
-def first_line(error: BaseException, arguments: list[str]) -> str:
-    text = str(error)
-    for argument in arguments:  # a file's name may hold a line break
-        text = text.replace(argument, one_line(argument)) if argument else text
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -7,45 +7,31 @@ from typing import Annotated
 
 import typer
 
-from geollava.commands.console import DTYPES, check_one_of, local_path, progress_bar, stderr
-from geollava.commands.evaluate import (
-    AttentionOption,
-    BatchOption,
-    DataOption,
-    DeviceOption,
-    DtypeOption,
-    ImagesOption,
-    LengthOption,
+from geollava.commands.console import progress_of, say
+from geollava.commands.evaluate import open_quietly
+from geollava.commands.options import (
+    BenchmarkArgument,
+    DataOptions,
     LimitOption,
-    ModelOption,
+    ModelOptions,
     OutOption,
-    SplitOption,
-    evaluate,
-    open_quietly,
+    ReductionOptions,
+    RunOptions,
+    scenes_argument,
 )
-from geollava.evaluate.benchmark import list_benchmarks
+from geollava.commands.records import spread
 
 
-@evaluate.command()
+@spread
 def background(
-    scenes: Annotated[
-        Path,
-        typer.Argument(
-            parser=local_path,
-            metavar="SCENES",
-            help="Folder of images, or CSV or Parquet of paths",
-        ),
-    ],
+    scenes: Annotated[Path, scenes_argument("Folder of images, or CSV or Parquet of paths")],
+    *,
     out: OutOption,
-    model: ModelOption = None,
+    model: ModelOptions,
     threshold: Annotated[float, typer.Option(help="Cosine from which on it is background")] = 0.9,
     limit: LimitOption = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
 ) -> None:
     """How much of scenes is background, by the similarity of windows of about 64 pixels."""
-    check_one_of("--dtype", dtype, DTYPES)
-
     from geollava.answering.scene_list import read_scenes
     from geollava.common.plots import require_matplotlib
     from geollava.evaluate import report
@@ -54,58 +40,32 @@ def background(
 
     require_matplotlib()
     paths = read_scenes(scenes)[:limit]
-    ours = AblatedModel.of(open_quietly(model, None, None, device, dtype, None))
-    with progress_bar() as bar:
-        task = bar.add_task("scenes", total=None)
-        results = background_share.measure(
-            ours.model,
-            ours.processor,
-            paths,
-            threshold,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
+    ours = AblatedModel.of(open_quietly(model.model, model))
+    with progress_of("scenes") as progress:
+        results = background_share.measure(ours.model, ours.processor, paths, threshold, progress)
     background_share.write({"model": ours.name, "weights": ours.weights, **results}, out)
     share = report.with_interval(results["share"], results["interval"])
-    stderr.print(f"{share} % background: {out / 'background.md'}", markup=False, soft_wrap=True)
+    say(f"{share} % background: {out / 'background.md'}")
 
 
-@evaluate.command()
+@spread
 def ablation(
-    benchmark: Annotated[str, typer.Argument(help=", ".join(list_benchmarks()))],
-    data: DataOption,
+    benchmark: BenchmarkArgument,
+    *,
+    data: DataOptions,
     out: OutOption,
-    model: ModelOption = None,
-    split: SplitOption = None,
-    images: ImagesOption = None,
-    method: Annotated[str | None, typer.Option(help="How tokens are chosen at first")] = None,
-    num_keep: Annotated[int | None, typer.Option(min=1, help="Tokens to keep at first")] = None,
-    limit: LimitOption = None,
-    batch_size: BatchOption = 8,
-    max_new_tokens: LengthOption = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
-    attention: AttentionOption = None,
+    model: ModelOptions,
+    reduction: ReductionOptions,
+    run: RunOptions,
 ) -> None:
     """Questions asked without the tokens of their objects, and without as many random ones."""
-    check_one_of("--dtype", dtype, DTYPES)
-
     from geollava.common.plots import require_matplotlib
     from geollava.evaluate.benchmark import get_benchmark
-    from geollava.evaluate.rows import Data
-    from geollava.evaluate.runner import Options
     from geollava.evaluate.studies.ablation import AblatedModel, ablate, about_boxes
 
     require_matplotlib()
-    rows = Data(about_boxes(get_benchmark(benchmark)), data, split, images)
-    answerer = open_quietly(model, method, num_keep, device, dtype, attention)
-    options = Options(False, batch_size, max_new_tokens, limit)
-    with progress_bar() as bar:
-        task = bar.add_task("questions", total=None)
-        ablate(
-            rows,
-            AblatedModel.of(answerer),
-            out,
-            options,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
-    stderr.print(str(out / "ablation.md"), markup=False, soft_wrap=True)
+    rows = data.of(about_boxes(get_benchmark(benchmark)))
+    answerer = open_quietly(model.model, model, reduction.method, reduction.num_keep)
+    with progress_of("questions") as progress:
+        ablate(rows, AblatedModel.of(answerer), out, run.options(), progress)
+    say(str(out / "ablation.md"))

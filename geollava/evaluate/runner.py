@@ -10,15 +10,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from geollava.common.choices import OnBadRows
 from geollava.evaluate.models.answerer import Answerer, Reply, Seen
 from geollava.evaluate.predictions import Prediction
 from geollava.evaluate.processes import Processes
 from geollava.evaluate.results_folder import appending, claim, finished
 from geollava.evaluate.rows import Data, Example
 
-ON_BAD_ROWS = ("refuse", "count-wrong", "skip")
+ON_BAD_ROWS = get_args(OnBadRows)
 
 
 @dataclass(frozen=True)

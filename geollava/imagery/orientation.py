@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from PIL import Image
 
+from geollava.common.choices import ExifMode
 from geollava.imagery.picture import TURNS, open_header, reason_of
 
-EXIF_MODES = ("stored", "applied")
+EXIF_MODES = get_args(ExifMode)
 ORIENTATION = 274
 TIFF_INTEGERS = {1: "B", 3: "H", 4: "I"}  # by the number of the type
 

@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import get_args
 
 import numpy as np
 from PIL import Image
+
+from geollava.common.choices import ResizeMode
 
 MIN_SIDE = 14  # one patch
 # A resampling filter takes 32 bytes per pixel of a side.
@@ -17,7 +20,7 @@ MAX_SIDE = 1_000_000
 # Pillow, and with it the published pipeline, refuses to decode more than this many pixels.
 PUBLISHED_MAX_PIXELS = 178_956_970
 CHECK_PIXELS = 4 * 1024 * 1024  # decoded at a time where only damage is looked for
-RESIZE_MODES = ("pillow", "fast")
+RESIZE_MODES = get_args(ResizeMode)
 
 
 @dataclass(frozen=True)

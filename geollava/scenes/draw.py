@@ -6,10 +6,12 @@ import importlib.metadata
 import math
 from functools import lru_cache
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from geollava.common.choices import Ground
 from geollava.common.extras import install
 from geollava.scenes.scene import LAND_USES, Scene, Thing
 from geollava.scenes.shapes import OUTLINES, Array, turn
@@ -19,7 +21,7 @@ SUPERSAMPLING = 8  # outlines are exact to an eighth of a pixel
 TILE = 1024  # ground textures repeat after so many pixels
 VARIANTS = 8  # of each texture; scenes shift and light them differently
 STRIP = 512  # rows in work at a time: memory does not grow with the scene
-GROUNDS = ("mixed", "earth", "procedural")
+GROUNDS = get_args(Ground)
 # Mean color and contrast of each land use.
 TONES = {
     "water": ((28, 62, 92), 5),

@@ -17,13 +17,13 @@ from torch.utils._pytree import tree_leaves
 from geollava import imagery
 from geollava.answering.encoding import encode_scene
 from geollava.answering.measures import Stopwatch
+from geollava.answering.memory import parse_memory
 from geollava.answering.session import Session
 from geollava.answering.streaming import (
     ahead,
     bytes_per_crop,
     crops_within,
     in_chunks,
-    parse_memory,
 )
 from tests.geollava.conftest import noise
 

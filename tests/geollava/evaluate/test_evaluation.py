@@ -196,8 +196,8 @@ def test_blind_sees_nothing(questions, guessing_checkpoint, tmp_path):
         ({"--method": "sparsevlm"}, "needs text"),
         ({"--num-keep": 577}, "between 1 and the 576 tokens"),
         ({"--num-keep": 577, "--method": "smaller_image"}, "between 1 and the 576 tokens"),
-        ({"--on-bad-rows": "hide"}, "--on-bad-rows must be one of refuse, count-wrong, skip"),
-        ({"--dtype": "int8"}, "--dtype must be one of"),
+        ({"--on-bad-rows": "hide"}, "'hide' is not one of 'refuse', 'count-wrong', 'skip'"),
+        ({"--dtype": "int8"}, "'int8' is not one of"),
         ({"--out": __file__}, "test_evaluation.py"),
     ],
 )

@@ -190,7 +190,7 @@ def test_written_scenes_are_training_data(run, tmp_path):
         (("--size", 500), "at least 512 pixels times"),
         (("--scale", "nan"), "got 8064 for nan"),
         (("--ground", "mars"), "mixed, earth, procedural, got 'mars'"),
-        (("--part", "exam"), "--part must be one of both, train, test, got exam"),
+        (("--part", "exam"), "'exam' is not one of 'both', 'train', 'test'"),
     ],
 )
 def test_refusals(run, tmp_path, options, message):

@@ -1,11 +1,11 @@
-"""`geollava ask`: what it prints, and how it says no."""
+"""`geollava ask` with one question, with several and with a pipe's: what it prints and refuses."""
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,18 +13,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from geollava.commands import main as cli
+from geollava.answering.session import Session
 from geollava.model.default_model import DEMONSTRATION, default_checkpoint
 from geollava.model.token_reduction import check_method
+from tests.geollava.commands.conftest import check_refusal
 from tests.geollava.conftest import noise
 from tests.geollava.imagery.test_imagery import bad_files
-
-
-@pytest.fixture
-def scene(tmp_path):
-    path = tmp_path / "scene.jpg"
-    noise(900, 600).resize((1200, 800)).save(path)
-    return path
 
 
 def test_json(run, scene):
@@ -149,16 +143,10 @@ def test_exif(run, tmp_path):
         boxes = np.array([feature["properties"]["pixel_box"] for feature in features])
         right, bottom = boxes.max(0)[2:]
         assert (right > 600, bottom > 600) == (size[0] == 900, size[1] == 900)
-    check_refusal(run("ask", path, "What?", "--exif", "turned"), "--exif must be one of stored, ap")
-
-
-def check_refusal(result, message):
-    code, out, err = result
-    assert code == 2, err
-    assert out == ""
-    assert err.count("\n") == 1, err
-    assert err.startswith("error: ")
-    assert message in err
+    check_refusal(
+        run("ask", path, "What?", "--exif", "turned"),
+        "'turned' is not one of 'stored', 'applied'",
+    )
 
 
 def test_bad_images(run, tmp_path):
@@ -169,26 +157,24 @@ def test_bad_images(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["What?", "--num-keep", 0], "--num-keep must be at least 1, got 0"),
+        (["What?", "--num-keep", 0], "'--num-keep': must be a number from 1, got 0"),
         (["What?", "--num-keep", 577], "num_keep must be between 1 and the 576 tokens"),
-        (["What?", "--num-keep", "many"], "'--num-keep'"),
+        (["What?", "--num-keep", "many"], "'--num-keep': must be a number from 1, got many"),
         (["What?", "--model", "/nowhere"], "/nowhere does not exist"),
         (["What?", "--overlay", "/nowhere/overlay.png"], "folder /nowhere does not exist"),
         (["What?", "--overlay", "overlay.txt"], "must end in .png"),
-        (["What?", "--dtype", "int8"], "--dtype must be one of"),
+        (["What?", "--dtype", "int8"], "'int8' is not one of 'auto', 'float32', "),
         (["What?", "--device", "tpu"], "--device tpu is not available"),
         (["What?", "--nonsense"], "No such option: --nonsense"),
         (["  "], "the question must say something"),
-        ([], "Missing argument 'question'"),
+        (["What?", "--bands", "red"], "'--bands': must be numbers such as 4,3,2, got red"),
+        (["What?", "--max-megapixels", 0], "'--max-megapixels': must be a number from 1, got 0"),
+        (["What?", "--session-memory", "much"], "memory must be a size such as 8GiB or 512MB, got"),
+        (["What?", ""], "the question must say something"),
     ],
 )
 def test_bad_usage(run, scene, arguments, message):
     check_refusal(run("ask", scene, *arguments), message)
-
-
-def test_no_command(run):
-    assert run()[0] == 2
-    assert run("fly")[0] == 2
 
 
 def last_line(result):
@@ -200,7 +186,7 @@ def last_line(result):
 
 def test_answer_that_cannot_fit(run, scene):
     line = last_line(run("ask", scene, "What?", "--max-new-tokens", 40_000))
-    assert "must fit the model's 32768 positions" in line
+    assert "must fit the model's 32,768 positions" in line
 
 
 def test_question_with_a_mark(run, scene):
@@ -224,103 +210,120 @@ def test_features_that_are_not_finite(run, scene, checkpoint_copy):
     check_refusal(result, "features must be finite")
 
 
-def test_anything_else_is_exit_code_1_and_no_traceback(run, scene, monkeypatch):
-    def broken(*args, **kwargs):
-        raise RuntimeError("out of luck\nsecond line")
-
-    monkeypatch.setattr("geollava.answering.session.Seen.ask", broken)
-    code, out, err = run("ask", scene, "What?")
-    assert (code, out) == (1, "")
-    assert "RuntimeError: out of luck" in err
-    assert "second line" not in err
-    monkeypatch.setenv("GEOLLAVA_DEBUG", "1")
-    with pytest.raises(RuntimeError):
-        cli.main(["ask", str(scene), "What?"])
+QUESTIONS = ["How many ships?", "Land or sea?", "Which color stands out?"]
+ASKED = ("--json", "--max-new-tokens", 6)
 
 
-def test_interrupted(run, scene, monkeypatch):
-    def interrupted(*args, **kwargs):
-        raise KeyboardInterrupt
+@pytest.fixture
+def piped(monkeypatch):
+    """Gives bytes to the standard input."""
 
-    monkeypatch.setattr("geollava.answering.session.Seen.ask", interrupted)
-    code, out, err = run("ask", scene, "What?")
-    assert (code, out, err.strip()) == (130, "", "error: interrupted")
+    def piped(content):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
 
-
-@pytest.mark.parametrize("command", [("ask",), ("batch",), ("evaluate", "background")])
-def test_a_url_is_shown_as_it_was_written(run, command, tmp_path):
-    url = "https://example.org/scene.tif"
-    rest = {"ask": ["What?"], "batch": ["--questions", "q.txt", "--out", "out.parquet"]}
-    options = rest.get(command[0], ["--out", tmp_path])
-    check_refusal(run(*command, url, *options), f"{url} is a URL")
+    return piped
 
 
-@pytest.mark.parametrize("arguments", [["ask"], ["fly"], ["ask", "a.jpg", "What?", "--nonsense"]])
-def test_messages_are_whole_in_narrow_terminals(run, arguments, monkeypatch):
-    wide = run(*arguments)
-    monkeypatch.setenv("COLUMNS", "5")
-    assert run(*arguments) == wide
-    assert "…" not in wide[2]
-    assert wide[2].count("\n") == 1
+@pytest.fixture
+def encoded(monkeypatch):
+    """What is encoded."""
+    calls, encode = [], Session.encode
+
+    def counted(session, scene, **options):
+        calls.append(scene)
+        return encode(session, scene, **options)
+
+    monkeypatch.setattr(Session, "encode", counted)
+    return calls
 
 
-def test_results_are_whole_in_narrow_terminals(run, scene, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "5")
-    code, _, err = run("ask", scene, "How many ships?", "--max-new-tokens", 1)
+def test_several_questions_are_one_by_one_in_one_load(run, scene, encoded):
+    alone = [json.loads(run("ask", scene, text, *ASKED)[1]) for text in QUESTIONS]
+    encoded.clear()
+    code, out, err = run("ask", scene, *QUESTIONS, *ASKED)
+    assert (code, len(encoded)) == (0, 1), err
+    assert err == f"note: {DEMONSTRATION}\n"
+    together = [json.loads(line) for line in out.splitlines()]
+    assert [line["question"] for line in together] == QUESTIONS
+    assert [line["answer"] for line in together] == [line["answer"] for line in alone]
+    first, *later = (set(line["seconds"]) for line in together)
+    assert first == {"read", "load", "crop", "encode", "prefill", "answer"}
+    assert later == [{"prefill", "answer"}] * 2
+    assert all(line.keys() == alone[0].keys() for line in together)
+    assert together[0]["session_memory_mib"] > 0
+
+
+def test_several_questions_as_text(run, scene, tmp_path):
+    options = ("--max-new-tokens", 2, "--overlay", tmp_path / "kept.png")
+    code, out, err = run("ask", scene, *QUESTIONS[:2], *options)
+    assert (code, out.count("\n")) == (0, 2)
+    assert err.count("question  ") == 2
+    assert err.count("MiB, for more questions") == 1
+    assert err.count("visual tokens  6,912 -> 288") == 1
+    assert (tmp_path / "kept.png").exists()
+    assert "anew" not in err
+
+
+def test_keys_and_values_that_do_not_fit(run, scene):
+    alone = run("ask", scene, *QUESTIONS[:2], *ASKED)[1]
+    code, out, err = run("ask", scene, *QUESTIONS[:2], *ASKED, "--session-memory", "1MiB")
     assert code == 0
-    assert DEMONSTRATION in err
-    assert "visual tokens  6,912 -> 288 (24 times fewer)\n" in err
+    assert "note: the language model's keys and values of 288 visual tokens do not fit" in err
+    answers = [[json.loads(line)["answer"] for line in text.splitlines()] for text in (alone, out)]
+    assert answers[0] == answers[1]
+    assert json.loads(out.splitlines()[-1])["session_memory_mib"] <= 1
 
 
-def test_help_without_the_extra_is_one_line():
-    script = (
-        "import sys\n"
-        "for name in ('transformers', 'typer', 'rich', 'PIL', 'numpy'):\n"
-        "    sys.modules[name] = None\n"
-        "from geollava.commands.main import main\n"
-        "main(['--help'])\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == (
-        "error: geollava needs the extra hf, transformers, typer, rich not found: "
-        "pip install 'tokenprune-vlm[hf]' (in a checkout: pip install '.[hf]')\n"
-    )
+def test_all_questions_are_checked_before_the_image_is_encoded(run, scene, encoded):
+    check_refusal(run("ask", scene, "What?", "Where is <image>?"), "expected 1, got 2")
+    check_refusal(run("ask", scene, "What?", " "), "the question must say something")
+    assert encoded == []
 
 
-def test_messages_say_how_to_install_what_is_not_released():
-    found = {"pip install 'tokenprune-vlm[": [], "(in a checkout: pip install '.[": []}
-    for package in ("geollava", "tokenprune"):
-        for path in sorted((Path(__file__).parents[3] / package).rglob("*.py")):
-            for command, places in found.items():
-                places += [path.name] * path.read_text().count(command)
-    released, checked_out = found.values()
-    # geollava has one place for it; tokenprune does without geollava.
-    assert released == checked_out == ["extras.py", "cli.py", "launch.py"]
+def test_piped_questions(run, scene, piped):
+    piped("\ufeffHow many ships?\r\n\n  \nLand or sea?".encode())
+    code, out, _ = run("ask", scene, *ASKED)
+    assert code == 0
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [line["question"] for line in lines] == QUESTIONS[:2]
+    _, expected, _ = run("ask", scene, *QUESTIONS[:2], *ASKED)
+    assert [line["answer"] for line in lines] == [
+        json.loads(line)["answer"] for line in expected.splitlines()
+    ]
 
 
-def test_a_reader_that_has_read_enough(tmp_path):
-    data = tmp_path / "train.json"
-    data.write_text("[]")
+def test_a_pipe_without_questions(run, scene, piped):
+    piped(b"\n \n")
+    check_refusal(run("ask", scene), "a question must stand on the command line or on a line")
+
+
+def test_a_pipe_that_is_not_utf8(run, scene, piped):
+    piped(b"What?\nA caf\xe9?\n")
+    code, out, err = run("ask", scene, *ASKED)
+    assert (code, out.count("\n")) == (2, 1)  # what came before it is answered
+    assert err.endswith("error: the standard input must be text in UTF-8, line 2 is not\n")
+
+
+def test_a_piped_question_that_cannot_be(run, scene, piped):
+    piped(b"What?\nWhere is <image>?\nWhat?\n")
+    code, out, err = run("ask", scene, *ASKED)
+    assert (code, out.count("\n")) == (2, 1)
+    assert err.endswith("expected 1, got 2\n")
+
+
+def test_a_piped_question_is_answered_as_it_comes(scene):
+    """The answer is there before the next question is."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "geollava", "validate", str(data), "--json"],
+        [sys.executable, "-m", "geollava", "ask", str(scene), *map(str, ASKED)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
         text=True,
     )
+    for text in QUESTIONS[:2]:
+        process.stdin.write(f"{text}\n")
+        process.stdin.flush()
+        assert json.loads(process.stdout.readline())["question"] == text
+    process.stdin.close()
+    assert process.wait() == 0
     process.stdout.close()
-    assert "Broken" not in process.stderr.read()
-    assert process.wait() in (0, 2)
-    process.stderr.close()
-
-
-def test_as_a_process(scene):
-    command = [sys.executable, "-m", "geollava", "ask", str(scene)]
-    good = subprocess.run(
-        [*command, "What?", "--json", "--max-new-tokens", "2"], capture_output=True, text=True
-    )
-    assert good.returncode == 0, good.stderr
-    assert json.loads(good.stdout)["crops"] == 12
-    bad = subprocess.run([*command, ""], capture_output=True, text=True)
-    assert (bad.returncode, bad.stdout) == (2, "")
-    assert bad.stderr == "error: the question must say something, it is empty\n"
