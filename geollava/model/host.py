@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from geollava.model.configuration import NO_REDUCTION
 from geollava.model.sharding import is_sharded
-from tokenprune import Adapter, ImageLayout, Method, TokenGrid
+from tokenprune import Adapter, ImageLayout, TokenGrid
 
 
 class GeoLlava(Adapter):
@@ -36,7 +36,7 @@ class GeoLlava(Adapter):
                 "sharded; apply to a model that is whole"
             )
 
-    def why_not(self, method: Method) -> str | None:
+    def why_not(self, method: Any) -> str | None:
         config = self.config
         if config.reduction_method == NO_REDUCTION:
             return None
