@@ -1,7 +1,7 @@
 """Seconds and memory of `geollava batch` with eight questions about each 8K scene.
 
-Beside it, in turn, the same with nothing kept between questions (`--session-memory 1`, a byte), or with
-`--against FOLDER` what the checkout there does. The answers are compared before anything is
+Beside it, in turn, the same with nothing kept between questions (`--session-memory 1`, a byte), or
+with `--against FOLDER` what the checkout there does. The answers are compared before anything is
 reported.
 """
 

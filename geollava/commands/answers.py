@@ -92,9 +92,7 @@ class AskedScene:
             self.show(answer, seen, first)
         if first and self.may_follow and not seen.keeps_prefix:
             asked = self.session.reduction.asked_method
-            reason = (
-                f"{asked} chooses them with it in mind" if asked else "no --session-memory is left"
-            )
+            reason = f"{asked} chooses among them" if asked else "--session-memory is too small"
             note(f"each question reads all visual tokens anew: {reason}")
 
     def announce(self) -> None:
@@ -141,10 +139,15 @@ class AskedScene:
         (canvas,), (after,) = seen.canvases, seen.lengths
         rows, cols = self.session.model.config.grid_size
         before = canvas.crops * rows * cols
-        return [
+        found = [
             ("image", f"{width:,} x {height:,} px, {canvas.crops} crops"),
             ("visual tokens", f"{before:,} -> {after:,} ({before / after:.0f} times fewer)"),
         ]
+        chosen = seen.reduction
+        if chosen.asked_method is not None:
+            share = f"{chosen.asked_keep} of {chosen.num_keep} per crop, by {chosen.asked_method}"
+            found.append(("for each question", share))
+        return found
 
     def of_memory(self) -> tuple[str, str]:
         memory = self.session.memory
