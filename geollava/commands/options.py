@@ -66,7 +66,7 @@ def scenes_argument(text: str) -> Any:
 
 
 MODEL = "Checkpoint: a folder or a hub name (default: a small one that is shipped)"
-METHOD = "How tokens are chosen, as a control (default: as the model does)"
+METHOD = "How tokens are chosen: of `tokenprune methods`, or none (default: as the model does)"
 NUM_KEEP = "Visual tokens to keep per crop (default: the model's)"
 DEVICE = "auto, cpu, cuda, cuda:1, mps"
 DTYPE = "Of the weights; auto: bfloat16 on a GPU"
