@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 import warnings
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 
 def plugin_names(group: str) -> list[str]:
     """Names that installed packages registered in an entry point group."""
-    return [entry.name for entry in entry_points(group=group)]
+    return list(_entries(group, tuple(sys.path)))
+
+
+@lru_cache(maxsize=64)
+def _entries(group: str, path: tuple[str, ...]) -> dict[str, EntryPoint]:
+    """Entry points by name. Looking for them reads a file of every package on `sys.path`."""
+    found: dict[str, EntryPoint] = {}
+    for entry in entry_points(group=group):
+        found.setdefault(entry.name, entry)
+    return found
 
 
 def working_plugins(group: str, kind: type[Any]) -> list[str]:
@@ -48,7 +59,7 @@ def load_plugin(group: str, name: str, kind: type[Any], folder: str | None = Non
             none or several.
     """
     folder = folder or group
-    entry = next(iter(entry_points(group=group, name=name)), None)
+    entry = _entries(group, tuple(sys.path)).get(name)
     if entry is not None and not _is_own_module(folder, name):
         return _checked(entry, kind)
     module = importlib.import_module(f"{folder}.{name}")

@@ -51,18 +51,23 @@ class SceneAnswerer:
         self.session = settings.session()
 
     def __call__(self, task: Task) -> list[Row]:
-        stopwatch = Stopwatch()
+        once, start = Stopwatch(), time.perf_counter()
         try:
             with self.session.see(task.scene, **self.settings.of_scenes()) as seen:
-                seen.encode(stopwatch=stopwatch)
-                return [self.row(seen, task.scene, text, stopwatch) for text in task.questions]
+                seen.encode()
+                once.seconds["encode"] = time.perf_counter() - start
+                return [self.row(seen, task.scene, text, once) for text in task.questions]
         except Exception as error:  # whatever is wrong with this scene, the others go on
             return [row_of(task.scene, question, error=error) for question in task.questions]
 
-    def row(self, seen: Seen, scene: str, question: str, stopwatch: Stopwatch) -> Row:
-        """One answer; its seconds are its own and what was done once for all of the scene's."""
-        stopwatch.seconds.pop("answer", None)
-        (tokens,) = seen.encode()
+    def row(self, seen: Seen, scene: str, question: str, once: Stopwatch) -> Row:
+        """One answer.
+
+        Args:
+            once: seconds of what is done once for all of the scene's questions, which count for
+                each of them.
+        """
+        (tokens,), own = seen.encode(), Stopwatch()
         row: Row = {
             "crops": tokens.canvas.crops,
             "tokens_before": tokens.before,
@@ -70,10 +75,13 @@ class SceneAnswerer:
         }
         limit = self.settings.max_new_tokens
         try:
-            answer = seen.ask(question, max_new_tokens=limit, stopwatch=stopwatch)
+            answer = seen.ask(question, max_new_tokens=limit, stopwatch=own)
         except Exception as error:
             return row_of(scene, question, error=error, **row)
-        row |= {"answer": answer.text, "seconds": sum(stopwatch.seconds.values())}
+        if seen.keeps_prefix:  # read for the first question, or before
+            once.seconds.setdefault("prefill", own.seconds.pop("prefill"))
+        seconds = sum(once.seconds.values()) + sum(own.seconds.values())
+        row |= {"answer": answer.text, "seconds": seconds, "tokens_after": answer.tokens_after}
         return row_of(scene, question, **row)
 
 

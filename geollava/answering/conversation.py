@@ -35,10 +35,11 @@ class Conversation:
         before, session = self.seen, self.seen.session
         if before.canvases and not before.sources:
             raise ValueError("the scene must be there to be seen again, only its tokens are")
-        session.reduce(session.reduction.name, num_keep)
+        reduction = session.reduction
+        session.reduce(reduction.name, num_keep)
         try:
             self.seen = Seen(session, before.sources)
         except BaseException:
-            session.use(before.reduction)
+            session.reduction = reduction
             raise
         before.close()

@@ -8,7 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+)
 
 import tokenprune
 from geollava.answering.encoding import SceneTokens
@@ -44,6 +50,16 @@ class FirstProbability(LogitsProcessor):
         return scores
 
 
+class OnReply(LogitsProcessor):
+    """A processor that sees the reply alone, as one of embeddings does."""
+
+    def __init__(self, processor: LogitsProcessor, prompt_length: int) -> None:
+        self.processor, self.prompt_length = processor, prompt_length
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return self.processor(input_ids[:, self.prompt_length :], scores)
+
+
 @torch.no_grad()
 def generate(
     model: Any,
@@ -51,21 +67,26 @@ def generate(
     inputs: dict[str, Any],
     prompt_length: int,
     max_new_tokens: int,
+    processors: Sequence[LogitsProcessor] = (),
+    **options: Any,
 ) -> list[Reply]:
     """Greedy replies of any model of transformers.
 
     Args:
         inputs: of `model.generate`.
         prompt_length: tokens at the start of what it returns that are not the reply's.
+        processors, options: for `model.generate`, too.
     """
     first, stop = FirstProbability(), tokenizer.eos_token_id
     generated = model.generate(
         **inputs,
         max_new_tokens=max_new_tokens,
-        logits_processor=LogitsProcessorList([first]),
+        logits_processor=LogitsProcessorList([*processors, first]),
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop,
         do_sample=False,
         num_beams=1,
+        return_dict_in_generate=False,
+        **options,
     )
     with (
         named(tokenizer.name_or_path, "the tokenizer cannot write the answer"),
@@ -76,6 +97,17 @@ def generate(
         Reply(text.strip(), confidence)
         for text, confidence in zip(texts, first.values, strict=True)
     ]
+
+
+def of_the_reply(settings: GenerationConfig, prompt_length: int) -> list[LogitsProcessor]:
+    """What a checkpoint says against repetition, of words of the reply: the published evaluation
+    gives embeddings to `generate`, which then knows no word of the prompt."""
+    found: list[LogitsProcessor] = []
+    if settings.repetition_penalty not in (None, 1.0):
+        found.append(RepetitionPenaltyLogitsProcessor(settings.repetition_penalty))
+    if settings.no_repeat_ngram_size:
+        found.append(NoRepeatNGramLogitsProcessor(settings.no_repeat_ngram_size))
+    return [OnReply(processor, prompt_length) for processor in found]
 
 
 def reply_to(
@@ -111,7 +143,18 @@ def reply_to(
     }
     if prefix is not None:
         inputs[CACHE_NAME] = prefix.cache(len(ends))
-    return generate(model, tokenizer, inputs, start + length, max_new_tokens)
+    return generate(
+        model,
+        tokenizer,
+        inputs,
+        start + length,
+        max_new_tokens,
+        of_the_reply(model.generation_config, start + length),
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        use_cache=True,
+        cache_implementation=None,
+    )
 
 
 def reduced_reply(

@@ -33,17 +33,21 @@ class Kept(Protocol):
     def nbytes(self) -> int: ...
 
     def release(self) -> None:
-        """Gives its memory back; what it held is made again when it is needed."""
+        """Gives some of its memory back; called again, the rest. It is made again when needed."""
 
 
 class SceneMemory:
     """Bytes of scenes, bounded. Scenes that nobody holds any more are forgotten by themselves.
 
     Args:
-        limit: in bytes.
+        limit: in bytes, or as "4GiB"; "0" keeps nothing.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int | str) -> None:
+        if isinstance(limit, str):
+            limit = 0 if limit.strip() == "0" else parse_memory(limit)
+        if isinstance(limit, bool) or not isinstance(limit, int):
+            raise TypeError(f"session memory must be bytes or a size, got {limit!r}")
         if limit < 0:
             raise ValueError(f"session memory must be 0 bytes or more, got {limit}")
         self.limit = limit
@@ -58,11 +62,15 @@ class SceneMemory:
         return sum(scene.nbytes for scene in self._scenes())
 
     def make_room(self, scene: Kept, more: int) -> bool:
-        """Makes a scene the newest; older ones go until `more` bytes fit. -> Whether they do."""
+        """Makes a scene the newest; older ones go until `more` bytes fit. -> Whether they do.
+
+        What can never fit makes no other go.
+        """
         others = [other for other in self._scenes() if other is not scene]
         self._used = [weakref.ref(kept) for kept in (*others, scene)]
-        for oldest in others:
-            if self.nbytes + more <= self.limit:
+        wanted = more if scene.nbytes + more <= self.limit else 0
+        for oldest in (*others, *others):  # first what is cheap to make again
+            if self.nbytes + wanted <= self.limit:
                 break
             oldest.release()
         return self.nbytes + more <= self.limit

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import copy
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
 
 from geollava.model.configuration import NO_REDUCTION, GeoLlavaConfig
 from geollava.model.token_reduction import check_method, host_methods
+
+# Sessions may share a model: what one has it do must not reach the other.
+_locks: WeakKeyDictionary[Any, threading.RLock] = WeakKeyDictionary()
+_locking = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -56,3 +65,23 @@ class Reduction:
     def name(self) -> str:
         """As the command line takes it."""
         return self.asked_method or self.method
+
+    @contextmanager
+    def in_effect(self, model: Any) -> Iterator[None]:
+        """The model reduces crops this way in the block, of which one runs at a time per model.
+
+        Raises:
+            ValueError: a model in training mode, whose dropout would have its say.
+        """
+        if model.training:
+            raise ValueError("the model must be in evaluation mode: call model.eval()")
+        with _locking:
+            lock = _locks.setdefault(model, threading.RLock())
+        config = model.config
+        with lock:
+            before = config.reduction_method, config.num_keep
+            config.reduction_method, config.num_keep = self.method, self.num_keep
+            try:
+                yield
+            finally:
+                config.reduction_method, config.num_keep = before

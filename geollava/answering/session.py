@@ -10,10 +10,9 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from PIL import Image
@@ -29,7 +28,8 @@ from geollava.answering.prefix import Prefix, prefix_bytes, shared_length
 from geollava.answering.prompts import Turn, check_question, prompt_ids
 from geollava.answering.reduction import Reduction
 from geollava.answering.source import Source
-from geollava.imagery import Scene
+from geollava.common.choices import Dtype
+from geollava.imagery import RESIZE_MODES, Scene
 from geollava.model.checkpoint import resolve_folder
 from geollava.model.configuration import GeoLlavaConfig
 from geollava.model.default_model import default_checkpoint
@@ -74,7 +74,8 @@ class Session:
             `encode_scene`.
         session_memory: what may be kept of scenes between questions, in bytes or as "4GiB": their
             visual tokens, and the language model's keys and values of them. The scene used longest
-            ago is let go first, and read again when it is asked about.
+            ago is let go first, and read again when it is asked about. The tokens of the scene
+            used last stay in any case, and those of scenes that were given open.
 
     Attributes:
         model, processor: the loaded pair.
@@ -105,12 +106,17 @@ class Session:
         memory_budget: int | str | None = None,
         session_memory: int | str = SESSION_MEMORY,
     ) -> None:
-        budget, kept = in_bytes(memory_budget), in_bytes(session_memory)
+        for option, value, allowed in (
+            ("resize", resize, RESIZE_MODES),
+            ("dtype", dtype, get_args(Dtype)),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{option} must be one of {', '.join(allowed)}, got {value!r}")
         name = os.fspath(model) if model is not None else str(default_checkpoint())
         config = GeoLlavaConfig.from_pretrained(resolve_folder(name))
         reduction = Reduction.choose(config, method, num_keep)  # before weights are loaded
-        self._begin(*load(name, device, dtype), name, budget, kept)
-        self.use(reduction)
+        self._begin(*load(name, device, dtype), name, memory_budget, session_memory)
+        self.reduction = reduction
         self.processor.image_processor.resize = resize
 
     @classmethod
@@ -125,16 +131,16 @@ class Session:
     ) -> Session:
         """A session of a pair that is loaded already, which it shares."""
         session = cls.__new__(cls)
-        session._begin(model, processor, name, in_bytes(memory_budget), in_bytes(session_memory))
+        session._begin(model, processor, name, memory_budget, session_memory)
         return session
 
     def _begin(
-        self, model: Any, processor: Any, name: str, budget: int | None, kept: int | None
+        self, model: Any, processor: Any, name: str, budget: int | str | None, kept: int | str
     ) -> None:
         check_pair(model, processor)
         self.model, self.processor, self.name = model, processor, name
-        self.memory_budget = budget
-        self.memory = SceneMemory(kept or 0)
+        self.memory_budget = parse_memory(budget) if isinstance(budget, str) else budget
+        self.memory = SceneMemory(kept)
         self.own = self.reduction = Reduction.choose(model.config)
 
     def reduce(self, method: str | None = None, num_keep: int | None = None) -> None:
@@ -148,20 +154,13 @@ class Session:
         """
         config = copy.deepcopy(self.model.config)
         config.reduction_method, config.num_keep = self.own.method, self.own.num_keep
-        self.use(Reduction.choose(config, method, num_keep))
-
-    def use(self, reduction: Reduction) -> None:
-        """`reduce`, by a reduction that was chosen before."""
-        self.reduction = reduction
-        config = self.model.config
-        config.reduction_method, config.num_keep = reduction.method, reduction.num_keep
-        self.processor.num_keep = reduction.num_keep
+        self.reduction = Reduction.choose(config, method, num_keep)
 
     def see(
         self,
         *images: Any,
         bands: Sequence[int] | None = None,
-        exif: str = "stored",
+        exif: str | None = None,
         max_pixels: int | None = None,
     ) -> Seen:
         """Opens images, to be asked about together; they are encoded for the first question, once.
@@ -180,11 +179,19 @@ class Session:
         """Tokens of scenes that were encoded before, to be asked about."""
         return Seen(self, [], list(tokens))
 
-    def encode(self, scene: Scene, **options: Any) -> SceneTokens:
-        """The tokens that are kept of a scene; options as of `encode_scene`."""
-        return encode_scene(
-            self.model, self.processor, scene, memory_budget=self.memory_budget, **options
-        )
+    def encode(
+        self, scene: Scene, *, reduction: Reduction | None = None, **options: Any
+    ) -> SceneTokens:
+        """The tokens that are kept of a scene.
+
+        Args:
+            reduction: instead of the session's.
+            options: of `encode_scene`.
+        """
+        with (reduction or self.reduction).in_effect(self.model):
+            return encode_scene(
+                self.model, self.processor, scene, memory_budget=self.memory_budget, **options
+            )
 
 
 class Seen:
@@ -208,16 +215,14 @@ class Seen:
         self._tokens = tokens
         self._prefix: Prefix | None = None
         self._closed = False
-        self._stack = ExitStack()  # files, until they are encoded
-        self._scenes: list[Scene] = []
         if tokens is not None:
             self.canvases = [part.canvas for part in tokens]
             return
         choose = session.processor.image_processor.choose_canvas
-        with ExitStack() as stack:
-            self._scenes = [stack.enter_context(source.opened()) for source in sources]
-            self.canvases = [choose(scene.size) for scene in self._scenes]
-            self._stack = stack.pop_all()
+        self.canvases = []
+        for source in sources:
+            with source.opened() as scene:
+                self.canvases.append(choose(scene.size))
 
     def encode(
         self, *, stopwatch: Stopwatch | None = None, progress: Progress | None = None
@@ -225,28 +230,24 @@ class Seen:
         """The tokens that are kept of each scene: encoded now, unless they are there.
 
         Raises:
-            ValueError: see `encode_scene`; the session reduces tokens otherwise by now.
+            ValueError: see `encode_scene`; a file that has changed.
         """
         if self._closed:
             raise ValueError("this was closed: see the scene again")
         if self._tokens is None:
-            if self.reduction != self.session.reduction:
-                raise ValueError(
-                    f"the session must reduce tokens as when it saw this ({self.reduction}), now "
-                    f"it does otherwise ({self.session.reduction}): see it again"
-                )
-            with ExitStack() as stack:
-                stack.push(self._stack.pop_all())
-                scenes = self._scenes or [
-                    stack.enter_context(source.opened()) for source in self.sources
-                ]
-                self._scenes = []
-                self._tokens = [
-                    self.session.encode(
-                        scene, canvas=canvas, stopwatch=stopwatch, progress=progress
+            tokens = []
+            for source, canvas in zip(self.sources, self.canvases, strict=True):
+                with source.opened() as scene:
+                    tokens.append(
+                        self.session.encode(
+                            scene,
+                            reduction=self.reduction,
+                            canvas=canvas,
+                            stopwatch=stopwatch,
+                            progress=progress,
+                        )
                     )
-                    for scene, canvas in zip(scenes, self.canvases, strict=True)
-                ]
+            self._tokens = tokens
         self.session.memory.make_room(self, 0)
         return self._tokens
 
@@ -305,6 +306,7 @@ class Seen:
             seconds=stopwatch.seconds,
         )
 
+    @torch.no_grad()
     def reply(
         self,
         prompts: Sequence[Tensor],
@@ -315,18 +317,21 @@ class Seen:
         """The most likely reply to each of the prompts that `prepare` made, all in one batch."""
         stopwatch = stopwatch or Stopwatch()
         model, tokenizer = self.session.model, self.session.processor.tokenizer
-        if self.reduction.asked_method is not None and self.encode():
+        if len(prompts) > 1 and slides(model.config):
+            # The padding of a batch would take places in the window.
+            return [self.reply([ids], max_new_tokens, stopwatch=stopwatch)[0] for ids in prompts]
+        tokens = self.encode(stopwatch=stopwatch)
+        with self.reduction.in_effect(model):
+            if self.reduction.asked_method is not None and tokens:
+                with stopwatch.stage("answer"):
+                    return [
+                        reduced_reply(model, tokenizer, ids, max_new_tokens, tokens, self.reduction)
+                        for ids in prompts
+                    ]
+            with stopwatch.stage("prefill"):
+                prefix = self._prefix_of(prompts)
             with stopwatch.stage("answer"):
-                return [
-                    reduced_reply(
-                        model, tokenizer, ids, max_new_tokens, self.encode(), self.reduction
-                    )
-                    for ids in prompts
-                ]
-        with stopwatch.stage("prefill"):
-            prefix = self._prefix_of(prompts)
-        with stopwatch.stage("answer"):
-            return reply_to(model, tokenizer, prompts, max_new_tokens, prefix)
+                return reply_to(model, tokenizer, prompts, max_new_tokens, prefix)
 
     def _prefix_of(self, prompts: Sequence[Tensor]) -> Prefix | None:
         """What all prompts begin with, up to the last visual token, as the model has read it."""
@@ -350,7 +355,13 @@ class Seen:
         return prefix
 
     def overlay(self, index: int = 0) -> Image.Image:
-        """A scene with what was kept of it drawn over it."""
+        """A scene with what was kept of it drawn over it.
+
+        Raises:
+            ValueError: no such scene, or one of which only the tokens are held.
+        """
+        if not 0 <= index < len(self.sources):
+            raise ValueError(f"an overlay needs one of {len(self.sources)} images, got {index}")
         tokens = self.encode()[index]
         with self.sources[index].opened() as scene:
             return overlay.draw(scene, tokens)
@@ -367,16 +378,19 @@ class Seen:
         return self._prefix is not None
 
     def release(self) -> None:
-        """Gives memory back; what was kept is made again for the next question, where it can be."""
-        self._prefix = None
-        if self.sources and not any(source.is_open for source in self.sources):
+        """Gives memory back: what the language model has read, if any of it is kept, else tokens.
+
+        It is made again for the next question. Tokens of scenes that were given open stay.
+        """
+        if self._prefix is not None:
+            self._prefix = None
+        elif self.sources and not any(source.is_open for source in self.sources):
             self._tokens = None
 
     def close(self) -> None:
         """Lets go of everything."""
         self._closed = True
-        self._stack.close()
-        self._scenes, self._tokens, self._prefix = [], None, None
+        self._tokens, self._prefix = None, None
 
     def __enter__(self) -> Seen:
         return self
@@ -390,5 +404,7 @@ class Seen:
         self.close()
 
 
-def in_bytes(size: int | str | None) -> int | None:
-    return parse_memory(size) if isinstance(size, str) else size
+def slides(config: GeoLlavaConfig) -> bool:
+    """Whether a layer of the language model sees a window of its prompt alone."""
+    kinds = getattr(config.text_config, "layer_types", None) or []
+    return any(kind == "sliding_attention" for kind in kinds)

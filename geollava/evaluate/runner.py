@@ -196,7 +196,7 @@ def predicted(
         dropped=reply.dropped,
         crops=seen.crops,
         tokens_before=seen.tokens_before,
-        tokens_after=seen.tokens_after,
+        tokens_after=seen.tokens_after if reply.tokens is None else reply.tokens,
         seconds=seconds,
     )
 

@@ -14,6 +14,8 @@ REGISTERING = ("geollava.model.modeling", "geollava.model.processing")  # at the
 # What those two import and transformers with it: it may be the reason why transformers comes.
 BENEATH = {
     "geollava.model.configuration",
+    "geollava.model.image_processing",
+    "geollava.model.tokenizing",
     "geollava.model.token_reduction",
     "geollava.model.vision_tower",
 }

@@ -8,23 +8,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
-from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
 
+from geollava.answering import generating
 from geollava.answering.overlay import LONGEST_SIDE
 from geollava.imagery import Scene, resized
 
 
 @dataclass(frozen=True)
-class Reply:
-    """A model's words, and the probability that it gave to the first of them.
+class Reply(generating.Reply):
+    """A model's words.
 
     Attributes:
         dropped: visual tokens that this question alone went without, in an ablation.
     """
 
-    text: str
-    confidence: float
     dropped: int | None = None
 
 
@@ -79,35 +76,3 @@ class Answerer(ABC):
     @abstractmethod
     def protocol(self, *, blind: bool) -> dict[str, Any]:
         """What a result must say of the model, and of the prompt around the question."""
-
-    def generate(
-        self, inputs: dict[str, Any], prompt_length: int, max_new_tokens: int
-    ) -> list[Reply]:
-        first = FirstProbability()
-        stop = self.tokenizer.eos_token_id
-        generated = self.model.generate(
-            **inputs,
-            max_new_tokens=max_new_tokens,
-            logits_processor=LogitsProcessorList([first]),
-            pad_token_id=self.tokenizer.pad_token_id if self.tokenizer.pad_token_id else stop,
-            do_sample=False,
-            num_beams=1,
-        )
-        texts = self.tokenizer.batch_decode(generated[:, prompt_length:], skip_special_tokens=True)
-        return [
-            Reply(text.strip(), confidence)
-            for text, confidence in zip(texts, first.values, strict=True)
-        ]
-
-
-class FirstProbability(LogitsProcessor):
-    """Changes nothing; notes how probable the most likely first token is."""
-
-    def __init__(self) -> None:
-        self.values: list[float] = []
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if not self.values:
-            best = scores.float().softmax(1).amax(1)
-            self.values = [round(value, 4) for value in best.tolist()]
-        return scores

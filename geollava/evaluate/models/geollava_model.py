@@ -15,7 +15,8 @@ from geollava.answering.session import Session
 from geollava.evaluate.models import controls
 from geollava.evaluate.models.answerer import Answerer, Reply, Seen
 from geollava.imagery import Scene
-from geollava.model.token_reduction import check_method, host_methods
+from geollava.model.configuration import NO_REDUCTION
+from geollava.model.token_reduction import check_method, crop_methods, host_methods
 
 
 class GeoLlavaAnswerer(Answerer):
@@ -30,17 +31,24 @@ class GeoLlavaAnswerer(Answerer):
 
     def reduce(self, method: str | None, num_keep: int | None) -> None:
         config, own = self.model.config, self.session.own
-        method, num_keep = method or own.method, num_keep or own.num_keep
+        method = method or own.method
         if method == controls.SMALLER_IMAGE and config.image_grid_pinpoints is not None:
             raise NotImplementedError(f"{method} needs a model without a list of canvases")
-        used, count = controls.method_of(method, num_keep, config.tokens_per_crop)
-        if used not in host_methods():
-            check_method(used, also=(*controls.NAMES, *host_methods()))
-        if used != method:  # the number that was asked for must be one, too
-            self.session.reduce(used, num_keep)
-        self.session.reduce(used, count)
-        self.method, self.num_keep = method, num_keep
-        self.share = num_keep / config.tokens_per_crop
+        if method not in controls.NAMES:
+            if method not in host_methods():
+                check_method(method, also=(*controls.NAMES, *host_methods()))
+            if num_keep is None and method in crop_methods() and method != NO_REDUCTION:
+                num_keep = own.num_keep
+            self.session.reduce(method, num_keep)
+            chosen = self.session.reduction
+            self.method = method
+            self.num_keep = chosen.asked_keep or chosen.num_keep
+            return
+        self.method, self.num_keep = method, num_keep or own.num_keep
+        whole = config.tokens_per_crop
+        self.session.reduce("uniform", self.num_keep)  # it must be a number that a crop has
+        self.session.reduce(*controls.method_of(method, self.num_keep, whole))
+        self.share = self.num_keep / whole
 
     def see(self, scenes: Sequence[Scene]) -> Seen:
         return self.seen_of([self.encode(scene) for scene in scenes])
@@ -79,7 +87,7 @@ class GeoLlavaAnswerer(Answerer):
 
     def ask(self, seen: Seen, prepared: list[Tensor], max_new_tokens: int) -> list[Reply]:
         return [
-            Reply(reply.text, reply.confidence)
+            Reply(reply.text, reply.confidence, reply.tokens)
             for reply in seen.content.reply(prepared, max_new_tokens)
         ]
 
@@ -93,7 +101,7 @@ class GeoLlavaAnswerer(Answerer):
             "prompt": self.processor.build_prompt("{question}", num_images=not blind),
             "method": self.method,
             "num_keep": self.num_keep,
-            "tokens_per_crop": config.num_keep,
+            "tokens_per_crop": self.session.reduction.num_keep,
             "crop_size": config.vision_config.image_size,
             "max_crops": self.own_max_crops,
             "resize": self.processor.image_processor.resize,

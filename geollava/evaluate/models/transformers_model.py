@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 import tokenprune
+from geollava.answering.generating import generate
 from geollava.evaluate.models.answerer import Answerer, Reply, Seen
 from geollava.imagery import Scene
 from geollava.model.templates import bounded_templates
@@ -59,7 +60,9 @@ class TransformersAnswerer(Answerer):
             return_tensors="pt",
             processor_kwargs={"padding": len(prepared) > 1},
         ).to(self.model.device, self.model.dtype)
-        return self.generate(dict(inputs), inputs["input_ids"].shape[1], max_new_tokens)
+        length = inputs["input_ids"].shape[1]
+        replies = generate(self.model, self.tokenizer, dict(inputs), length, max_new_tokens)
+        return [Reply(**vars(reply)) for reply in replies]
 
     def render(self, conversation: Any, **options: Any) -> Any:
         with bounded_templates():

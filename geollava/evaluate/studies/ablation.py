@@ -63,6 +63,7 @@ class AblatedModel(GeoLlavaAnswerer):
             raise NotImplementedError("tokens can be left out of models of this project alone")
         model = cls(answerer.name, answerer.session)
         model.weights = answerer.weights
+        model.reduce(answerer.method, answerer.num_keep)
         return model
 
     def see(self, scenes: Sequence[Scene]) -> Seen:
@@ -85,7 +86,7 @@ class AblatedModel(GeoLlavaAnswerer):
         for held, ids, dropped in prepared:
             (reply,) = held.reply([ids], max_new_tokens)
             held.close()
-            replies.append(Reply(reply.text, reply.confidence, dropped))
+            replies.append(Reply(reply.text, reply.confidence, dropped=dropped))
         return replies
 
     def protocol(self, *, blind: bool) -> dict[str, Any]:
