@@ -50,7 +50,7 @@ MOVED = {
     "finished": "answering.finished",
     "geojson": "answering.geojson",
     "malloc": "common.malloc",
-    "modeling": "model.modeling",
+    "modeling": "model.modeling model.vision",
     "outputs": "common.outputs",
     "overlay": "answering.overlay",
     "processing": "model.processing model.image_processing model.tokenizing",
@@ -74,13 +74,23 @@ MOVED = {
 # those functions were.
 GAVE_AWAY = {
     "evaluate.models": {"evaluate.models.opening": "open_model digest_of"},
+    "evaluate.report": {"common.plots": "require_matplotlib"},
+    "evaluate.runner": {"evaluate.results_folder": "software SETTINGS PREDICTIONS RESULTS"},
     "scenes": {
         "scenes.scene": "COLORS PURPLE PALETTE COLOR_NAMES KINDS VEHICLES LANDMARKS LAND_USES "
-        "DIRECTIONS REACH color_name land_use_at quarter_distance",
-        "scenes.layout": "NoRoomError Planner ask_shuffled",
+        "DIRECTIONS REACH Color Spot color_name land_use_at quarter_distance",
+        "scenes.layout": "MIN_SIZE ROOMY_SIZE GAPS ATTEMPTS TEST_EVERY NoRoomError Planner "
+        "ask_shuffled plan_once",
         "scenes.questions": "CHOICES_FOLLOW INSTRUCTION DESCRIBE READING_BAND conversation "
         "more_questions options_of prompt_of varied words_for",
     },
+}
+# Names that nothing has any more, and what does their work.
+GONE = {
+    "answer.answer": "geollava.Session(model).see(image).ask(question)",
+    "answer.ask_for": "geollava.Session(model).see(image).ask(question)",
+    "imagery.fitted_size": "geollava.imagery.Canvas(...).fitted_size",
+    "imagery.image_box": "geollava.imagery.Canvas(...).image_box",
 }
 # These stay, and do not warn: the public contract allows both spellings.
 ALIASES = {
@@ -135,10 +145,10 @@ class OldPath(Loader):
 
 
 def names_of(module: str) -> Callable[[str], Any]:
-    """The `__getattr__` of a module that gave names away, by its full name."""
+    """The `__getattr__` of a module that gave names away or lost some, by its full name."""
     homes = {
         name: home
-        for home, names in GAVE_AWAY[module.removeprefix("geollava.")].items()
+        for home, names in GAVE_AWAY.get(module.removeprefix("geollava."), {}).items()
         for name in names.split()
     }
 
@@ -166,7 +176,9 @@ def find(name: str, old: str, new: list[str]) -> Any:
 
 
 def no_attribute(module: str, name: str) -> AttributeError:
-    return AttributeError(f"module {module!r} has no attribute {name!r}")
+    instead = GONE.get(f"{module}.{name}".removeprefix("geollava."))
+    hint = f": use {instead}" if instead else ""
+    return AttributeError(f"module {module!r} has no attribute {name!r}{hint}")
 
 
 def warn(old: str, new: str) -> None:

@@ -4,7 +4,8 @@
     python tools/structure.py geollava --against v0.1.0         # one, beside another commit's
     python tools/structure.py ANY/PACKAGE_FOLDER
 
-Imports in functions and under TYPE_CHECKING count. A room is an entry at a package's top level.
+Imports in functions and under TYPE_CHECKING count; imports by text, as `import_module("...")`, are
+not seen. A room is an entry at a package's top level.
 Standard library only.
 """
 

@@ -61,6 +61,11 @@ def memory_size(text: str) -> str:
     return text
 
 
+def session_memory_size(text: str) -> str:
+    """Likewise; 0 is nothing."""
+    return text if text == "0" else memory_size(text)
+
+
 def scenes_argument(text: str) -> Any:
     return typer.Argument(parser=local_path, metavar="SCENES", help=text)
 
@@ -108,9 +113,9 @@ SettingsOptions = Annotated[
             help="What encoding may take beside the weights, such as 8GiB",
         ),
         "session_memory": typer.Option(
-            parser=memory_size,
+            parser=session_memory_size,
             metavar="SIZE",
-            help="What may be kept of a scene for further questions",
+            help="What may be kept of a scene for further questions; 0: nothing",
         ),
         "device": typer.Option(help=DEVICE),
         "dtype": typer.Option(help=DTYPE),

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from geollava.common.outputs import write_json, write_text
 from geollava.common.plots import CHANCE, MEASURED, PUBLISHED, new_figure, save_figure
 from geollava.common.tables import property_table, table
+from geollava.moved import names_of
 
 NAMES = {"macro": "macro", "macro_present": "macro (subtasks with rows)"}
 FEW = 20  # images
+
+if not TYPE_CHECKING:
+    __getattr__ = names_of(__name__)
 
 
 def write(results: dict[str, Any], out: Path) -> None:

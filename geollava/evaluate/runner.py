@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from geollava.common.choices import OnBadRows
 from geollava.evaluate.models.answerer import Answerer, Reply, Seen
@@ -18,8 +18,12 @@ from geollava.evaluate.predictions import Prediction
 from geollava.evaluate.processes import Processes
 from geollava.evaluate.results_folder import appending, claim, finished
 from geollava.evaluate.rows import Data, Example
+from geollava.moved import names_of
 
 ON_BAD_ROWS = get_args(OnBadRows)
+
+if not TYPE_CHECKING:
+    __getattr__ = names_of(__name__)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ crops.py     resized rows -> crops
 token_map.py TokenMap: a token's place -> pixels of the image -> longitude and latitude
 """
 
+from typing import TYPE_CHECKING
+
 from geollava.imagery.canvas import (
     MAX_CROPS,
     Canvas,
@@ -25,6 +27,7 @@ from geollava.imagery.orientation import EXIF_MODES
 from geollava.imagery.raster import files_of
 from geollava.imagery.scene import RESIZE_MODES, Georeference, Scene
 from geollava.imagery.token_map import TokenMap
+from geollava.moved import names_of
 
 __all__ = [
     "EXIF_MODES",
@@ -48,3 +51,6 @@ __all__ = [
     "select_canvas",
     "to_rgb",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = names_of(__name__)

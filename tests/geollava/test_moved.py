@@ -50,7 +50,7 @@ DOCUMENTED = [
     "geollava.train_config.TrainConfig", "geollava.train_data.join",
     "geollava.train_data.tokenize", "geollava.train_plan.memory",
     "geollava.modeling.GeoLlavaForConditionalGeneration", "geollava.evaluate.rows.Data",
-    "geollava.evaluate.models.open_model",
+    "geollava.evaluate.models.open_model", "geollava.modeling.check_num_crops",
 ]  # fmt: skip
 # The package that a module imports and an installation may lack.
 NEEDS_MORE = {"evaluate.lmms_model": "lmms_eval"}
@@ -171,6 +171,17 @@ def test_names_that_a_module_gave_away(module):
             assert caught[0].filename == __file__
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         old.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("path", sorted(moved.GONE))
+def test_a_name_that_is_gone_says_what_to_use(path, forgotten):
+    old, _, name = f"geollava.{path}".rpartition(".")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        module = importlib.import_module(old)
+    text = f"module {old!r} has no attribute {name!r}: use {moved.GONE[path]}"
+    with pytest.raises(AttributeError, match=f"^{re.escape(text)}$"):
+        getattr(module, name)
 
 
 def test_both_spellings_of_the_contract_do_without_a_warning():

@@ -10,11 +10,14 @@ import sys
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import tokenprune
-from geollava.answering.session import Session
+from geollava.answering.session import Seen, Session
+from geollava.answering.settings import Settings
+from geollava.commands.options import session_memory_size
 from geollava.model.default_model import DEMONSTRATION, default_checkpoint
 from tests.geollava.commands.conftest import check_refusal
 from tests.geollava.conftest import noise
@@ -296,23 +299,118 @@ def test_piped_questions(run, scene, piped):
     ]
 
 
-def test_a_pipe_without_questions(run, scene, piped):
-    piped(b"\n \n")
+@pytest.fixture
+def loaded(monkeypatch):
+    """Models that are loaded."""
+    calls, load = [], Settings.session
+
+    def counted(settings):
+        calls.append(settings)
+        return load(settings)
+
+    monkeypatch.setattr(Settings, "session", counted)
+    return calls
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n"])
+def test_a_pipe_without_questions_is_refused_before_a_model_is_loaded(
+    run, scene, piped, loaded, content
+):
+    piped(content)
     check_refusal(run("ask", scene), "a question must stand on the command line or on a line")
+    assert loaded == []
 
 
-def test_a_pipe_that_is_not_utf8(run, scene, piped):
-    piped(b"What?\nA caf\xe9?\n")
+def test_the_first_piped_question_is_there_before_a_model_is_loaded(
+    run, scene, monkeypatch, loaded
+):
+    loads = []
+
+    class Pipe(io.BytesIO):
+        def __next__(self):
+            loads.append(len(loaded))
+            return super().__next__()
+
+    stdin = io.TextIOWrapper(Pipe(b"\nHow many ships?\nLand or sea?\n"))
+    monkeypatch.setattr("sys.stdin", stdin)
+    code, out, _ = run("ask", scene, *ASKED)
+    assert (code, out.count("\n")) == (0, 2)
+    assert loads == [0, 0, 1, 1]  # the last finds the end
+
+
+def refused_lines(err):
+    return [line for line in err.splitlines() if line.startswith("error: ")]
+
+
+def test_piped_questions_that_cannot_be_asked(run, scene, piped, encoded):
+    lines = ["Where is <image>?", "How many ships?", "What?" * 50_000, "<image>", "Land or sea?"]
+    piped("\n".join(lines).encode())
     code, out, err = run("ask", scene, *ASKED)
-    assert (code, out.count("\n")) == (2, 1)  # what came before it is answered
-    assert err.endswith("error: the standard input must be text in UTF-8, line 2 is not\n")
+    assert (code, len(encoded)) == (2, 1)
+    assert [json.loads(line)["question"] for line in out.splitlines()] == [lines[1], lines[4]]
+    first, long, last = refused_lines(err)
+    assert first.startswith("error: line 1: ")
+    assert first.endswith("expected 1, got 2")
+    assert long.startswith("error: line 3: ")
+    assert "positions" in long
+    assert last.startswith("error: line 4: ")
+    assert len(err.splitlines()) == 4  # with the note about the model
+    _, expected, _ = run("ask", scene, lines[1], lines[4], *ASKED)
+    assert [json.loads(line)["answer"] for line in out.splitlines()] == [
+        json.loads(line)["answer"] for line in expected.splitlines()
+    ]
 
 
-def test_a_piped_question_that_cannot_be(run, scene, piped):
-    piped(b"What?\nWhere is <image>?\nWhat?\n")
+def test_piped_lines_that_are_not_utf8(run, scene, piped):
+    piped(b"A caf\xe9?\nWhat?\n\nA caf\xe9?\n")
+    code, out, err = run("ask", scene, "--max-new-tokens", 1)
+    assert (code, out.count("\n")) == (2, 1)
+    text = "the question must be text that UTF-8 can write, got 'A caf\\udce9?'"
+    assert refused_lines(err) == [f"error: line 1: {text}", f"error: line 4: {text}"]
+
+
+def test_a_piped_question_that_the_model_refuses(run, scene, piped, monkeypatch):
+    """After the image is encoded, as a text encoder of a method does."""
+    reply = Seen.reply
+
+    def refusing(seen, prompts, *rest, **options):
+        refusing.calls += 1
+        if refusing.calls == 1:
+            raise NotImplementedError("no such words\nfor this method")
+        return reply(seen, prompts, *rest, **options)
+
+    refusing.calls = 0
+    monkeypatch.setattr(Seen, "reply", refusing)
+    piped(b"What?\nWhat?\n")
     code, out, err = run("ask", scene, *ASKED)
     assert (code, out.count("\n")) == (2, 1)
-    assert err.endswith("expected 1, got 2\n")
+    assert refused_lines(err) == ["error: line 1: no such words"]
+    assert set(json.loads(out)["seconds"]) >= {"read", "load", "answer"}
+
+
+def test_an_image_that_cannot_be_encoded_ends_a_pipe(run, scene, piped, monkeypatch):
+    def damaged(session, scene, **options):
+        raise ValueError("the image is damaged")
+
+    monkeypatch.setattr(Session, "encode", damaged)
+    piped(b"What?\nWhat?\n")
+    check_refusal(run("ask", scene, *ASKED), "the image is damaged")
+
+
+@pytest.mark.parametrize("text", ["0", "1", "2MiB"])
+def test_session_memory_may_be_nothing(text):
+    assert session_memory_size(text) == text
+
+
+@pytest.mark.parametrize("text", ["", "-1", "0 things", "much"])
+def test_other_session_memory_is_a_size(text):
+    with pytest.raises(typer.BadParameter, match="memory must be a size such as 8GiB or 512MB"):
+        session_memory_size(text)
+
+
+def test_the_memory_budget_is_not_nothing(run, scene):
+    refused = run("ask", scene, "What?", "--memory-budget", "0")
+    check_refusal(refused, "memory must be a size such as 8GiB or 512MB, got 0")
 
 
 def test_a_piped_question_is_answered_as_it_comes(scene):
