@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from geollava.answering.generating import Answer
 from geollava.answering.prompts import Turn
-from geollava.answering.session import Answer, Seen
+from geollava.answering.session import Seen
 
 
 class Conversation:

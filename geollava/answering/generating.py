@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -35,6 +35,26 @@ class Reply:
     text: str
     confidence: float
     tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A reply, and what it took.
+
+    Attributes:
+        text: the model's words.
+        confidence: probability that the model gave to the first token of its answer.
+        crops: that the scene was cut into.
+        tokens_before, tokens_after: visual tokens of all crops, before and after the reduction.
+        seconds: per stage, of this question alone and of what was done first for it.
+    """
+
+    text: str
+    confidence: float
+    crops: int
+    tokens_before: int
+    tokens_after: int
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 class FirstProbability(LogitsProcessor):

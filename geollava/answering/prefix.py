@@ -65,3 +65,9 @@ def shared_length(ids: Tensor, image_token_id: int) -> int:
     """Tokens of a prompt [L] up to its last visual one, which all questions share."""
     marks = (ids == image_token_id).nonzero()
     return int(marks[-1]) + 1 if len(marks) else 0
+
+
+def slides(config: GeoLlavaConfig) -> bool:
+    """Whether a layer of the language model sees a window of its prompt alone."""
+    kinds = getattr(config.text_config, "layer_types", None) or []
+    return any(kind == "sliding_attention" for kind in kinds)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, get_args
 
@@ -20,11 +19,11 @@ from torch import Tensor
 
 from geollava.answering import overlay
 from geollava.answering.encoding import SceneTokens, encode_scene
-from geollava.answering.generating import Reply, reduced_reply, reply_to
+from geollava.answering.generating import Answer, Reply, reduced_reply, reply_to
 from geollava.answering.loading import check_pair, load
 from geollava.answering.measures import Stopwatch
 from geollava.answering.memory import SESSION_MEMORY, SceneMemory, parse_memory
-from geollava.answering.prefix import Prefix, prefix_bytes, shared_length
+from geollava.answering.prefix import Prefix, prefix_bytes, shared_length, slides
 from geollava.answering.prompts import Turn, check_question, prompt_ids
 from geollava.answering.reduction import Reduction
 from geollava.answering.source import Source
@@ -37,26 +36,6 @@ from geollava.model.modeling import GeoLlavaForConditionalGeneration
 from geollava.model.processing import GeoLlavaProcessor
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What came out, and what it took.
-
-    Attributes:
-        text: the model's words.
-        confidence: probability that the model gave to the first token of its answer.
-        crops: that the scene was cut into.
-        tokens_before, tokens_after: visual tokens of all crops, before and after the reduction.
-        seconds: per stage, of this question alone and of what was done first for it.
-    """
-
-    text: str
-    confidence: float
-    crops: int
-    tokens_before: int
-    tokens_after: int
-    seconds: dict[str, float] = field(default_factory=dict)
 
 
 class Session:
@@ -402,9 +381,3 @@ class Seen:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def slides(config: GeoLlavaConfig) -> bool:
-    """Whether a layer of the language model sees a window of its prompt alone."""
-    kinds = getattr(config.text_config, "layer_types", None) or []
-    return any(kind == "sliding_attention" for kind in kinds)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from geollava.answering import geojson, overlay
+from geollava.answering.generating import Answer
 from geollava.answering.measures import Stopwatch, peak_memory_mib
-from geollava.answering.session import Answer, Seen, Session
+from geollava.answering.session import Seen, Session
 from geollava.commands.console import note, progress_of, show_rows
 from geollava.common.outputs import check_output
 from geollava.imagery import Scene

@@ -41,7 +41,8 @@ def main(arguments: list[str] | None = None) -> None:
             fail("interrupted", INTERRUPTED)
         usage = getattr(error, "format_message", None)  # typer's own errors have one
         if usage is not None:
-            fail(usage() or "no command given", 2)
+            text = usage().replace(": Value error, ", ": ")  # as pydantic begins it
+            fail(text or "no command given", 2)
         if os.environ.get("GEOLLAVA_DEBUG"):
             raise
         line = f"{type(error).__name__}: {first_line(error, arguments)}"

@@ -158,6 +158,14 @@ def test_lists_of_scenes(kind, job, run, tmp_path):
     ] * 2
 
 
+def test_a_method_that_needs_the_question(run, job, tmp_path):
+    code, _, err = run(*job(1, "--method", "cdpruner", "--num-keep", 1))
+    assert code == 0, err
+    assert [row["tokens_after"] for row in rows_of(tmp_path / "a.parquet")] == [
+        row["crops"] for row in rows_of(tmp_path / "a.parquet")
+    ]
+
+
 def test_finished_rows_are_not_computed_again(run, job, tmp_path, monkeypatch):
     command = job(2)
     assert run(*command)[0] == 0

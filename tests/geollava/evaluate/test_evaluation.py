@@ -193,7 +193,7 @@ def test_blind_sees_nothing(questions, guessing_checkpoint, tmp_path):
         ({"--data": __file__}, "cannot be read: it holds neither Parquet"),
         ({"--model": "/nowhere"}, "/nowhere does not exist"),
         ({"--method": "best"}, "best"),
-        ({"--method": "sparsevlm"}, "needs text"),
+        ({"--method": "sparsevlm"}, "sparsevlm needs a number of tokens to keep per crop"),
         ({"--num-keep": 577}, "between 1 and the 576 tokens"),
         ({"--num-keep": 577, "--method": "smaller_image"}, "between 1 and the 576 tokens"),
         ({"--on-bad-rows": "hide"}, "'hide' is not one of 'refuse', 'count-wrong', 'skip'"),

@@ -189,7 +189,7 @@ def test_written_scenes_are_training_data(run, tmp_path):
     [
         (("--size", 500), "at least 512 pixels times"),
         (("--scale", "nan"), "got 8064 for nan"),
-        (("--ground", "mars"), "mixed, earth, procedural, got 'mars'"),
+        (("--ground", "mars"), "'mars' is not one of 'mixed', 'earth', 'procedural'"),
         (("--part", "exam"), "'exam' is not one of 'both', 'train', 'test'"),
     ],
 )

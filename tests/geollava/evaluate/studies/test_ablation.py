@@ -68,6 +68,7 @@ def test_ablation(run, questions, guessing_checkpoint, tmp_path):
     code, _, err = run(*command)
     assert code == 0, err
     table = json.loads((out / "ablation.json").read_text())
+    assert table["protocol"]["method"] == "spatial_pool"
     assert table["questions"] == len(rows)
     whole, objects, lot = table["conditions"]
     assert [row["condition"] for row in (whole, objects, lot)] == list(ablation.CONDITIONS)
