@@ -66,7 +66,9 @@ def test_every_room_has_its_floor():
     assert sorted(room for floor in FLOORS for room in floor) == sorted(GEOLLAVA.rooms)
 
 
-@pytest.mark.parametrize(("height", "room"), [(n, r) for n, f in enumerate(FLOORS) for r in f])
+@pytest.mark.parametrize(
+    ("height", "room"), [(n, room) for n, floor in enumerate(FLOORS) for room in sorted(floor)]
+)
 def test_rooms_import_only_downward(height, room):
     below = {name for floor in FLOORS[:height] for name in floor}
     assert GEOLLAVA.rooms[room] <= below
