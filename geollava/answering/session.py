@@ -1,8 +1,10 @@
 """The one way a scene is asked: load once, see once, ask many.
 
+```python
 session = Session("initiacms/GeoLLaVA-8K")
 harbor = session.see("harbor.tif")
 print(harbor.ask("How many ships are there?").text)
+```
 """
 
 from __future__ import annotations
@@ -10,7 +12,6 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Any, get_args
 
 import torch
@@ -92,9 +93,11 @@ class Session:
             if value not in allowed:
                 raise ValueError(f"{option} must be one of {', '.join(allowed)}, got {value!r}")
         name = os.fspath(model) if model is not None else str(default_checkpoint())
+        # What can be wrong is found before weights are loaded.
+        budget, memory = bytes_of(memory_budget), SceneMemory(session_memory)
         config = GeoLlavaConfig.from_pretrained(resolve_folder(name))
-        reduction = Reduction.choose(config, method, num_keep)  # before weights are loaded
-        self._begin(*load(name, device, dtype), name, memory_budget, session_memory)
+        reduction = Reduction.choose(config, method, num_keep)
+        self._begin(*load(name, device, dtype), name, budget, memory)
         self.reduction = reduction
         self.processor.image_processor.resize = resize
 
@@ -110,16 +113,16 @@ class Session:
     ) -> Session:
         """A session of a pair that is loaded already, which it shares."""
         session = cls.__new__(cls)
-        session._begin(model, processor, name, memory_budget, session_memory)
+        budget, memory = bytes_of(memory_budget), SceneMemory(session_memory)
+        session._begin(model, processor, name, budget, memory)
         return session
 
     def _begin(
-        self, model: Any, processor: Any, name: str, budget: int | str | None, kept: int | str
+        self, model: Any, processor: Any, name: str, budget: int | None, memory: SceneMemory
     ) -> None:
         check_pair(model, processor)
         self.model, self.processor, self.name = model, processor, name
-        self.memory_budget = parse_memory(budget) if isinstance(budget, str) else budget
-        self.memory = SceneMemory(kept)
+        self.memory_budget, self.memory = budget, memory
         self.own = self.reduction = Reduction.choose(model.config)
 
     def reduce(self, method: str | None = None, num_keep: int | None = None) -> None:
@@ -374,10 +377,9 @@ class Seen:
     def __enter__(self) -> Seen:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def bytes_of(size: int | str | None) -> int | None:
+    return parse_memory(size) if isinstance(size, str) else size

@@ -34,6 +34,9 @@ class Files:
             check_output(self.tokens_geojson, "the GeoJSON file", geojson.SUFFIXES)
 
     def write(self, seen: Seen, stopwatch: Stopwatch) -> None:
+        asked = seen.reduction.asked_method
+        if asked is not None and (self.overlay or self.tokens_geojson):
+            note(f"what is drawn is kept before a question is read; {asked} chooses among it")
         if self.overlay is not None:
             with stopwatch.stage("overlay"):
                 overlay.save(seen.overlay(), self.overlay)

@@ -51,9 +51,7 @@ class GeoLlavaAnswerer(Answerer):
         self.share = self.num_keep / whole
 
     def see(self, scenes: Sequence[Scene]) -> Seen:
-        return self.seen_of([self.encode(scene) for scene in scenes])
-
-    def seen_of(self, tokens: list[SceneTokens]) -> Seen:
+        tokens = [self.encode(scene) for scene in scenes]
         asked = self.session.reduction.asked_method is not None
         return Seen(
             content=self.session.hold(tokens),

@@ -50,6 +50,7 @@ def same_answer(model, processor, answer, images, question, history=(), tokens=6
     best = logits.topk(2).values
     close = ((best[:, 0] - best[:, 1]) < 1e-3).nonzero().flatten()
     sure = int(close[0]) if len(close) else len(ids)
+    assert sure  # or nothing is compared
     text = processor.tokenizer.decode(ids[:sure], skip_special_tokens=True).strip()
     return answer.text.startswith(text) if len(close) else answer.text == text
 

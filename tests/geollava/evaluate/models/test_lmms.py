@@ -106,7 +106,9 @@ def test_lmms_eval_gives_the_same_scores(saved, guessing_checkpoint, tmp_path):
         [sys.executable, *map(str, command)], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    (path,) = (tmp_path / "out").rglob("*_results.json")
+    found = list((tmp_path / "out").rglob("*_results.json"))
+    assert len(found) == 1, done.stdout[-3000:]  # it logs what goes wrong, and returns 0
+    (path,) = found
     theirs = json.loads(path.read_text())["results"]["xlrs-here"]
 
     answerer = open_model(str(guessing_checkpoint), None, None, "cpu", "float32", "eager")
