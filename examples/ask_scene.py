@@ -16,7 +16,7 @@ from geollava import scenes
 from geollava.answering import overlay
 from geollava.answering.measures import Stopwatch
 from geollava.answering.session import Session
-from geollava.commands.console import progress_bar
+from geollava.commands.console import progress_bar, quiet_transformers
 from geollava.scenes.draw import draw
 
 SEED = 80_000  # of no scene that the model learned from
@@ -26,6 +26,7 @@ FOLDER = Path("demo")
 
 def main() -> None:
     console = Console(highlight=False, soft_wrap=True)
+    quiet_transformers()
     FOLDER.mkdir(exist_ok=True)
     scene = scenes.plan(SEED, SIZE, SCALE)
     path = FOLDER / "scene.jpg"
