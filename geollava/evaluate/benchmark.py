@@ -114,9 +114,10 @@ def get_field(row: Row, name: str) -> Any:
 def options_of(row: Row) -> list[str]:
     """The choices of a row, such as "(A) 3 ships"."""
     options = get_field(row, "multi-choice options")
-    if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
+    texts = isinstance(options, list) and all(isinstance(option, str) for option in options)
+    if not texts or not options:
         raise ValueError(
-            f"row {row.get('index', '?')}: 'multi-choice options' must be a list of texts, "
-            f"got {options!r}"
+            f"row {row.get('index', '?')}: 'multi-choice options' must be a list of one or more "
+            f"texts, got {options!r}"
         )
     return options

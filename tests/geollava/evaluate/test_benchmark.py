@@ -30,6 +30,18 @@ def test_every_benchmark_is_a_file_and_a_command(name):
     assert benchmark.problem_of({"index": 3}) is not None
 
 
+@pytest.mark.parametrize("name", ["mme-realworld-rs", "scenes-open", "xlrs"])
+@pytest.mark.parametrize("options", [[], "(A) 1", ["(A) 1", 2]])
+def test_choices_are_texts_and_at_least_one(name, options):
+    row = {
+        "index": 3, "question": "How many?", "answer": "A", "category": "Counting/Overall counting",
+        "multi-choice options": options,
+    }  # fmt: skip
+    problem = get_benchmark(name).problem_of(row)
+    assert problem is not None
+    assert problem.startswith("row 3: 'multi-choice options' must be a list of one or more texts")
+
+
 def test_an_unknown_benchmark_is_refused():
     with pytest.raises(ValueError, match=r"must be one of lrs-vqa, .*, xlrs-grounding, got 'no'"):
         get_benchmark("no")
