@@ -14,9 +14,91 @@ from tokenprune.tokens import ReducedTokens, VisionTokens
 
 @dataclass(kw_only=True)
 class BackgroundAnchored(Method):
-    """Merges each token into its strongest neighbor, keeps the clusters the class token looks for.
+    r"""Merges each token into its strongest neighbor, keeps the clusters the class token looks for.
 
-    Needs a class token and the model's weights; see `tokenprune.ops.background_anchored`.
+    Two stages: background merging makes clusters of the grid, anchored selection keeps the K that
+    answer best to the class token, each as the mean of its tokens. A crop with fewer than K
+    clusters leaves slots empty.
+
+    Attributes:
+        dw_weight, pw_weight, pw_bias: the affinity head, [D, 1, 3, 3], [9, D, 1, 1] and [9].
+        q_weight, q_bias, k_weight, k_bias: the anchor's projections, [D, D] and [D]. The released
+            model passes the value projection of an encoder layer as `k_weight`.
+        max_iters: doublings of the pointers under `cycles="official"`.
+        cycles: "official" leaves two tokens that point at each other two roots; "merge" joins
+            every cycle into one cluster.
+        assignment: "hard" as published; "straight_through" and "soft" give the head a gradient.
+        temperature: of the softmax over neighbors under the latter two.
+        impl: "auto", "reference" or "triton".
+
+    Formula:
+        *Affinity.* A depth-wise and a point-wise convolution give each token nine logits, one per
+        offset $o \in \{-1, 0, 1\}^2$, with zeros beyond the border:
+
+        $$\ell_{i,o} = \beta_o + \sum_{c=1}^{D} P_{o,c} \sum_{t \in \{-1,0,1\}^2}
+        W_{c,t}\, x_{i+t,\,c}, \qquad W \in \mathbb{R}^{D \times 3 \times 3},\;
+        P \in \mathbb{R}^{9 \times D}.$$
+
+        *Pointers.* With $w_i = \operatorname{softmax}_o(\ell_{i,o})$ and $n(i, o)$ the cell at
+        offset $o$, clamped to the grid, each token points at
+        $p(i) = \arg\max_j \sum_{o:\, n(i,o) = j} w_{i,o}$, the lowest cell among equals.
+
+        *Roots.* The pointers are followed by doubling: $r_0 = p$, $r_{t+1}(i) = r_t(r_t(i))$. The
+        root of token $i$ is $r(i) = r_T(i)$ with $T$ = `max_iters`, so $2^T$ steps.
+
+        *Selection.* With $C_c = \{i : r(i) = c\}$ and the class token $z \in \mathbb{R}^D$
+
+        $$m_c = \frac{1}{|C_c|} \sum_{i \in C_c} x_i, \qquad
+        s_c = \frac{(W_q z + b_q)^\top (W_k m_c + b_k)}{\sqrt{D}},$$
+
+        and the result is $m_c$ for the K clusters of highest $s_c$.
+
+    Cost:
+        $81\,N D$ products for the affinity, $T N$ steps for the roots, $D^2 + N D$ for the scores
+        (one vector per crop takes the place of a projection per token), and a sort of $N$. Only the
+        K kept clusters are averaged. No $N \times N$ matrix appears.
+
+    Fails when:
+        - the affinity head is not trained for the tower. The published head ends in an argmax and
+          gets no gradient; with random weights clusters are arbitrary, as the measured rows show.
+          `assignment="straight_through"` trains it.
+        - a small thing points into the ground beside it: its tokens are averaged away.
+        - the ground flows together into fewer than K clusters. Slots then stay empty, and a
+          language model with a fixed count reads them all the same.
+        - the class token does not look for small things: a cluster that scores low leaves the
+          crop with all its tokens.
+
+    Faithful:
+        Equal to recorded outputs of the published implementation: pointers, roots and kept clusters
+        exactly, logits, scores and means to 1e-5
+        (`tests/tokenprune/test_golden.py::test_all_in_one`,
+        `tests/tokenprune/test_golden.py::test_as_a_method`).
+
+    Example:
+        ```python
+        import torch
+
+        import tokenprune
+
+        torch.manual_seed(0)
+        D = 64
+        tokens = tokenprune.VisionTokens(
+            torch.randn(2, 576, D), grid_size=(24, 24), cls=torch.randn(2, D)
+        )
+        method = tokenprune.get_method(
+            "background_anchored",  # random weights; a checkpoint brings its own
+            dw_weight=torch.randn(D, 1, 3, 3),
+            pw_weight=torch.randn(9, D, 1, 1),
+            pw_bias=torch.zeros(9),
+            q_weight=torch.randn(D, D),
+            q_bias=torch.zeros(D),
+            k_weight=torch.randn(D, D),
+            k_bias=torch.zeros(D),
+        )
+        reduced = method.reduce(tokens, num_keep=24)
+        assert reduced.features.shape == (2, 24, D)
+        assert reduced.valid.all()  # noise makes more clusters than 24
+        ```
     """
 
     needs: ClassVar[tuple[str, ...]] = ("cls",)

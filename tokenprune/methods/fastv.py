@@ -11,7 +11,7 @@ from tokenprune.ops.common.checks import check_int
 
 @dataclass(kw_only=True)
 class FastV(LayerMethod):
-    """Keeps the tokens that the prompt's last token attends to in an early layer.
+    r"""Keeps the tokens that the prompt's last token attends to in an early layer.
 
     Tokens are ranked by the attention of layer K, counted from 1, and leave after it (section 4.1).
 
@@ -20,6 +20,37 @@ class FastV(LayerMethod):
 
     Raises:
         ValueError: `layer` below 1 or, when applied, not below the number of layers.
+
+    Formula:
+        In layer $\lambda$ = `layer` of the language model, with H heads of width d, queries and
+        keys after rotary embedding, and $e$ the prompt's last token,
+
+        $$a_i = \frac1H \sum_{h=1}^{H} \operatorname{softmax}_{j \le e}\!\Big(
+        \frac{q^h_e \cdot k^h_j}{\sqrt d}\Big)_i, \qquad
+        S = \operatorname{top}_K\big(\{a_i : i \text{ a visual token}\}\big).$$
+
+        Layers $1 \dots \lambda$ see all tokens, later ones the text and $S$.
+
+    Cost:
+        One row of the attention of one layer, $L D$ products for a prompt of L columns, read beside
+        SDPA or FlashAttention. The first $\lambda$ layers run, and cache, the whole prompt: with
+        few layers less is saved than before the language model.
+
+    Fails when:
+        - early attention follows places rather than contents. The paper of FasterVLM
+          (arXiv 2412.01818v1) reports that it leans towards the image's end, next to the text.
+        - the last token is one of the chat template: what it attends to is not what the question
+          asks for.
+        - many questions about one image: each needs its own prefill, no prefix of visual tokens
+          can be kept.
+        - the layer has a sliding window that does not reach the image: the ranking falls back to an
+          earlier layer that sees it, or raises where there is none.
+
+    Faithful:
+        Cut and ranking layer are the official ones (before layer 2 counted from 0, by the attention
+        of layer 1), and positions stay original, as there. Logits equal the whole model's with the
+        dropped tokens masked from the cut on (`tests/tokenprune/test_layers.py`). The recorded
+        ranking of the official code is not replayed: it holds attention, not a model.
     """
 
     paper: ClassVar[str | None] = "2403.06764"

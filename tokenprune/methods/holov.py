@@ -17,17 +17,49 @@ from tokenprune.tokens import ReducedTokens, VisionTokens
 
 @dataclass(kw_only=True)
 class HoloV(Method):
-    """Deals the budget out to windows of the image, then keeps the best tokens of each.
+    r"""Deals the budget out to windows of the image, then keeps the best tokens of each.
 
     A token's score is its attention plus the variance of its similarities to the other tokens of
     its window, each divided by its mean over the image. A window's share of the budget is the
     softmax of its mean score; whole numbers come from the shares by Webster's method, so that no
-    window receives more than it holds. After the paper's description of crop-wise allocation; its
-    own scaling of the two terms is not reproduced.
+    window receives more than it holds.
 
     Attributes:
         num_windows: parts of the image, at least 1; as square as they come.
         temperature: of the softmax, above 0; high means equal shares.
+
+    Formula:
+        For token $i$ of window $\Omega$, with attention $a_i$ and the mean
+        $\mu_i$ of $\cos(x_i, x_j)$ over $j \in \Omega \setminus \{i\}$,
+
+        $$v_i = \frac{1}{|\Omega| - 1} \sum_{j \in \Omega,\, j \ne i}
+        \big(\cos(x_i, x_j) - \mu_i\big)^2, \qquad
+        s_i = \frac{a_i}{\bar a} + \frac{v_i}{\bar v},$$
+
+        where $\bar a, \bar v$ are means over the crop. With $\tau$ = `temperature`
+
+        $$\pi_\Omega = \operatorname{softmax}_\Omega\!\Big(\frac{1}{\tau\,|\Omega|}
+        \sum_{i \in \Omega} s_i\Big), \qquad
+        S = \operatorname{top}_K\Big(\frac{\pi_{\Omega(i)}}{\operatorname{rank}_{\Omega(i)}(i)
+        + \tfrac12}\Big),$$
+
+        with ranks by $s_i$ within the window, from 0: Webster's divisors.
+
+    Cost:
+        $N^2 D / G$ products for G windows, and G sorts of $N / G$.
+
+    Fails when:
+        - all that matters lies in one window: its share is bounded, whatever the rest holds.
+        - windows are empty ground: mean scores differ little, so shares are nearly equal and each
+          of them gets tokens. The measured rows keep fewer object tokens than `fastervlm`.
+        - an object lies on a border between windows: both see half of it.
+        - attention sinks: as for `fastervlm`.
+
+    Faithful:
+        The official code cuts runs of the raster order instead of windows, deals the budget out in
+        proportion (no softmax), scales attention by 1,000 and the variance by 0.09 within each run,
+        and keeps the tokens of a run by attention alone; a run's surplus becomes rows of zeros. The
+        method does not reproduce its choice, and no recorded output is claimed.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("attention",)

@@ -12,12 +12,10 @@ from tokenprune.method import Cut, LayerMethod
 
 @dataclass(kw_only=True)
 class PyramidDrop(LayerMethod):
-    """Keeps, at the end of each stage of layers, a share of the tokens the last one attends to.
+    r"""Keeps, at the end of each stage of layers, a share of the tokens the last one attends to.
 
     Tokens are ranked by the query of the prompt's last token and the keys of the layer that follows
-    the stage (section 3.2). Of N tokens N * lambda ** s remain after stage s, and `num_keep` after
-    the last: lambda is (num_keep / N) ** (1 / stages) where `ratio` does not set it. The paper's
-    three cuts with lambda 0.5 are `keep_ratio=0.125`.
+    the stage (section 3.2). The paper's three cuts with ratio 0.5 are `keep_ratio=0.125`.
 
     Args:
         layers: how many layers have run when tokens leave, ascending; by default a quarter, a half
@@ -27,6 +25,37 @@ class PyramidDrop(LayerMethod):
     Raises:
         ValueError: `ratio` out of range, `layers` not ascending from 1 or, when applied, not below
             the number of layers.
+
+    Formula:
+        With G cuts and $\lambda = (K / N)^{1/G}$, or `ratio`, of N tokens there remain after cut
+        $g = 1, \dots, G - 1$
+
+        $$N_g = \max\big(K,\; \lfloor N \lambda^g + \tfrac12 \rfloor\big), \qquad N_G = K:$$
+
+        those with the highest attention of the prompt's last token $e$ in the layer after the cut,
+
+        $$a_i = \frac1H \sum_{h=1}^{H} \operatorname{softmax}_{j \le e}\!\Big(
+        \frac{q^h_e \cdot k^h_j}{\sqrt d}\Big)_i,$$
+
+        among the tokens that the cut before has left.
+
+    Cost:
+        A row of attention for each cut. What is saved grows from stage to stage: with the default
+        layers the first quarter runs, and caches, all N tokens.
+
+    Fails when:
+        - the first cut drops what a later layer would have looked for: nothing comes back.
+        - attention of one token ranks: as for `fastv`, the last token may be the chat template's.
+        - the language model is shallow: three cuts in four layers leave one layer to each stage.
+        - many questions about one image: each needs its own prefill.
+
+    Faithful:
+        Cuts and counts follow the official schedule
+        (`tests/tokenprune/test_layers.py::test_the_published_schedule`), with two differences: the
+        official code rounds a stage's count down, and numbers positions anew after each cut, which
+        `tokenprune.apply(..., positions="compact")` does too. With original positions logits equal
+        the whole model's with the dropped tokens masked from each cut on
+        (`tests/tokenprune/test_layers.py`).
     """
 
     paper: ClassVar[str | None] = "2410.17247"

@@ -13,12 +13,27 @@ from tokenprune.tokens import ReducedTokens, VisionTokens
 
 @dataclass(kw_only=True)
 class Random(Method):
-    """Control: keeps tokens drawn at random, without replacement.
+    r"""Control: keeps tokens drawn at random, without replacement.
 
     Every crop of a size gets the same draw, so that none depends on the batch it comes in.
 
     Attributes:
         seed: the draw depends on it and on N alone, the same on every device.
+
+    Formula:
+        $u_1, \dots, u_N \sim \mathcal{U}[0, 1)$ from a generator seeded with `seed`;
+        $S = \operatorname{top}_K(u)$, the same places in every crop.
+
+    Cost:
+        A sort of N per crop; the features are only gathered.
+
+    Fails when:
+        - anything small matters: a thing of one token survives with probability $K / N$.
+        - one draw is reported: it is a single sample. Take several seeds before a method is said to
+          be better or worse.
+
+    Faithful:
+        A control without a paper.
     """
 
     seed: int = 0

@@ -16,12 +16,39 @@ from tokenprune.tokens import ReducedTokens, VisionTokens
 
 @dataclass(kw_only=True)
 class SparseVLM(Method):
-    """Keeps the tokens that relevant words of the text attend to.
+    r"""Keeps the tokens that relevant words of the text attend to.
 
     Raters are the words that image tokens attend to at least as much as to the average word; a
-    token's score is the attention it receives from the raters. The paper reads both
-    from the language model's layers and recycles what it prunes; here attention is softmax of
-    products over sqrt(D) between tokens and text embeddings of one space, and the rest is dropped.
+    token's score is the attention it receives from the raters. Tokens and text embeddings must come
+    from one space.
+
+    Formula:
+        With the text's embeddings $t_1 \dots t_T \in \mathbb{R}^D$ and
+        $g_{\tau i} = t_\tau \cdot x_i / \sqrt D$
+
+        $$m_\tau = \frac1N \sum_{i=1}^{N} \operatorname{softmax}_{\tau}(g_{\cdot\, i})_\tau, \qquad
+        R = \Big\{\tau : m_\tau \ge \frac1T \sum_{\tau'} m_{\tau'}\Big\},$$
+
+        $$s_i = \frac{1}{|R|} \sum_{\tau \in R} \operatorname{softmax}_i(g_{\tau\, \cdot})_i, \qquad
+        S = \operatorname{top}_K(s).$$
+
+    Cost:
+        $T N D$ products and a sort of N. Memory: $T N$.
+
+    Fails when:
+        - text and tokens do not share a space: products of word embeddings and projected tokens say
+          little, as for `cdpruner`.
+        - norms differ: products are no cosines, so a token of large norm may win under every word.
+        - words of no content (articles, the chat template's) become raters.
+        - several things are asked for: nothing keeps tokens from repeating, so the one that the
+          raters name loudest takes the budget. On the made-up scenes below more budget hardly
+          brings further objects.
+
+    Faithful:
+        The official code picks raters from unscaled products, reads scores from the language
+        model's attention in three layers, and recycles what it prunes into cluster means. Here both
+        come from the embeddings, once, before the language model, and the rest is dropped. No
+        recorded output is claimed.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("text",)

@@ -16,10 +16,34 @@ from tokenprune.tokens import ReducedTokens, VisionTokens
 
 @dataclass(kw_only=True)
 class SpatialPool(Method):
-    """Control: averages windows of the grid, as equal and as square as they come.
+    r"""Control: averages windows of the grid, as equal and as square as they come.
 
     There are exactly `num_keep`. The grid is cut into bands of rows, each band into windows. A
     window's root is its upper left token.
+
+    Formula:
+        For a grid of $H \times W$ tokens, A bands, the number that divides K if any such fits and
+        makes windows most square, and $L_a = \lfloor (a+1) K / A \rfloor - \lfloor a K / A \rfloor$
+        windows in band $a$,
+
+        $$\Omega_{a,l} = \Big\{(h, w) : \Big\lfloor \tfrac{a H}{A} \Big\rfloor \le h <
+        \Big\lfloor \tfrac{(a+1) H}{A} \Big\rfloor,\;
+        \Big\lfloor \tfrac{l W}{L_a} \Big\rfloor \le w <
+        \Big\lfloor \tfrac{(l+1) W}{L_a} \Big\rfloor\Big\}, \qquad
+        y_{a,l} = \frac{1}{|\Omega_{a,l}|} \sum_{(h,w) \in \Omega_{a,l}} x_{h,w}.$$
+
+    Cost:
+        $N D$ additions.
+
+    Fails when:
+        - things are smaller than a window: one token among many hardly moves the mean. On the
+          made-up scenes below no planted object is seen at the smallest budget.
+        - text must be read: as for `downsample`.
+        - the image is mostly empty: every part of it gets the same share of the budget.
+
+    Faithful:
+        A control; average pooling where windows divide the grid
+        (`tests/tokenprune/test_methods.py::test_spatial_pool_is_average_pooling_where_it_divides`).
     """
 
     merges: ClassVar[bool] = True

@@ -17,7 +17,7 @@ AFTER_THE_TOWER = "after the tower, not inside its layers"
 
 @dataclass(kw_only=True)
 class ToMe(Method):
-    """Merges the most similar tokens, in rounds of bipartite matching.
+    r"""Merges the most similar tokens, in rounds of bipartite matching.
 
     The paper merges a little in every layer of the encoder and compares attention keys; here all
     rounds come after it; see `tokenprune.ops.bipartite_merge`.
@@ -25,6 +25,39 @@ class ToMe(Method):
     Attributes:
         compared: "features"; or "keys", those of the tower's second last layer, mean over heads.
             Tokens that have merged are compared by the mean of their keys.
+        impl: "auto", "reference" or "triton".
+
+    Formula:
+        A round has $n$ tokens left, in raster order. Those at even places are sources, those at odd
+        places targets. With $\kappa$ the features or keys, averaged where tokens have merged,
+        source $i$ finds
+
+        $$t(i) = \arg\max_{j\ \text{odd}} \cos(\kappa_i, \kappa_j), \qquad
+        \sigma_i = \cos(\kappa_i, \kappa_{t(i)}),$$
+
+        and the $\min(n - K, \lfloor n / 2 \rfloor)$ sources of largest $\sigma_i$ merge into their
+        targets. Rounds follow until $n = K$. A slot is the mean of all original tokens in it, $y_c
+        = \frac{1}{|C_c|} \sum_{i \in C_c} x_i$, and `scores` is $\log |C_c|$, which ToMe adds to
+        attention logits. No host adds it.
+
+    Cost:
+        $n^2 D / 4$ products in a round of $n$ tokens; as $n$ halves, about $N^2 D / 3$ over all
+        rounds. All pairs are never held at once.
+
+    Fails when:
+        - K is small: each round must halve what is left, so late rounds merge unlike tokens because
+          nothing alike remains. Small things end as a share of their surroundings.
+        - the grid has an even number of columns: sources are then the even columns in the first
+          round, and two tokens of one column, however alike, cannot merge in it.
+        - clusters are large and the language model does not know their size: a mean of a hundred
+          tokens weighs as much as a single one.
+
+    Faithful:
+        `ToMe(compared="keys")` gives the official code's rows to 1e-5, for one round, in two cases
+        (`tests/tokenprune/test_golden_methods.py::test_tome_of_one_round`). Later rounds differ:
+        the official order is unmerged sources, then targets; here it stays the raster order. The
+        departure that no option lifts: everything merges after the tower instead of inside its
+        layers.
     """
 
     merges: ClassVar[bool] = True

@@ -13,10 +13,24 @@ from tokenprune.tokens import ReducedTokens, VisionTokens
 
 @dataclass(kw_only=True)
 class Uniform(Method):
-    """Control: keeps tokens at equal steps of the raster order.
+    r"""Control: keeps tokens at equal steps of the raster order.
 
-    Cuts the N tokens into `num_keep` runs, as equal as they come, and keeps the middle of each:
-    token floor((i + 1/2) N / K) for i < K.
+    Cuts the N tokens into `num_keep` runs, as equal as they come, and keeps the middle of each.
+
+    Formula:
+        $$S = \Big\{ \Big\lfloor \tfrac{(2k + 1)\, N}{2 K} \Big\rfloor : k = 0, \dots, K - 1
+        \Big\}.$$
+
+    Cost:
+        K indices; the features are only gathered.
+
+    Fails when:
+        - anything small matters: what lies between two steps is gone.
+        - the step divides the width of the grid: the same columns are kept in every row, as in the
+          picture, and the rest of the image is never seen.
+
+    Faithful:
+        A control without a paper.
     """
 
     def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:

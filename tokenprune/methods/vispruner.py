@@ -18,7 +18,7 @@ from tokenprune.tokens import ReducedTokens, VisionTokens
 
 @dataclass(kw_only=True)
 class VisPruner(Method):
-    """Keeps tokens of highest attention, and of the rest those that repeat least.
+    r"""Keeps tokens of highest attention, and of the rest those that repeat least.
 
     The first part of the budget goes to attention. The rest is thinned out in rounds:
     it is split alternately in two, in raster order, and the tokens of the first half that are most
@@ -27,6 +27,34 @@ class VisPruner(Method):
     Attributes:
         important_ratio: share of the budget that goes by attention, above 0 and up to 1.
         step: tokens dropped in a round, at least 1. Fewer rounds are faster.
+
+    Formula:
+        $K_i = \lceil K \cdot \text{important\_ratio} \rceil$ tokens are kept by attention,
+        $\operatorname{top}_{K_i}(a)$. The others, in raster order, are the list
+        $\rho_0 < \rho_1 < \dots$ of length $n$. While $n > K - K_i$, with
+        $A = \{\rho_0, \rho_2, \dots\}$ and $B = \{\rho_1, \rho_3, \dots\}$, the
+
+        $$\min\big(\text{step},\; n - (K - K_i),\; |B|\big) \quad\text{tokens } i \in A
+        \text{ of largest}\quad \max_{j \in B} \cos(x_i, x_j)$$
+
+        leave the list. What is left of it is kept too.
+
+    Cost:
+        $N^2 D$ products, once, and $(N - K) / \text{step}$ rounds of up to $N^2 / 4$ comparisons
+        and a sort: many small steps, so it is the slowest of the methods below on a CPU at most
+        budgets. Memory: $N^2$ per crop in work.
+
+    Fails when:
+        - attention sinks: the first part of the budget is that of `fastervlm`.
+        - alike things repeat: of two, one is dropped as a repetition. Counting suffers.
+        - the distinct part is outliers: as for `divprune`, noise repeats least.
+        - latency matters: see the cost.
+
+    Faithful:
+        The official code keeps the rest in order of attention, and its next split depends on that
+        order; here the list stays in raster order. It also rounds the attention's part of the
+        budget down, not up. The method does not reproduce its choice, and no recorded output is
+        claimed.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("attention",)
