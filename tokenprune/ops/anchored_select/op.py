@@ -70,7 +70,7 @@ def anchored_select(
     strict: bool = False,
     impl: str = "auto",
 ) -> ReducedTokens:
-    """The `num_keep` cluster means per crop that answer best to the class token.
+    r"""The `num_keep` cluster means per crop that answer best to the class token.
 
     Anchored Token Selection of GeoLLaVA-8K (arXiv 2505.21375, section 3.2): single head, no layer
     norm, score = (Wq cls + bq) . (Wk mean + bk) / sqrt(D). Released weights pass an encoder layer's
@@ -100,6 +100,39 @@ def anchored_select(
             that are not finite when strict, or an unknown `impl`.
         TypeError: dtypes.
         NotImplementedError: Triton is not installed.
+
+    Formula:
+        With the clusters $C_c = \{i : r(i) = c\}$ and the class token $z$,
+
+        $$m_c = \frac{1}{|C_c|} \sum_{i \in C_c} x_i, \qquad
+        s_c = \frac{(W_q z + b_q)^\top (W_k m_c + b_k)}{\sqrt D}
+        = \frac{1}{|C_c|} \sum_{i \in C_c} \Big( \frac{q^\top W_k}{\sqrt D}\, x_i
+        + \frac{q^\top b_k}{\sqrt D} \Big),$$
+
+        where $q = W_q z + b_q$. The K clusters of largest $s_c$ come out as their means.
+
+    Cost:
+        $D^2$ products per crop for the one vector, $N D$ for the scores of tokens, a sort of N, and
+        the means of the K kept clusters alone.
+
+    Backward:
+        yes
+
+    Example:
+        ```python
+        import torch
+
+        from tokenprune import ops
+
+        features, cls = torch.randn(2, 576, 64), torch.randn(2, 64)
+        roots = torch.arange(576).repeat(2, 1) // 8 * 8  # runs of eight tokens
+        anchor = ops.Anchor(
+            torch.randn(64, 64), torch.zeros(64), torch.randn(64, 64), torch.zeros(64)
+        )
+        kept = ops.anchored_select(features, cls, roots, anchor, 24)
+        assert kept.features.shape == (2, 24, 64)
+        assert (kept.counts == 8).all()
+        ```
     """
     check_features(features)
     batch, num_tokens, _ = features.shape

@@ -12,7 +12,7 @@ from tokenprune.ops.common.attention import attention_impl, check_queries_and_ke
 def attention_received(
     q: Tensor, k: Tensor, *, scale: float | None = None, impl: str = "auto"
 ) -> Tensor:
-    """Column sums of the attention, in O(N) memory.
+    r"""Column sums of the attention, in O(N) memory.
 
     The counterpart of `cls_attention` for towers without a class token (SigLIP, Qwen-VL): the sum
     over queries of softmax(q k^T * scale).
@@ -31,6 +31,29 @@ def attention_received(
         ValueError: shapes, devices, or an unknown `impl`.
         TypeError: dtypes.
         NotImplementedError: Triton is not installed, or a gradient is wanted of it.
+
+    Formula:
+        $a^h_i = \sum_{n=1}^{N} \operatorname{softmax}_j(q^h_n \cdot k^h_j \cdot \text{scale})_i$
+        for each head.
+
+    Cost:
+        $N^2 d$ products per head, as the attention itself; memory for two numbers per token instead
+        of $N^2$ weights: first each query's maximum and sum are found, then the columns are added.
+
+    Backward:
+        reference only
+
+    Example:
+        ```python
+        import torch
+
+        from tokenprune import ops
+
+        q, k = torch.randn(2, 2, 4, 576, 16)
+        received = ops.attention_received(q, k)
+        assert received.shape == (2, 4, 576)
+        torch.testing.assert_close(received.sum(2), torch.full((2, 4), 576.0))
+        ```
     """
     scale = check_queries_and_keys(q, k, scale)
     if attention_impl("attention_received", impl, q, k) == "triton":

@@ -89,7 +89,7 @@ def background_anchored(
     temperature: float = 1.0,
     impl: str = "auto",
 ) -> ReducedTokens:
-    """`background_score`, `background_merge` and `anchored_select` in one call.
+    r"""`background_score`, `background_merge` and `anchored_select` in one call.
 
     The whole token reduction of GeoLLaVA-8K (arXiv 2505.21375, section 3.2).
 
@@ -120,6 +120,45 @@ def background_anchored(
     Raises:
         ValueError, TypeError, NotImplementedError: as the three operators do; an assignment that
             Triton does not have, or not with a quota per crop.
+
+    Formula:
+        `background_score`, then `background_merge`, then `anchored_select`. Under "soft" each token
+        counts in the mean of a kept root $c$ with the chance $A_{ic}$ that a walk from $i$ stops
+        there. With the head's probabilities $w_{i,o}$ at `temperature`, 0 being the token's own
+        place,
+
+        $$A_{ic} = w_{i,0}\,[i = c] + \sum_{o \ne 0} w_{i,o}\, A_{n(i,o),\,c}, \qquad
+        y_c = \frac{\sum_i A_{ic}\, x_i}{\sum_i A_{ic}},$$
+
+        in rows + cols steps from the hard assignment. "straight_through" has the hard $y_c$ and
+        this gradient.
+
+    Cost:
+        That of the three. Three launches on a GPU: scores of tokens come with the affinity, so that
+        the features are read once for both. "soft" takes $9 N K$ products a step and keeps a
+        [N, K] matrix for each.
+
+    Backward:
+        yes
+
+    Example:
+        ```python
+        import torch
+
+        from tokenprune import ops
+
+        D = 64
+        features, cls = torch.randn(2, 576, D, requires_grad=True), torch.randn(2, D)
+        head = ops.AffinityHead(
+            torch.randn(D, 1, 3, 3, requires_grad=True), torch.randn(9, D, 1, 1), torch.zeros(9)
+        )
+        anchor = ops.Anchor(torch.randn(D, D), torch.zeros(D), torch.randn(D, D), torch.zeros(D))
+        kept = ops.background_anchored(
+            features, cls, (24, 24), head, anchor, 24, assignment="straight_through"
+        )
+        kept.features.sum().backward()
+        assert head.dw.grad is not None
+        ```
     """
     check_features(features)
     check_grid(grid_size, features.shape[1])

@@ -26,7 +26,7 @@ def background_merge(
     cycles: str = "official",
     impl: str = "auto",
 ) -> Tensor:
-    """Roots of the clusters that strongest-neighbor pointers form.
+    r"""Roots of the clusters that strongest-neighbor pointers form.
 
     Background Token Pruning of GeoLLaVA-8K (arXiv 2505.21375, section 3.2). Each token points to
     the neighbor with the largest softmax weight; neighbors beyond the border are clamped to it, and
@@ -50,6 +50,32 @@ def background_merge(
         ValueError: shapes, `max_iters`, `cycles`, or an unknown `impl`.
         TypeError: dtypes.
         NotImplementedError: Triton is not installed.
+
+    Formula:
+        With $w_i = \operatorname{softmax}_o(\ell_{i,o})$ and $n(i, o)$ the cell at offset $o$,
+        clamped to the grid, $p(i) = \arg\max_j \sum_{o:\, n(i,o) = j} w_{i,o}$.
+
+        "official": $r_0 = p$, $r_{t+1}(i) = r_t(r_t(i))$, and $r_T$ is returned with $T$ =
+        `max_iters`. "merge": every path of pointers ends in one cycle (a root is a cycle of one),
+        and the cycle's lowest index is the root.
+
+    Cost:
+        $9 N$ weights and $T N$ steps; $N \log_2 N$ steps under "merge".
+
+    Backward:
+        -
+
+    Example:
+        ```python
+        import torch
+
+        from tokenprune import ops
+
+        roots = ops.background_merge(torch.randn(2, 576, 9), (24, 24))
+        assert roots.shape == (2, 576)
+        one = ops.background_merge(torch.zeros(1, 4, 9), (2, 2), cycles="merge")
+        assert one.tolist() == [[0, 0, 0, 0]]  # ties go to the lowest cell
+        ```
     """
     check_tensor("logits", logits)
     if logits.ndim != 3 or logits.shape[2] != 9:

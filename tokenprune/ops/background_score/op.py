@@ -43,7 +43,7 @@ def background_score(
     *,
     impl: str = "auto",
 ) -> Tensor:
-    """Affinity logits of every patch token towards its 3x3 neighborhood.
+    r"""Affinity logits of every patch token towards its 3x3 neighborhood.
 
     Background Token Pruning of GeoLLaVA-8K (arXiv 2505.21375, section 3.2): a depth-wise 3x3
     convolution (zero padding, no bias) and a 1x1 convolution to nine outputs.
@@ -66,6 +66,34 @@ def background_score(
         ValueError: shapes, devices, or an unknown `impl`.
         TypeError: dtypes.
         NotImplementedError: Triton is not installed.
+
+    Formula:
+        For the nine offsets $o \in \{-1, 0, 1\}^2$ in row-major order, with $x$ zero beyond the
+        border, the depth-wise kernel $W \in \mathbb{R}^{D \times 3 \times 3}$, the point-wise
+        kernel $P \in \mathbb{R}^{9 \times D}$ and the bias $\beta$,
+
+        $$\ell_{i,o} = \beta_o + \sum_{c=1}^{D} P_{o,c} \sum_{t \in \{-1,0,1\}^2}
+        W_{c,t}\, x_{i+t,\,c}.$$
+
+    Cost:
+        $81\,N D$ products: the two convolutions are one product of each token with 81 vectors,
+        whose results are shifted and added. The features are read once.
+
+    Backward:
+        yes
+
+    Example:
+        ```python
+        import torch
+
+        from tokenprune import ops
+
+        head = ops.AffinityHead(
+            torch.randn(64, 1, 3, 3), torch.randn(9, 64, 1, 1), torch.zeros(9)
+        )
+        logits = ops.background_score(torch.randn(2, 576, 64), (24, 24), head)
+        assert logits.shape == (2, 576, 9)
+        ```
     """
     check_features(features)
     check_grid(grid_size, features.shape[1])

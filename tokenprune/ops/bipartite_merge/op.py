@@ -22,7 +22,7 @@ def bipartite_merge(
     strict: bool = False,
     impl: str = "auto",
 ) -> ReducedTokens:
-    """Merges similar tokens until `num_keep` are left.
+    r"""Merges similar tokens until `num_keep` are left.
 
     Bipartite soft matching of ToMe (arXiv 2210.09461), repeated to a budget. In each
     round the tokens alternate, in raster order, between sources and targets; every source finds
@@ -47,6 +47,30 @@ def bipartite_merge(
         ValueError: shapes, `num_keep`, values that are not finite when strict, an unknown `impl`.
         TypeError: dtypes.
         NotImplementedError: Triton is not installed.
+
+    Formula:
+        In a round of n tokens left those at even places are sources, those at odd places targets.
+        With $\kappa$ what is compared, $t(i) = \arg\max_{j\ \text{odd}} \cos(\kappa_i, \kappa_j)$,
+        and the $\min(n - K, \lfloor n / 2 \rfloor)$ sources of largest $\cos(\kappa_i,
+        \kappa_{t(i)})$ merge into $t(i)$. Then $\kappa$ is averaged over each cluster, and the next
+        round follows.
+
+    Cost:
+        $n^2 D / 4$ products in a round, about $N^2 D / 3$ in all.
+
+    Backward:
+        yes
+
+    Example:
+        ```python
+        import torch
+
+        from tokenprune import ops
+
+        merged = ops.bipartite_merge(torch.randn(2, 576, 64), 24)
+        assert merged.features.shape == (2, 24, 64)
+        assert (merged.counts.sum(1) == 576).all()  # every token is in some slot
+        ```
     """
     check_features(features)
     check_num_keep(num_keep, features.shape[1])

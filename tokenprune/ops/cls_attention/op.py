@@ -12,7 +12,7 @@ from tokenprune.ops.common.attention import attention_impl, check_queries_and_ke
 def cls_attention(
     q: Tensor, k: Tensor, *, scale: float | None = None, impl: str = "auto"
 ) -> Tensor:
-    """The class token's row of the attention, without the other N - 1 rows.
+    r"""The class token's row of the attention, without the other N - 1 rows.
 
     For towers that run SDPA or FlashAttention, which return no weights: softmax(q_0 k^T * scale).
 
@@ -30,6 +30,28 @@ def cls_attention(
         ValueError: shapes, devices, or an unknown `impl`.
         TypeError: dtypes.
         NotImplementedError: Triton is not installed, or a gradient is wanted of it.
+
+    Formula:
+        $a^h_i = \operatorname{softmax}_j(q^h_0 \cdot k^h_j \cdot \text{scale})_i$ for each head,
+        the class token's own entry included.
+
+    Cost:
+        $N d$ products per head, against $N^2 d$ for the whole attention. Memory: a row per head.
+
+    Backward:
+        reference only
+
+    Example:
+        ```python
+        import torch
+
+        from tokenprune import ops
+
+        q, k = torch.randn(2, 2, 4, 577, 16)
+        row = ops.cls_attention(q, k)
+        assert row.shape == (2, 4, 577)
+        torch.testing.assert_close(row.sum(2), torch.ones(2, 4))
+        ```
     """
     scale = check_queries_and_keys(q, k, scale)
     if attention_impl("cls_attention", impl, q, k) == "triton":

@@ -20,7 +20,7 @@ def cluster_mean(
     *,
     impl: str = "auto",
 ) -> Tensor:
-    """Mean of the tokens whose root is kept; the other tokens are not read.
+    r"""Mean of the tokens whose root is kept; the other tokens are not read.
 
     Args:
         features: [B, N, D]. Differentiable: a mean's gradient goes back to its members.
@@ -39,6 +39,29 @@ def cluster_mean(
             `impl`.
         TypeError: dtypes.
         NotImplementedError: Triton is not installed, or a gradient of the weights is wanted of it.
+
+    Formula:
+        For each kept root $c$, with weights $\omega_i$ of 1 by default,
+
+        $$y_c = \frac{\sum_{i:\, r(i) = c} \omega_i\, x_i}{\sum_{i:\, r(i) = c} \omega_i}.$$
+
+    Cost:
+        One addition of D numbers for each member of a kept cluster; other tokens are not read.
+
+    Backward:
+        yes; of weights, reference only
+
+    Example:
+        ```python
+        import torch
+
+        from tokenprune import ops
+
+        features = torch.randn(2, 576, 64)
+        roots = torch.arange(576).repeat(2, 1) // 8 * 8
+        means = ops.cluster_mean(features, roots, torch.tensor([[0, 8], [16, 24]]))
+        torch.testing.assert_close(means[1, 0], features[1, 16:24].mean(0))
+        ```
     """
     check_features(features)
     batch, num_tokens, _ = features.shape

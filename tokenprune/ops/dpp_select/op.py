@@ -22,7 +22,7 @@ def dpp_select(
     strict: bool = False,
     impl: str = "auto",
 ) -> ReducedTokens:
-    """The `num_keep` tokens per crop of largest determinant, chosen greedily.
+    r"""The `num_keep` tokens per crop of largest determinant, chosen greedily.
 
     MAP inference of a determinantal point process as in CDPruner (arXiv 2506.10967),
     by incremental Cholesky (arXiv 1709.05135): the kernel is L_ij = q_i cos(f_i, f_j) q_j, and the
@@ -48,6 +48,35 @@ def dpp_select(
             unknown `impl`.
         TypeError: dtypes.
         NotImplementedError: Triton is not installed.
+
+    Formula:
+        With $L_{ij} = q_i \cos(x_i, x_j)\, q_j$ and $S = \varnothing$ at first, K times
+
+        $$S \leftarrow S \cup \Big\{\arg\max_{j \notin S}
+        \frac{\det L_{S \cup \{j\}}}{\det L_S}\Big\}, \qquad
+        \frac{\det L_{S \cup \{j\}}}{\det L_S} = L_{jj} - \lVert c_j \rVert^2,$$
+
+        where $c_j$ is what the Cholesky factor of $L_S$ has in column j, one entry longer at each
+        step.
+
+    Cost:
+        $N D$ products for a row of L, of which about $1.25\,K$ are computed at first, and $K^2 N$
+        for the factor. Memory: $K N$, and up to $N^2$ for rows, per crop in work.
+
+    Backward:
+        what is kept
+
+    Example:
+        ```python
+        import torch
+
+        from tokenprune import ops
+
+        features = torch.randn(2, 576, 64)
+        kept = ops.dpp_select(features, 24, quality=torch.rand(2, 576))
+        assert kept.features.shape == (2, 24, 64)
+        assert (kept.scores > 0).all()
+        ```
     """
     check_features(features)
     if quality is None:

@@ -16,7 +16,7 @@ from tokenprune.tokens import ReducedTokens
 def max_min_select(
     features: Tensor, num_keep: int | Tensor, *, strict: bool = False, impl: str = "auto"
 ) -> ReducedTokens:
-    """The `num_keep` tokens per crop that lie farthest from each other, chosen greedily.
+    r"""The `num_keep` tokens per crop that lie farthest from each other, chosen greedily.
 
     Max-min diversity as in DivPrune (arXiv 2503.02175, section 3.2): the distance is 1 - cosine
     similarity, the first token is the one whose nearest other token is farthest, and each further
@@ -39,6 +39,31 @@ def max_min_select(
         ValueError: shapes, `num_keep`, values that are not finite when strict, an unknown `impl`.
         TypeError: dtypes.
         NotImplementedError: Triton is not installed.
+
+    Formula:
+        With $d_{ij} = 1 - \cos(x_i, x_j)$,
+
+        $$s_1 = \arg\max_i\, \min_{j \ne i} d_{ij}, \qquad
+        s_k = \arg\max_{i \notin \{s_1, \dots, s_{k-1}\}}\, \min_{l < k} d_{i s_l}.$$
+
+    Cost:
+        $N^2 D$ products for all pairs, which the first choice needs, and $K N$ comparisons. Memory:
+        $N^2$ per crop in work on a CPU.
+
+    Backward:
+        what is kept
+
+    Example:
+        ```python
+        import torch
+
+        from tokenprune import ops
+
+        features = torch.randn(2, 576, 64)
+        kept = ops.max_min_select(features, torch.tensor([24, 8]))  # a quota for each crop
+        assert kept.features.shape == (32, 64)
+        assert kept.cu_seqlens.tolist() == [0, 24, 32]
+        ```
     """
     check_features(features)
     quotas = Quotas.of(num_keep, features)

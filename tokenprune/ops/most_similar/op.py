@@ -12,7 +12,7 @@ from tokenprune.ops.most_similar import reference
 
 
 def most_similar(queries: Tensor, keys: Tensor, *, impl: str = "auto") -> tuple[Tensor, Tensor]:
-    """The largest cosine similarity of each query to any key, and that key; never all pairs.
+    r"""The largest cosine similarity of each query to any key, and that key; never all pairs.
 
     Args:
         queries: [B, Q, D] and keys: [B, M, D] of one dtype: float32, bfloat16, float16 or float64.
@@ -27,6 +27,28 @@ def most_similar(queries: Tensor, keys: Tensor, *, impl: str = "auto") -> tuple[
         ValueError: shapes, devices, or an unknown `impl`.
         TypeError: dtypes.
         NotImplementedError: Triton is not installed.
+
+    Formula:
+        $m_i = \arg\max_j \cos(q_i, k_j)$ and $\sigma_i = \cos(q_i, k_{m_i})$, the lowest $j$ among
+        equals.
+
+    Cost:
+        $Q M D$ products; memory for a block of rows, never $Q \times M$.
+
+    Backward:
+        -
+
+    Example:
+        ```python
+        import torch
+
+        from tokenprune import ops
+
+        keys = torch.randn(2, 576, 64)
+        similarity, index = ops.most_similar(2 * keys[:, :24], keys)
+        assert torch.equal(index, torch.arange(24).repeat(2, 1))
+        assert (similarity == 1).all()
+        ```
     """
     check_features(queries)
     check_features(keys)
