@@ -27,17 +27,17 @@ class CDPruner(Method):
         impl: "auto", "reference" or "triton".
 
     Formula:
-        With the text's embeddings $t_1 \dots t_T \in \mathbb{R}^D$ and $\varepsilon = 10^{-6}$
+        With the text's embeddings $t_1 \ldots t_T \in \mathbb{R}^D$ and $\varepsilon = 10^{-6}$
 
         $$\rho_i = \frac{1}{T} \sum_{\tau=1}^{T} \cos(x_i, t_\tau), \qquad
-        q_i = \min\!\Big(1,\; \frac{\rho_i - \min_j \rho_j}
-        {\max(\max_j \rho_j - \min_j \rho_j,\, \varepsilon)} + \varepsilon\Big), \qquad
+        q_i = \min\!\left(1,\; \frac{\rho_i - \min_j \rho_j}
+        {\max(\max_j \rho_j - \min_j \rho_j,\, \varepsilon)} + \varepsilon\right), \qquad
         L_{ij} = q_i \cos(x_i, x_j)\, q_j.$$
 
         Starting from $S = \varnothing$, K times
 
-        $$S \leftarrow S \cup \Big\{\arg\max_{j \notin S}
-        \frac{\det L_{S \cup \{j\}}}{\det L_S}\Big\}.$$
+        $$S \leftarrow S \cup \left\{\arg\max_{j \notin S}
+        \frac{\det L_{S \cup \{j\}}}{\det L_S}\right\}.$$
 
         The factors come from an incremental Cholesky decomposition; `scores` holds them.
 

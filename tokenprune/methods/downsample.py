@@ -26,8 +26,8 @@ class Downsample(Method):
         From $n$ samples to $m$, with $\sigma = n / m$, the weights are a triangle as wide as two of
         the new samples, normalized:
 
-        $$R^{n \to m}_{o,i} \propto \max\Big(0,\;
-        1 - \frac{|\,i + \tfrac12 - (o + \tfrac12)\,\sigma\,|}{\sigma}\Big), \qquad
+        $$R^{n \to m}_{o,i} \propto \max\left(0,\;
+        1 - \frac{|\,i + \tfrac12 - (o + \tfrac12)\,\sigma\,|}{\sigma}\right), \qquad
         \sum_i R^{n \to m}_{o,i} = 1.$$
 
         A grid of $H \times W$ tokens becomes $A$ lines (`choose_bands`), line $a$ with

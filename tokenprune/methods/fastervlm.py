@@ -21,8 +21,8 @@ class FasterVLM(Method):
         In the tower's last used layer, with H heads of width d, the query $q^h_{\text{cls}}$ of the
         class token and the keys $k^h_j$ of all tokens, the class token's among them,
 
-        $$a_i = \frac1H \sum_{h=1}^{H} \operatorname{softmax}_j\!\Big(
-        \frac{q^h_{\text{cls}} \cdot k^h_j}{\sqrt d}\Big)_i, \qquad
+        $$a_i = \frac1H \sum_{h=1}^{H} \operatorname{softmax}_j\!\left(
+        \frac{q^h_{\text{cls}} \cdot k^h_j}{\sqrt d}\right)_i, \qquad
         S = \operatorname{top}_K(a),$$
 
         the lowest index among equals. A tower without a class token gives

@@ -25,11 +25,11 @@ class FastV(LayerMethod):
         In layer $\lambda$ = `layer` of the language model, with H heads of width d, queries and
         keys after rotary embedding, and $e$ the prompt's last token,
 
-        $$a_i = \frac1H \sum_{h=1}^{H} \operatorname{softmax}_{j \le e}\!\Big(
-        \frac{q^h_e \cdot k^h_j}{\sqrt d}\Big)_i, \qquad
-        S = \operatorname{top}_K\big(\{a_i : i \text{ a visual token}\}\big).$$
+        $$a_i = \frac1H \sum_{h=1}^{H} \operatorname{softmax}_{j \le e}\!\left(
+        \frac{q^h_e \cdot k^h_j}{\sqrt d}\right)_i, \qquad
+        S = \operatorname{top}_K\left(\{a_i : i \text{ a visual token}\}\right).$$
 
-        Layers $1 \dots \lambda$ see all tokens, later ones the text and $S$.
+        Layers $1 \ldots \lambda$ see all tokens, later ones the text and $S$.
 
     Cost:
         One row of the attention of one layer, $L D$ products for a prompt of L columns, read beside

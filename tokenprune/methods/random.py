@@ -21,7 +21,7 @@ class Random(Method):
         seed: the draw depends on it and on N alone, the same on every device.
 
     Formula:
-        $u_1, \dots, u_N \sim \mathcal{U}[0, 1)$ from a generator seeded with `seed`;
+        $u_1, \ldots, u_N \sim \mathcal{U}[0, 1)$ from a generator seeded with `seed`;
         $S = \operatorname{top}_K(u)$, the same places in every crop.
 
     Cost:

@@ -26,10 +26,10 @@ class SpatialPool(Method):
         makes windows most square, and $L_a = \lfloor (a+1) K / A \rfloor - \lfloor a K / A \rfloor$
         windows in band $a$,
 
-        $$\Omega_{a,l} = \Big\{(h, w) : \Big\lfloor \tfrac{a H}{A} \Big\rfloor \le h <
-        \Big\lfloor \tfrac{(a+1) H}{A} \Big\rfloor,\;
-        \Big\lfloor \tfrac{l W}{L_a} \Big\rfloor \le w <
-        \Big\lfloor \tfrac{(l+1) W}{L_a} \Big\rfloor\Big\}, \qquad
+        $$\Omega_{a,l} = \left\{(h, w) : \left\lfloor \tfrac{a H}{A} \right\rfloor \le h <
+        \left\lfloor \tfrac{(a+1) H}{A} \right\rfloor,\;
+        \left\lfloor \tfrac{l W}{L_a} \right\rfloor \le w <
+        \left\lfloor \tfrac{(l+1) W}{L_a} \right\rfloor\right\}, \qquad
         y_{a,l} = \frac{1}{|\Omega_{a,l}|} \sum_{(h,w) \in \Omega_{a,l}} x_{h,w}.$$
 
     Cost:

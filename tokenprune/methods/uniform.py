@@ -18,8 +18,8 @@ class Uniform(Method):
     Cuts the N tokens into `num_keep` runs, as equal as they come, and keeps the middle of each.
 
     Formula:
-        $$S = \Big\{ \Big\lfloor \tfrac{(2k + 1)\, N}{2 K} \Big\rfloor : k = 0, \dots, K - 1
-        \Big\}.$$
+        $$S = \left\{ \left\lfloor \tfrac{(2k + 1)\, N}{2 K} \right\rfloor : k = 0, \ldots, K - 1
+        \right\}.$$
 
     Cost:
         K indices; the features are only gathered.

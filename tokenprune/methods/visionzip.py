@@ -38,7 +38,7 @@ class VisionZip(Method):
     Formula:
         $K_c = \min(\lfloor K \cdot \text{contextual\_ratio} + \tfrac12 \rfloor, K - 1)$ and $K_d =
         K - K_c$. The dominant tokens are $S_d = \operatorname{top}_{K_d}(a)$ by attention. Of the
-        others in raster order, $\rho_0 < \rho_1 < \dots$, targets are $T = \{\rho_{k \delta} : k <
+        others in raster order, $\rho_0 < \rho_1 < \ldots$, targets are $T = \{\rho_{k \delta} : k <
         K_c\}$ with $\delta = \lfloor (N - K_d) / K_c \rfloor$. With $\kappa_i$ the features or
         keys, each of the rest joins
 

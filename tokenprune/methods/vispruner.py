@@ -31,18 +31,18 @@ class VisPruner(Method):
     Formula:
         $K_i = \lceil K \cdot \text{important\_ratio} \rceil$ tokens are kept by attention,
         $\operatorname{top}_{K_i}(a)$. The others, in raster order, are the list
-        $\rho_0 < \rho_1 < \dots$ of length $n$. While $n > K - K_i$, with
-        $A = \{\rho_0, \rho_2, \dots\}$ and $B = \{\rho_1, \rho_3, \dots\}$, the
+        $\rho_0 < \rho_1 < \ldots$ of length $n$. While $n > K - K_i$, with
+        $A = \{\rho_0, \rho_2, \ldots\}$ and $B = \{\rho_1, \rho_3, \ldots\}$, the
 
-        $$\min\big(\text{step},\; n - (K - K_i),\; |B|\big) \quad\text{tokens } i \in A
+        $$\min\left(\text{step},\; n - (K - K_i),\; |B|\right) \quad\text{tokens } i \in A
         \text{ of largest}\quad \max_{j \in B} \cos(x_i, x_j)$$
 
         leave the list. What is left of it is kept too.
 
     Cost:
         $N^2 D$ products, once, and $(N - K) / \text{step}$ rounds of up to $N^2 / 4$ comparisons
-        and a sort: many small steps, so it is the slowest of the methods below on a CPU at most
-        budgets. Memory: $N^2$ per crop in work.
+        and a sort: many small steps, which make it the slowest of the measured rows. Memory: $N^2$
+        per crop in work.
 
     Fails when:
         - attention sinks: the first part of the budget is that of `fastervlm`.

@@ -106,8 +106,8 @@ def anchored_select(
 
         $$m_c = \frac{1}{|C_c|} \sum_{i \in C_c} x_i, \qquad
         s_c = \frac{(W_q z + b_q)^\top (W_k m_c + b_k)}{\sqrt D}
-        = \frac{1}{|C_c|} \sum_{i \in C_c} \Big( \frac{q^\top W_k}{\sqrt D}\, x_i
-        + \frac{q^\top b_k}{\sqrt D} \Big),$$
+        = \frac{1}{|C_c|} \sum_{i \in C_c} \left( \frac{q^\top W_k}{\sqrt D}\, x_i
+        + \frac{q^\top b_k}{\sqrt D} \right),$$
 
         where $q = W_q z + b_q$. The K clusters of largest $s_c$ come out as their means.
 

@@ -52,8 +52,8 @@ def dpp_select(
     Formula:
         With $L_{ij} = q_i \cos(x_i, x_j)\, q_j$ and $S = \varnothing$ at first, K times
 
-        $$S \leftarrow S \cup \Big\{\arg\max_{j \notin S}
-        \frac{\det L_{S \cup \{j\}}}{\det L_S}\Big\}, \qquad
+        $$S \leftarrow S \cup \left\{\arg\max_{j \notin S}
+        \frac{\det L_{S \cup \{j\}}}{\det L_S}\right\}, \qquad
         \frac{\det L_{S \cup \{j\}}}{\det L_S} = L_{jj} - \lVert c_j \rVert^2,$$
 
         where $c_j$ is what the Cholesky factor of $L_S$ has in column j, one entry longer at each

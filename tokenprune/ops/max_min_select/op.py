@@ -44,7 +44,7 @@ def max_min_select(
         With $d_{ij} = 1 - \cos(x_i, x_j)$,
 
         $$s_1 = \arg\max_i\, \min_{j \ne i} d_{ij}, \qquad
-        s_k = \arg\max_{i \notin \{s_1, \dots, s_{k-1}\}}\, \min_{l < k} d_{i s_l}.$$
+        s_k = \arg\max_{i \notin \{s_1, \ldots, s_{k-1}\}}\, \min_{l < k} d_{i s_l}.$$
 
     Cost:
         $N^2 D$ products for all pairs, which the first choice needs, and $K N$ comparisons. Memory:
