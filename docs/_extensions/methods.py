@@ -12,9 +12,9 @@ from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
-import figures
 from sections import Docstring, table
 
+import figures
 from tokenprune import LayerMethod, Method, list_methods, method_class, ops
 from tokenprune.cli import method_rows
 from tokenprune.method import required_options
@@ -32,8 +32,8 @@ NEEDED = {  # as a reader calls it, and as random numbers for the example
 }
 CONTROLS = ("random", "spatial_pool")  # beside every measured method
 PICTURE = (
-    "Left: one crop of a scene drawn by `geollava.scenes`, 576 tokens. Right: what the method makes "
-    "of it with a budget of 24, in the shipped small model{asked}."
+    "Left: one crop of a scene drawn by `geollava.scenes`, 576 tokens. Right: what the method "
+    "makes of it with a budget of 24, in the shipped small model{asked}."
 )
 ASKED = ", asked “What is the color of the object beside the fire?”"
 
@@ -48,12 +48,12 @@ def page(name: str, *, picture: bool) -> str:
         asked = "" if method.query_agnostic else ASKED
         parts += [
             f"![What {name} keeps of a crop]({name}.jpg)",
-            f"*{PICTURE.format(asked=asked)} [All methods side by side](../../tokenprune/methods.md).*",
+            f"*{PICTURE.format(asked=asked)} [All methods](../../tokenprune/methods.md).*",
         ]
     parts += [linked(doc.text), declarations(name, method)]
-    for heading, section in (("Formula", "Formula"), ("Cost", "Cost"), ("Fails when", "Fails when")):
+    for section in ("Formula", "Cost", "Fails when"):
         if section in doc.sections:
-            parts += [f"## {heading}", linked(doc.sections[section])]
+            parts += [f"## {section}", linked(doc.sections[section])]
     parts += ["## How faithful", faithful(method, doc)]
     if options := option_rows(method, doc):
         parts += ["## Options", options]
@@ -200,12 +200,12 @@ def on_made_up_scenes(name: str) -> str:
         if row["impl"] == impl
     ]
     words = (
-        f"{crops} made-up scenes of {grid[0]} × {grid[1]} tokens, {width:,} wide, with small objects "
-        "planted in them (`benchmarks/compare_methods.py`), one CPU thread, beside "
-        f"{' and '.join(f'`{other}`' for other in others)}. Kept: object tokens whose place is kept. "
-        "Seen: object tokens to which a token of the result is similar. Error: squared distance of "
-        "tokens to the nearest of the result, of their spread. This compares methods on such scenes, "
-        "not answers of models."
+        f"{crops} made-up scenes of {grid[0]} × {grid[1]} tokens, {width:,} wide, with small "
+        "objects planted in them (`benchmarks/compare_methods.py`), one CPU thread, beside "
+        f"{' and '.join(f'`{other}`' for other in others)}. Kept: object tokens whose place is "
+        "kept. Seen: object tokens to which a token of the result is similar. Error: squared "
+        "distance of tokens to the nearest of the result, of their spread. This compares methods "
+        "on such scenes, not answers of models."
     )
     if required_options(method_class(name)):
         words += " **Its weights are random here.**"
@@ -225,9 +225,9 @@ def in_the_shipped_model(name: str) -> str:
         for method in (name, *others)
     ]
     words = (
-        f"Right answers of the shipped small model to {sweep['rows']['asked']} open questions about "
-        f"{sweep['scenes']} scenes it has not seen, with 95 % bootstrap intervals by scene. It was "
-        "trained under `background_anchored` alone."
+        f"Right answers of the shipped small model to {sweep['rows']['asked']} open questions "
+        f"about {sweep['scenes']} scenes it has not seen, with 95 % bootstrap intervals by scene. "
+        "It was trained under `background_anchored` alone."
     )
     headings = ("tokens are chosen by", *(f"{budget} kept per crop" for budget in budgets))
     return f"{words}\n\n{table(headings, body)}"
@@ -244,22 +244,23 @@ def score(cell: dict[str, Any]) -> str:
 def methods_table() -> str:
     """All methods, each with a link to its page."""
     body = []
-    for shown, summary, needs, agnostic, merges, paper, _ in method_rows():
-        name, _, approximation = shown.partition(" ")
-        link = paper if paper == "-" else f"[{paper}]({ARXIV}{paper})"
+    for shown, summary, needs, agnostic, merges, paper, departs in method_rows():
+        name = shown.partition(" ")[0]
+        notes = {
+            "asks": agnostic == "no",
+            "merges": merges == "yes",
+            "approximation": departs != "-",
+        }
         body.append(
             (
                 f"[`{name}`](../_generated/methods/{name}.md)",
                 summary,
                 needs,
-                "-" if agnostic == "yes" else "yes",
-                merges,
-                link,
-                "an approximation" if approximation else "yes" if paper != "-" else "-",
+                ", ".join(note for note, holds in notes.items() if holds) or "-",
+                paper if paper == "-" else f"[{paper}]({ARXIV}{paper})",
             )
         )
-    headings = ("method", "what it does", "needs", "asks", "merges", "paper", "faithful")
-    return table(headings, body)
+    return table(("method", "what it does", "needs", "notes", "paper"), body)
 
 
 def write_pages(app: Any) -> None:

@@ -8,14 +8,15 @@ import re
 from pathlib import Path
 from typing import Any
 
-import figures
 from sections import Docstring, table, without_own_sections
 
+import figures
 from tokenprune import ops
 from tokenprune.ops.common.launch import CONFIGS
 
 FOLDER = Path(inspect.getfile(ops)).parent
 ARCHITECTURES = ("sm_80", "sm_90")
+LONGEST_LINE = 76
 
 
 def names() -> list[str]:
@@ -38,7 +39,12 @@ def signature(name: str) -> str:
     """Without annotations, which the API page has; weights as the types that hold them."""
     given = inspect.signature(getattr(ops, name)).parameters.values()
     bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in given]
-    return f"ops.{name}{inspect.Signature(bare)}"
+    line = f"ops.{name}{inspect.Signature(bare)}"
+    if len(line) <= LONGEST_LINE:
+        return line
+    parts = [str(parameter) for parameter in bare]
+    parts.insert(next(n for n, one in enumerate(bare) if one.kind is one.KEYWORD_ONLY), "*")
+    return "\n".join([f"ops.{name}(", *(f"    {part}," for part in parts), ")"])
 
 
 def page(name: str) -> str:
@@ -80,8 +86,8 @@ def kernel(name: str) -> str:
                 blocks = ", ".join(f"{key} {value}" for key, value in config.items())
                 body.append((f"`{kernel}`", architecture, kind, f"`{blocks}`"))
     words = (
-        "Launch configurations are data (`tokenprune/ops/common/launch_configs/`); a GPU takes those "
-        "of the newest architecture below that is not newer than it."
+        "Launch configurations are data (`tokenprune/ops/common/launch_configs/`); a GPU takes "
+        "those of the newest architecture below that is not newer than it."
     )
     return f"{words}\n\n{table(('kernel', 'architecture', 'dtype', 'configuration'), body)}"
 

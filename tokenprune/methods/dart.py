@@ -26,8 +26,8 @@ class DART(Method):
         num_pivots: at least 1; never more than the budget.
 
     Formula:
-        With $M = \min(\text{num\_pivots}, K)$ the pivots $p_0 < \ldots < p_{M-1}$ are the M tokens
-        of largest $\lVert x_i \rVert_1$, and $S = \{p_0, \ldots, p_{M-1}\}$. For
+        With M = `num_pivots`, or K where that is less, the pivots $p_0 < \ldots < p_{M-1}$ are the
+        M tokens of largest $\lVert x_i \rVert_1$, and $S = \{p_0, \ldots, p_{M-1}\}$. For
         $m = 0, \ldots, M - 1$ pivot $p_m$ adds to $S$ the
 
         $$k_m = \left\lfloor \tfrac{(m+1)(K-M)}{M} \right\rfloor

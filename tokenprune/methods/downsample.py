@@ -27,7 +27,7 @@ class Downsample(Method):
         the new samples, normalized:
 
         $$R^{n \to m}_{o,i} \propto \max\left(0,\;
-        1 - \frac{|\,i + \tfrac12 - (o + \tfrac12)\,\sigma\,|}{\sigma}\right), \qquad
+        1 - \frac{|\,i + \tfrac{1}{2} - (o + \tfrac{1}{2})\,\sigma\,|}{\sigma}\right), \qquad
         \sum_i R^{n \to m}_{o,i} = 1.$$
 
         A grid of $H \times W$ tokens becomes $A$ lines (`choose_bands`), line $a$ with

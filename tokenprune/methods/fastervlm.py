@@ -21,12 +21,12 @@ class FasterVLM(Method):
         In the tower's last used layer, with H heads of width d, the query $q^h_{\text{cls}}$ of the
         class token and the keys $k^h_j$ of all tokens, the class token's among them,
 
-        $$a_i = \frac1H \sum_{h=1}^{H} \operatorname{softmax}_j\!\left(
+        $$a_i = \frac{1}{H} \sum_{h=1}^{H} \operatorname{softmax}_j\!\left(
         \frac{q^h_{\text{cls}} \cdot k^h_j}{\sqrt d}\right)_i, \qquad
         S = \operatorname{top}_K(a),$$
 
         the lowest index among equals. A tower without a class token gives
-        $a_i = \frac1H \sum_h \sum_q \operatorname{softmax}_j(q^h_q \cdot k^h_j / \sqrt d)_i$.
+        $a_i = \frac{1}{H} \sum_h \sum_q \operatorname{softmax}_j(q^h_q \cdot k^h_j / \sqrt d)_i$.
 
     Cost:
         A sort of N. The host reads the attention beside SDPA or FlashAttention: one row of it,

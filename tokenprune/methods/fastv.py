@@ -25,7 +25,7 @@ class FastV(LayerMethod):
         In layer $\lambda$ = `layer` of the language model, with H heads of width d, queries and
         keys after rotary embedding, and $e$ the prompt's last token,
 
-        $$a_i = \frac1H \sum_{h=1}^{H} \operatorname{softmax}_{j \le e}\!\left(
+        $$a_i = \frac{1}{H} \sum_{h=1}^{H} \operatorname{softmax}_{j \le e}\!\left(
         \frac{q^h_e \cdot k^h_j}{\sqrt d}\right)_i, \qquad
         S = \operatorname{top}_K\left(\{a_i : i \text{ a visual token}\}\right).$$
 
@@ -37,8 +37,8 @@ class FastV(LayerMethod):
         few layers less is saved than before the language model.
 
     Fails when:
-        - early attention follows places rather than contents. The paper of FasterVLM
-          (arXiv 2412.01818v1) reports that it leans towards the image's end, next to the text.
+        - text attends inaccurately: the paper of FasterVLM (arXiv 2412.01818v1) finds attention
+          between text and visual tokens shifted and dispersed. In the picture whole rows are kept.
         - the last token is one of the chat template: what it attends to is not what the question
           asks for.
         - many questions about one image: each needs its own prefill, no prefix of visual tokens

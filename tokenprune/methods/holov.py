@@ -30,18 +30,18 @@ class HoloV(Method):
 
     Formula:
         For token $i$ of window $\Omega$, with attention $a_i$ and the mean
-        $\mu_i$ of $\cos(x_i, x_j)$ over $j \in \Omega \setminus \{i\}$,
+        $\mu_i$ of $\cos(x_i, x_j)$ over the other $j \in \Omega$,
 
         $$v_i = \frac{1}{|\Omega| - 1} \sum_{j \in \Omega,\, j \ne i}
         \left(\cos(x_i, x_j) - \mu_i\right)^2, \qquad
-        s_i = \frac{a_i}{\bar a} + \frac{v_i}{\bar v},$$
+        s_i = \frac{a_i}{\bar{a}} + \frac{v_i}{\bar{v}},$$
 
-        where $\bar a, \bar v$ are means over the crop. With $\tau$ = `temperature`
+        where a bar is the mean over the crop. With $\tau$ = `temperature`
 
         $$\pi_\Omega = \operatorname{softmax}_\Omega\!\left(\frac{1}{\tau\,|\Omega|}
         \sum_{i \in \Omega} s_i\right), \qquad
         S = \operatorname{top}_K\left(\frac{\pi_{\Omega(i)}}{\operatorname{rank}_{\Omega(i)}(i)
-        + \tfrac12}\right),$$
+        + \tfrac{1}{2}}\right),$$
 
         with ranks by $s_i$ within the window, from 0: Webster's divisors.
 

@@ -30,11 +30,11 @@ class PyramidDrop(LayerMethod):
         With G cuts and $\lambda = (K / N)^{1/G}$, or `ratio`, of N tokens there remain after cut
         $g = 1, \ldots, G - 1$
 
-        $$N_g = \max\left(K,\; \lfloor N \lambda^g + \tfrac12 \rfloor\right), \qquad N_G = K:$$
+        $$N_g = \max\left(K,\; \lfloor N \lambda^g + \tfrac{1}{2} \rfloor\right), \qquad N_G = K:$$
 
         those with the highest attention of the prompt's last token $e$ in the layer after the cut,
 
-        $$a_i = \frac1H \sum_{h=1}^{H} \operatorname{softmax}_{j \le e}\!\left(
+        $$a_i = \frac{1}{H} \sum_{h=1}^{H} \operatorname{softmax}_{j \le e}\!\left(
         \frac{q^h_e \cdot k^h_j}{\sqrt d}\right)_i,$$
 
         among the tokens that the cut before has left.

@@ -26,8 +26,8 @@ class SparseVLM(Method):
         With the text's embeddings $t_1 \ldots t_T \in \mathbb{R}^D$ and
         $g_{\tau i} = t_\tau \cdot x_i / \sqrt D$
 
-        $$m_\tau = \frac1N \sum_{i=1}^{N} \operatorname{softmax}_{\tau}(g_{\cdot\, i})_\tau, \qquad
-        R = \left\{\tau : m_\tau \ge \frac1T \sum_{\tau'} m_{\tau'}\right\},$$
+        $$m_\tau = \frac{1}{N} \sum_{i=1}^{N} \operatorname{softmax}_{\tau}(g_{\cdot\, i})_\tau,
+        \qquad R = \left\{\tau : m_\tau \ge \frac{1}{T} \sum_{\tau'} m_{\tau'}\right\},$$
 
         $$s_i = \frac{1}{|R|} \sum_{\tau \in R} \operatorname{softmax}_i(g_{\tau\, \cdot})_i, \qquad
         S = \operatorname{top}_K(s).$$

@@ -36,14 +36,16 @@ class VisionZip(Method):
         keep_cls: the class token comes out too, as an extra row beside the budget.
 
     Formula:
-        $K_c = \min(\lfloor K \cdot \text{contextual\_ratio} + \tfrac12 \rfloor, K - 1)$ and $K_d =
-        K - K_c$. The dominant tokens are $S_d = \operatorname{top}_{K_d}(a)$ by attention. Of the
-        others in raster order, $\rho_0 < \rho_1 < \ldots$, targets are $T = \{\rho_{k \delta} : k <
-        K_c\}$ with $\delta = \lfloor (N - K_d) / K_c \rfloor$. With $\kappa_i$ the features or
-        keys, each of the rest joins
+        With $\gamma$ = `contextual_ratio`, $K_c = \min(\lfloor \gamma K + 1/2 \rfloor, K - 1)$ and
+        $K_d = K - K_c$. The dominant tokens are $S_d = \operatorname{top}_{K_d}(a)$ by attention.
+        Of the others in raster order, $\rho_0 < \rho_1 < \ldots$, targets are
+        $T = \{\rho_{k \delta} : k < K_c\}$ with $\delta = \lfloor (N - K_d) / K_c \rfloor$. With
+        $\kappa_i$ the features or keys, each of the rest joins
 
         $$c(j) = \arg\max_{i \in T} \cos(\kappa_j, \kappa_i), \qquad
         C_i = \{j : c(j) = i\}, \quad i \in T,$$
+
+        and a contextual token is
 
         $$y_i = \frac{x_i + \sum_{j \in C_i} x_j}{1 + |C_i|} \;\;(\text{mean}) \qquad\text{or}\qquad
         y_i = x_i + \frac{1}{|C_i|} \sum_{j \in C_i} x_j \;\;(\text{sum}).$$

@@ -29,8 +29,8 @@ class VisPruner(Method):
         step: tokens dropped in a round, at least 1. Fewer rounds are faster.
 
     Formula:
-        $K_i = \lceil K \cdot \text{important\_ratio} \rceil$ tokens are kept by attention,
-        $\operatorname{top}_{K_i}(a)$. The others, in raster order, are the list
+        With $\gamma$ = `important_ratio`, $K_i = \lceil \gamma K \rceil$ tokens are kept by
+        attention, $\operatorname{top}_{K_i}(a)$. The others, in raster order, are the list
         $\rho_0 < \rho_1 < \ldots$ of length $n$. While $n > K - K_i$, with
         $A = \{\rho_0, \rho_2, \ldots\}$ and $B = \{\rho_1, \rho_3, \ldots\}$, the
 

@@ -130,8 +130,8 @@ def background_anchored(
         $$A_{ic} = w_{i,0}\,[i = c] + \sum_{o \ne 0} w_{i,o}\, A_{n(i,o),\,c}, \qquad
         y_c = \frac{\sum_i A_{ic}\, x_i}{\sum_i A_{ic}},$$
 
-        in rows + cols steps from the hard assignment. "straight_through" has the hard $y_c$ and
-        this gradient.
+        in rows + cols steps from the hard assignment; a root on a cycle stops every walk.
+        "straight_through" has the hard $y_c$ and this gradient.
 
     Cost:
         That of the three. Three launches on a GPU: scores of tokens come with the affinity, so that

@@ -71,10 +71,10 @@ def background_merge(
 
         from tokenprune import ops
 
-        roots = ops.background_merge(torch.randn(2, 576, 9), (24, 24))
-        assert roots.shape == (2, 576)
-        one = ops.background_merge(torch.zeros(1, 4, 9), (2, 2), cycles="merge")
-        assert one.tolist() == [[0, 0, 0, 0]]  # ties go to the lowest cell
+        logits = torch.zeros(1, 12, 9)
+        logits[:, :, 5] = 9.0  # each token leans on its right neighbor
+        roots = ops.background_merge(logits, (3, 4))
+        assert roots.tolist() == [[3] * 4 + [7] * 4 + [11] * 4]
         ```
     """
     check_tensor("logits", logits)

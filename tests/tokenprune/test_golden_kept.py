@@ -1,0 +1,65 @@
+"""Methods that only keep tokens, beside what their official code kept."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tokenprune import VisionTokens, get_method
+
+from .test_golden_methods import recorded
+
+
+@pytest.mark.parametrize("case", ["n64_r0.1", "n144_r0.25", "n576_r0.098"])
+def test_divprune_as_published(golden, case):
+    tensors, options = recorded(golden, f"divprune_{case}")
+    features = tensors["in.features"][None]
+    tokens = VisionTokens(features, (1, features.shape[1]))
+    result = get_method("divprune").reduce(tokens, options["num_keep"])
+    assert torch.equal(result.keep_indices[0], tensors["out.kept"])
+
+
+@pytest.mark.parametrize("case", ["n64_k16", "n576_k64"])
+def test_fastervlm_as_published(golden, case):
+    tensors, options = recorded(golden, f"fastervlm_{case}")
+    features, attention = tensors["in.features"][None], tensors["in.cls_attention"]
+    tokens = VisionTokens(
+        features, (1, features.shape[1]), attention=attention.mean(0, keepdim=True)
+    )
+    result = get_method("fastervlm").reduce(tokens, options["visual_token_num"])
+    assert torch.equal(result.keep_indices[0], tensors["out.kept"])
+
+
+def attended(golden, name):
+    tensors, options = recorded(golden, name)
+    features = tensors["in.features"][None]
+    attention = tensors.get("in.attention")
+    if attention is None:
+        attention = tensors["in.cls_attention"].mean(0)
+    side = int(features.shape[1] ** 0.5)
+    return tensors, options, VisionTokens(features, (side, side), attention=attention[None])
+
+
+def test_vispruner_is_an_approximation_as_it_says(golden):
+    tensors, options, tokens = attended(golden, "vispruner_n576_k128_i0.5")
+    method = get_method("vispruner", important_ratio=options["important_ratio"])
+    result = method.reduce(tokens, options["visual_token_num"])
+    assert method.approximates
+    assert not torch.equal(result.keep_indices[0], tensors["out.kept"])
+
+
+def test_holov_is_an_approximation_as_it_says(golden):
+    tensors, options, tokens = attended(golden, "holov_n576_p16_k64")
+    method = get_method("holov", num_windows=options["num_patches"])
+    result = method.reduce(tokens, options["new_image_token_num"])
+    assert method.approximates
+    assert not torch.equal(result.keep_indices[0], tensors["out.kept"])
+
+
+def test_the_official_relevance_of_cdpruner_has_the_other_sign(golden):
+    """Its page says so: what the official code takes for relevant is what is unlike the text."""
+    from tokenprune.methods.cdpruner import text_relevance
+
+    tensors, _ = recorded(golden, "cdpruner_n144_m3_k40")
+    ours = text_relevance(tensors["in.image_embeds"][None], tensors["in.text_embeds"][None])[0]
+    torch.testing.assert_close(1 - ours, tensors["out.relevance"], atol=1e-4, rtol=0)
