@@ -1,7 +1,7 @@
 """Measured figures: computed from committed rows, never typed.
 
-A page writes {figure}`name`, the README `<!-- figure: name -->text<!-- -->`; `name` is a function in
-a file `figures_*.py` beside this one. A table is such a function too: ```{measured} name```.
+A page writes {figure}`name`, the README `<!-- figure: name -->text<!-- -->`; `name` is a function
+in a file `figures_*.py` beside this one. A table is such a function too: ```{measured} name```.
 `python docs/_extensions/figures.py` writes what the README says anew.
 """
 

@@ -16,6 +16,16 @@ def chain(**wanted: Any) -> dict[str, Any]:
 
 
 @figure
+def chain_before() -> str:
+    return costs(chain(impl="dense"))
+
+
+@figure
+def chain_after() -> str:
+    return costs(chain(impl="reference"))
+
+
+@figure
 def chain_faster() -> str:
     return times(chain(impl="reference")["times_faster"])
 
@@ -23,6 +33,24 @@ def chain_faster() -> str:
 @figure
 def chain_less_memory() -> str:
     return times(chain(impl="reference")["times_less_memory"])
+
+
+@measured
+def selection() -> str:
+    """Greedy selection beside the papers' loops."""
+    names = {"dense": "loop", "dense, step by step": "loop, all crops", "reference": "ours"}
+    body = [
+        (
+            f"`{found['op']}`",
+            f"{found['shape'][0]:,} × {found['shape'][2]:,}",
+            names[found["impl"]],
+            costs(found),
+            times(found["times_faster"]),
+        )
+        for found in rows(ONE_THREAD)
+        if found["op"] in ("max_min_select", "dpp_select")
+    ]
+    return table(("operator", "crops × channels", "form", "takes", "faster than the loop"), body)
 
 
 @measured
