@@ -17,6 +17,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+ONE_THREAD, TWO_THREADS = "cpu-1-threads-x86_64", "cpu-2-threads-x86_64"
 RESULTS = ROOT / "benchmarks" / "results"
 MARKED = re.compile(r"(<!-- figure: (\w+) -->)(.*?)(<!-- -->)", re.DOTALL)
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from figures import figure, measured, percent, row, rows, seconds, table, times
-from figures_operators import TWO_THREADS
+from figures import TWO_THREADS, figure, measured, percent, row, rows, seconds, table, times
 
 WHOLE = 2304  # visual tokens of the prompt
 

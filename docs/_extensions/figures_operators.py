@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from figures import figure, measured, mebibytes, milliseconds, row, rows, table, times
-
-ONE_THREAD = "cpu-1-threads-x86_64"
-TWO_THREADS = "cpu-2-threads-x86_64"
+from figures import (
+    ONE_THREAD,
+    TWO_THREADS,
+    figure,
+    measured,
+    mebibytes,
+    milliseconds,
+    row,
+    rows,
+    table,
+    times,
+)
 
 
 def chain(**wanted: Any) -> dict[str, Any]:

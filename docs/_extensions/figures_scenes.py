@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from figures import figure, measured, mebibytes, row, rows, seconds, table, times
-from figures_operators import TWO_THREADS
+from figures import TWO_THREADS, figure, measured, mebibytes, row, rows, seconds, table, times
 
 IMAGERY = f"imagery/{TWO_THREADS}"
 QUESTIONS = f"questions/{TWO_THREADS}"
