@@ -12,9 +12,8 @@ from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
-from sections import Docstring, table
-
 import figures
+from sections import Docstring, table
 from tokenprune import LayerMethod, Method, list_methods, method_class, ops
 from tokenprune.cli import method_rows
 from tokenprune.method import required_options

@@ -8,9 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from sections import Docstring, table, without_own_sections
-
 import figures
+from sections import Docstring, table, without_own_sections
 from tokenprune import ops
 from tokenprune.ops.common.launch import CONFIGS
 

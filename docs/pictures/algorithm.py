@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import sample
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+import sample
 from geollava.model.configuration import OWN_METHOD
 from tokenprune import ReducedTokens, ops
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import sample
 from PIL import Image
 
+import sample
 from tokenprune import list_methods, method_class
 
 COLUMNS = 4

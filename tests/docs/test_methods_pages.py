@@ -18,11 +18,10 @@ from tools import doc_blocks
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "docs" / "_extensions"))
 
+import figures  # noqa: E402
 import methods  # noqa: E402
 import operators  # noqa: E402
 from sections import Docstring, without_own_sections  # noqa: E402
-
-import figures  # noqa: E402
 
 SHIPPED = sorted(path.stem for path in (ROOT / "tokenprune" / "methods").glob("[!_]*.py"))
 TEST = re.compile(r"`(tests/[\w/]+\.py)(?:::(\w+))?`")
