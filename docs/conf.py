@@ -53,6 +53,7 @@ napoleon_use_rtype = False
 html_theme = "furo"
 html_title = f"tokenprune · geollava {release}"
 html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_show_sphinx = False
 html_copy_source = False
 html_theme_options = {

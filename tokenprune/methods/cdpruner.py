@@ -68,7 +68,8 @@ class CDPruner(Method):
     query_agnostic: ClassVar[bool] = False
     paper: ClassVar[str | None] = "2506.10967"
     approximates: ClassVar[str | None] = (
-        "relevance and kernel from features and text as given, not in CLIP's joint space"
+        "relevance and kernel from features and text as given, not in CLIP's joint space, and "
+        "relevance is the mean cosine, not its negative"
     )
     impl: str = "auto"
 

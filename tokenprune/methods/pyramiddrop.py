@@ -59,6 +59,10 @@ class PyramidDrop(LayerMethod):
     """
 
     paper: ClassVar[str | None] = "2410.17247"
+    approximates: ClassVar[str | None] = (
+        "the count of a stage rounds to the nearest, not down; positions stay the original ones "
+        "unless they are asked to be compact"
+    )
     layers: Sequence[int] | None = None
     ratio: float | None = None
 

@@ -60,7 +60,8 @@ class VisPruner(Method):
     needs: ClassVar[tuple[str, ...]] = ("attention",)
     paper: ClassVar[str | None] = "2412.01818"
     approximates: ClassVar[str | None] = (
-        "the rest is thinned out in raster order, not in order of attention"
+        "the rest is thinned out in raster order, not in order of attention; attention's part of "
+        "the budget rounds up"
     )
     important_ratio: float = 0.5
     step: int = 8
