@@ -14,6 +14,8 @@ from torch import Tensor
 from tokenprune.method import LayerMethod, Method
 from tokenprune.tokens import ReducedTokens, VisionTokens
 
+__all__ = ["check_method", "check_packed", "check_result", "example_tokens", "tokens_for"]
+
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 NUM_HEADS = 2
 NEEDS = ("cls", "attention", "keys", "queries", "hidden_states", "text", "layers")

@@ -29,11 +29,11 @@ def apply(
 ) -> Handle:
     """Reduces the visual tokens of `model`, in place, until the handle is removed.
 
-    ```python
-    with tokenprune.apply(model, "divprune", keep_ratio=0.25) as handle:
-        out = model.generate(**inputs, max_new_tokens=64)
-    print(handle.report())
-    ```
+    Example::
+
+        with tokenprune.apply(model, "divprune", keep_ratio=0.25) as handle:
+            out = model.generate(**inputs, max_new_tokens=64)
+        print(handle.report())
 
     Inputs come from the model's own processor, unchanged; `forward`, `generate` and training work
     as before, on shorter sequences: logits and hidden states have the columns that

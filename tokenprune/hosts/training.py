@@ -13,14 +13,14 @@ from tokenprune.hosts.handle import Handle
 class AlignedLabels:
     """Mixed in before `transformers.Trainer`: labels lose the columns that the logits have lost.
 
-    ```python
-    class Trainer(tokenprune.AlignedLabels, transformers.Trainer): ...
+    Example::
 
-    with tokenprune.apply(model, "divprune", keep_ratio=0.25) as handle:
-        trainer = Trainer(model=model, args=args, compute_metrics=metrics, ...)
-        trainer.reduction = handle
-        trainer.evaluate()
-    ```
+        class Trainer(tokenprune.AlignedLabels, transformers.Trainer): ...
+
+        with tokenprune.apply(model, "divprune", keep_ratio=0.25) as handle:
+            trainer = Trainer(model=model, args=args, compute_metrics=metrics, ...)
+            trainer.reduction = handle
+            trainer.evaluate()
 
     The model's own loss needs no help. Label smoothing, `compute_loss_func`, and the `label_ids` of
     `predict` and `compute_metrics` are computed outside of the model, and do.

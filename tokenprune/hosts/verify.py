@@ -38,12 +38,13 @@ def verify(
 ) -> VerifyReport:
     """Shows on a model of your own that a reduction changes nothing but what it says it changes.
 
-    ```python
-    report = tokenprune.verify(model, inputs, method="divprune", keep_ratio=0.25)
-    assert report.ok, report
-    ```
+    Example::
+
+        report = tokenprune.verify(model, inputs, method="divprune", keep_ratio=0.25)
+        assert report.ok, report
 
     Six checks:
+
     - *features*: the language model gets image features in the order in which
       `get_image_features` gives them, as methods that look at grids or attention rely on.
     - *keep all*: with `keep_ratio=1` no bit of the logits changes, in the prompt and in generation.
