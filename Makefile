@@ -35,7 +35,7 @@ fuzz: $(VENV)/.installed-dev  ## mutated files for the readers and the commands,
 test-lmms: $(VENV)/.installed-dev  ## the plug-in inside lmms-eval itself
 	$(BIN)/python tools/versions.py lmms-eval
 
-ci-full: lint test test-matrix test-lmms fuzz demo  ## everything, once before a task is called done
+ci-full: lint test docs wheels test-matrix test-lmms fuzz demo  ## everything, once before a task is called done
 
 docs: $(VENV)/.installed-dev  ## docs/_build/html, with every block of code and every notebook run
 	$(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_build/html

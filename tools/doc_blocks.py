@@ -2,8 +2,8 @@
 
 Every ```python and ```bash block runs, a page's in order: Python in one namespace, all of them in
 one empty folder, without a network. `<!-- blocks: scene llava -->` in a page asks for things to be
-in that folder first, see `PREPARED`. `<!-- not run: reason -->` on the line before a block leaves it
-out; at most a tenth of all may be. Exit code 1 where a block fails.
+in that folder first, see `PREPARED`. `<!-- not run: reason -->` on the line before a block leaves
+it out; at most a tenth of all may be. Exit code 1 where a block fails.
 """
 
 from __future__ import annotations
@@ -73,6 +73,20 @@ def llava(folder: Path) -> None:
     scene(folder)
 
 
+def vlm(folder: Path) -> dict[str, Any]:
+    """`model` and `inputs`: a random LLaVA, tiny, and a question about a picture."""
+    from PIL import Image
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from tests.tokenprune.checkpoint import write_llava
+
+    checkpoint = write_llava(folder / ".llava")
+    picture = Image.linear_gradient("L").convert("RGB")
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    inputs = processor(images=picture, text="<image>What is this?", return_tensors="pt")
+    return {"model": AutoModelForImageTextToText.from_pretrained(checkpoint), "inputs": inputs}
+
+
 def geollava_8k(folder: Path) -> None:
     """`initiacms/GeoLLaVA-8K`: the shipped model in the published form; and `scene.jpg`."""
     from geollava.answering.loading import load
@@ -84,11 +98,12 @@ def geollava_8k(folder: Path) -> None:
     scene(folder)
 
 
-PREPARED: dict[str, Callable[[Path], None]] = {
+PREPARED: dict[str, Callable[[Path], dict[str, Any] | None]] = {  # names for Python, if any
     "geollava-8k": geollava_8k,
     "llava": llava,
     "scene": scene,
     "scenes": many_scenes,
+    "vlm": vlm,
 }
 
 
@@ -141,7 +156,7 @@ def run_page(path: Path) -> str | None:
     namespace: dict[str, Any] = {"__name__": "__main__"}
     with tempfile.TemporaryDirectory() as folder:
         for name in dict.fromkeys(asked_of(text)):
-            PREPARED[name](Path(folder))
+            namespace |= PREPARED[name](Path(folder)) or {}
         os.chdir(folder)
         for block in blocks_of(text):
             if block.reason is not None:

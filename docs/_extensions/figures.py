@@ -1,7 +1,7 @@
 """Measured figures: computed from committed rows, never typed.
 
-A page writes {figure}`name`, the README `<!-- figure: name -->text<!-- -->`; `name` is a function in
-a file `figures_*.py` beside this one. A table is such a function too: ```{measured} name```.
+A page writes {figure}`name`, the README `<!-- figure: name -->text<!-- -->`; `name` is a function
+in a file `figures_*.py` beside this one. A table is such a function too: ```{measured} name```.
 `python docs/_extensions/figures.py` writes what the README says anew.
 """
 
@@ -17,6 +17,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+ONE_THREAD, TWO_THREADS = "cpu-1-threads-x86_64", "cpu-2-threads-x86_64"
 RESULTS = ROOT / "benchmarks" / "results"
 MARKED = re.compile(r"(<!-- figure: (\w+) -->)(.*?)(<!-- -->)", re.DOTALL)
 

@@ -22,3 +22,9 @@ published=fastervlm,divprune
 geollava scenes "$folder/scenes" --first-seed 10000 --count 320 --size 1344 --scale 1.3 --part test
 sweep sweep scenes-open --budgets 24,12 --methods background_anchored,$controls,$published
 sweep letters xlrs --methods background_anchored,random --budgets 24
+
+# At the default scale of `geollava scenes` objects are smaller than those that it was trained on.
+geollava scenes "$folder/smaller" --first-seed 10000 --count 320 --size 1344 --part test
+geollava evaluate scenes-open --data "$folder/smaller/test.json" --out "$folder/default_scale" \
+    --model geollava/small_model
+sed "s#$folder/##g" "$folder/default_scale/results.json" > "$results/default_scale.json"

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -106,13 +103,3 @@ def test_shows_its_methods():
         "budgets=[0.5])"
     )
     assert repr(Chain(get_method("fastervlm"), strict=False)).endswith("budgets=[], strict=False)")
-
-
-def test_the_snippet_of_the_readme_runs():
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    (snippet,) = (
-        block for block in re.findall(r"```python\n(.*?)```", readme, re.S) if "Chain(" in block
-    )
-    names: dict = {}
-    exec(snippet, names)
-    assert names["chain"].reduce(example_tokens(), 4).features.shape == (3, 4, 16)
