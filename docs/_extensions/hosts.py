@@ -157,8 +157,8 @@ def hosts_table() -> str:
                 takes,
             )
         )
-    headings = ("hosts", "`model_type`", "a budget counts for", "positions", "attention of", "takes")
-    return table(headings, body)
+    headings = ("hosts", "`model_type`", "a budget counts for", "positions", "attention of")
+    return table((*headings, "takes"), body)
 
 
 def refused_table() -> str:
@@ -191,7 +191,7 @@ def raised_in(paths: Iterable[Path], kind: str) -> list[tuple[str, str]]:
     """(file, text) of each error of a kind that is made in files, values as "…"."""
     found = []
     for path in paths:
-        texts: dict[str, ast.expr] = {}  # "message = ...", then "raise NotImplementedError(message)"
+        texts: dict[str, ast.expr] = {}  # "message = ...", then "Error(message)"
         for node in walk_in_order(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
                 texts[node.targets[0].id] = node.value

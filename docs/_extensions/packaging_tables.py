@@ -37,8 +37,8 @@ def extras_table() -> str:
         body.append(
             (
                 f"`{extra}`",
-                ", ".join(f"`{one}`" for one in included) or "–",
-                ", ".join(f"`{one}`" for one in others) or "–",
+                ", ".join(f"`{one}`" for one in included) or "-",
+                ", ".join(f"`{one}`" for one in others) or "-",
             )
         )
     return table(("extra", "includes", "and brings"), body)
@@ -52,12 +52,12 @@ def extras_in(requirement: str) -> list[str]:
 def versions_table() -> str:
     tested = json.loads((ROOT / "tools" / "tested_versions.json").read_text(encoding="utf-8"))
     pins = pinned()
-    body = [("Python", project()["requires-python"], "–", "–")]
+    body = [("Python", project()["requires-python"], "-", "-")]
     for package, promised in {"torch": range_of("torch")}.items():
-        body.append((package, promised, "–", pins.get(package, "–")))
+        body.append((package, promised, "-", pins.get(package, "-")))
     for package, releases in tested.items():
         body.append(
-            (package, range_of(package) or "–", ", ".join(releases), pins.get(package, "–"))
+            (package, range_of(package) or "-", ", ".join(releases), pins.get(package, "-"))
         )
     return table(("package", "promised", "tested by `make test-matrix`", "in CI"), body)
 

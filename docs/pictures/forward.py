@@ -6,12 +6,12 @@ from pathlib import Path
 
 # What the host does, what happens beside it, and in which files of tokenprune/hosts/.
 PATH = [
-    ("the model with its head is called", "a Step opens, for this call alone", "hooks.py, step.py"),
+    ("model with its head: called", "a Step opens, for this call alone", "hooks.py, step.py"),
     ("host: forward", "reads ids, images and cache; finds placeholders", "inputs.py"),
-    ("host: get_image_features", "notes sizes; reads attention if the method needs it", "encoder.py"),
-    ("language model: embeddings come in", "the method reduces each image to its budget", "before_model.py, images.py"),
+    ("host: get_image_features", "notes sizes, and attention if it is needed", "encoder.py"),
+    ("language model: embeddings", "the method reduces each image", "before_model.py, images.py"),
     ("", "the same columns leave embeddings, positions, masks", "sequence.py, masks.py"),
-    ("language model: its layers", "or: columns leave between layers, by rank", "between_layers.py"),
+    ("language model: layers", "or: columns leave between layers, by rank", "between_layers.py"),
     ("language model: cache is filled", "the cache remembers the whole length", "memory.py"),
     ("host: output", "raises if nothing was removed", "step.py"),
     ("head: logits and loss", "labels lose the same columns; the Step closes", "hooks.py"),
@@ -51,7 +51,12 @@ def box(axes, x: float, y: float, width: float, text: str, color: str, below: st
     from matplotlib.patches import FancyBboxPatch
 
     shape = FancyBboxPatch(
-        (x, y), width, HIGH, boxstyle="round,pad=0,rounding_size=0.1", facecolor=color, edgecolor=EDGE
+        (x, y),
+        width,
+        HIGH,
+        boxstyle="round,pad=0,rounding_size=0.1",
+        facecolor=color,
+        edgecolor=EDGE,
     )
     axes.add_patch(shape)
     middle = y + HIGH / 2 + (0.11 if below else 0)

@@ -1,8 +1,8 @@
 """The three tutorials, followed word for word in an empty folder.
 
 A block with a caption is written to that file, every other block runs, in order. Nothing is
-installed: where a page says `pip install -e .`, the entry points of its pyproject.toml are put where
-that would put them.
+installed: where a page says `pip install -e .`, the entry points of its pyproject.toml are put
+where that would put them.
 """
 
 from __future__ import annotations
