@@ -1,6 +1,6 @@
 """The hosts, out of the adapters: what each says of itself, and which methods it takes when tried.
 
-```{hosts}            one row for each family: models, budget, positions, attention, methods
+```{hosts}            one row for each family, and what a budget counts for
 ```{hosts} refused    every method that a family refuses, in the words of the error
 ```{refusals} PATH    the errors that files of the project raise, in their words
 
@@ -38,7 +38,8 @@ class Family:
     Attributes:
         names: as the docstring's first line has them.
         model_types: of their configurations.
-        budget: what a budget counts for, a sentence.
+        unit: what a budget counts for, "image" or "crop".
+        budget: the same at length, a sentence.
         positions: how many axes they have.
         attention: whom the tokens' attention comes from, and the tower of the model that was tried.
         refused: method -> the error's text.
@@ -46,6 +47,7 @@ class Family:
 
     names: str
     model_types: tuple[str, ...]
+    unit: str
     budget: str
     positions: str
     attention: str
@@ -71,6 +73,7 @@ def family_of(adapter: Any) -> Family:
     return Family(
         names=paragraphs[0].rstrip("."),
         model_types=adapter.model_types,
+        unit=adapter.unit,
         budget=budget[0].removeprefix(BUDGET),
         positions="several axes" if adapter.positions_need_grid else "one axis",
         attention=attention_of([made for made, _ in tried]),
@@ -142,23 +145,25 @@ def refusals(made: Any) -> dict[str, str]:
 
 
 def hosts_table() -> str:
-    body = []
+    """The table, and below it what a budget counts for."""
+    everywhere = set.intersection(*(set(family.refused) for family in families()))
+    body, budgets = [], []
     for family in families():
         types = ", ".join(f"`{one}`" for one in family.model_types)
-        refused = ", ".join(f"`{name}`" for name in sorted(family.refused))
-        takes = f"all but {refused}" if refused else "all"
+        others = len(set(family.refused) - everywhere)
         body.append(
             (
                 f"**{family.names}**",
                 types,
-                family.budget,
+                family.unit,
                 family.positions,
                 family.attention,
-                takes,
+                f"{others}, see below" if others else "-",
             )
         )
-    headings = ("hosts", "`model_type`", "a budget counts for", "positions", "attention of")
-    return table((*headings, "takes"), body)
+        budgets.append(f"- **{family.names}**: {family.budget}")
+    headings = ("hosts", "`model_type`", "budget per", "positions", "attention of", "refuses")
+    return "\n\n".join((table(headings, body), "A budget counts for", "\n".join(budgets)))
 
 
 def refused_table() -> str:

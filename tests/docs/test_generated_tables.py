@@ -44,6 +44,14 @@ def test_hosts_are_listed_with_what_they_take():
     assert "`background_anchored` | all |" in hosts.refused_table()
 
 
+def test_alternatives_say_which_methods_are_here():
+    page = (ROOT / "docs" / "alternatives.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\w+)(?: \(trained\))? \| [\d.]+ \| [\d.]+ \| (yes|no) \|$", page, re.M)
+    assert len(rows) == 9
+    for name, here in rows:
+        assert (name.lower() in tokenprune.list_methods()) == (here == "yes"), name
+
+
 def test_refusals_are_read_from_the_code():
     table = hosts.refusals_table("tokenprune/hosts")
     assert "| tokens of videos are not reduced; strict=False lets them pass" in table
