@@ -14,7 +14,9 @@ from tokenprune import Adapter, ImageLayout, TokenGrid
 
 
 class GeoLlava(Adapter):
-    """A budget counts for an image: `num_crops` crops of `config.num_keep` tokens each.
+    """GeoLLaVA-8K, this project's own.
+
+    A budget counts for an image: `num_crops` crops of `config.num_keep` tokens each.
 
     Methods before the language model share it out evenly to the crops, those between its layers
     look at the image as a whole. With `reduction_method` "none" a crop's tokens are the grid of its

@@ -11,6 +11,12 @@ from tokenprune.hosts.layout import ImageLayout
 
 
 class Gemma3(Adapter):
+    """Gemma 3.
+
+    A budget counts for an image: a square of pooled tokens; crops that pan and scan makes are
+    images of their own.
+    """
+
     model_types: ClassVar[tuple[str, ...]] = ("gemma3",)
 
     def check(self) -> None:

@@ -12,6 +12,12 @@ from tokenprune.hosts.layout import ImageLayout
 
 
 class Idefics3(Adapter):
+    """Idefics3, SmolVLM.
+
+    A budget counts for a crop, the overview among them: the host does not say which crops are one
+    image's.
+    """
+
     model_types: ClassVar[tuple[str, ...]] = ("idefics3", "smolvlm")
     unit: ClassVar[str] = "crop"
 

@@ -10,6 +10,12 @@ from tokenprune.hosts.layout import ImageLayout
 
 
 class InternVL(Adapter):
+    """InternVL.
+
+    A budget counts for a crop, the thumbnail among them: the host does not say which crops are one
+    image's.
+    """
+
     model_types: ClassVar[tuple[str, ...]] = ("internvl",)
     unit: ClassVar[str] = "crop"
 

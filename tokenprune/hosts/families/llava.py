@@ -13,7 +13,12 @@ from tokenprune.hosts.layout import ImageLayout, TokenGrid
 
 
 class Llava(Adapter):
-    """LLaVA-1.5 and its kin; Pixtral towers, whose images come with their sizes."""
+    """LLaVA-1.5 and its kin.
+
+    A budget counts for an image: the grid of its patches, of the image's own size under a Pixtral
+    tower. A Pixtral tower packs images, so that its attention is not read: methods that need it are
+    refused.
+    """
 
     model_types: ClassVar[tuple[str, ...]] = ("llava",)
 

@@ -21,7 +21,12 @@ CROP_COUNT = "transformers.models.llava_next.modeling_llava_next", "image_size_t
 
 
 class LlavaNext(Adapter):
-    """The host's own packing, run on numbers instead of features, says where each token lies.
+    """LLaVA-NeXT.
+
+    A budget counts for an image, and is dealt to its overview and its mosaic of crops in proportion
+    to their tokens; newline tokens show nothing and go first.
+
+    The host's own packing, run on numbers instead of features, says where each token lies.
 
     Attributes:
         packs: what `pack_image_features` takes, in this order.

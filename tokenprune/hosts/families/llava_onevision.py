@@ -12,7 +12,12 @@ from tokenprune.hosts.families.llava_next import LlavaNext
 
 
 class LlavaOnevision(LlavaNext):
-    """Of several images in a prompt each is its overview alone."""
+    """LLaVA-OneVision.
+
+    A budget counts for an image, and is dealt to its overview and its mosaic of crops in proportion
+    to their tokens; newline tokens show nothing and go first. Of several images in a prompt each is
+    its overview alone.
+    """
 
     model_types: ClassVar[tuple[str, ...]] = ("llava_onevision",)
     packs: ClassVar[tuple[str, ...]] = (

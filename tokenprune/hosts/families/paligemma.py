@@ -10,6 +10,11 @@ from tokenprune.hosts.layout import ImageLayout
 
 
 class PaliGemma(Adapter):
+    """PaliGemma.
+
+    A budget counts for an image: the grid of its patches.
+    """
+
     model_types: ClassVar[tuple[str, ...]] = ("paligemma",)
 
     def check(self) -> None:

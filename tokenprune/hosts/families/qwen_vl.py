@@ -16,7 +16,13 @@ WINDOW_INDEX = "transformers.vision_utils", "get_vision_window_index"
 
 
 class QwenVL(Adapter):
-    """Attention is read per patch and averaged over the patches that make a token."""
+    """Qwen2-VL, Qwen2.5-VL, Qwen3-VL.
+
+    A budget counts for an image, in tokens after the merger, each of 2 x 2 patches. Deepstack
+    features, which Qwen3-VL adds in the language model's first layers, leave with their tokens.
+
+    Attention is read per patch and averaged over the patches that make a token.
+    """
 
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
     conversation_state: ClassVar[tuple[str, ...]] = ("rope_deltas",)
