@@ -103,6 +103,11 @@ def training_memory() -> str:
     return table(("GiB, counted", *forms), body)
 
 
+@figure
+def small_card() -> str:
+    return f"24 GB are {24e9 / 2**30:.1f} GiB"
+
+
 # -- constants of the code ------------------------------------------------------------------------
 
 

@@ -1,6 +1,6 @@
-"""Directives that list what `geollava` knows: benchmarks, keys of a training file, methods.
+"""Directives that list what `geollava` knows: benchmarks, training keys, methods, columns, commands.
 
-`{benchmarks}`, `{train-keys}` and `{crop-methods}` each become a table or a list of the code's own.
+Each becomes a table or a list of the code's own.
 """
 
 from __future__ import annotations
@@ -139,6 +139,21 @@ def crop_methods() -> str:
     )
 
 
+def conversation_commands() -> str:
+    """What a line of a conversation that begins with / does."""
+    from geollava.commands.conversation import HELP
+
+    lines = ["| in a conversation | does |", "| --- | --- |"]
+    return "\n".join([*lines, *(f"| `{usage}` | {means} |" for usage, means in HELP)])
+
+
+def batch_columns() -> str:
+    """The columns of a batch's output, and their types."""
+    from geollava.answering.finished import COLUMNS
+
+    return ", ".join(f"`{name}` ({kind})" for name, kind in COLUMNS.items()) + "."
+
+
 def directive(write: Callable[[], str]) -> type[SphinxDirective]:
     class Listed(SphinxDirective):
         def run(self) -> list[nodes.Node]:
@@ -152,6 +167,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
         ("benchmarks", benchmarks),
         ("train-keys", train_keys),
         ("crop-methods", crop_methods),
+        ("conversation-commands", conversation_commands),
+        ("batch-columns", batch_columns),
     ):
         app.add_directive(name, directive(write))
     return {"parallel_read_safe": True}
