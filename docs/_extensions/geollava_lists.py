@@ -1,4 +1,4 @@
-"""Directives that list what `geollava` knows: benchmarks, training keys, methods, columns, commands.
+"""Directives that list what `geollava` knows: benchmarks, training keys, methods, columns.
 
 Each becomes a table or a list of the code's own.
 """
