@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from figures import figure, measured, percent, result, table
+from figures import ROOT, figure, measured, percent, result, table
 
 
 def cell(name: str) -> dict[str, Any]:
@@ -15,6 +15,12 @@ def cell(name: str) -> dict[str, Any]:
 def score(value: float, interval: list[float]) -> str:
     low, high = (f"{100 * edge:.1f}" for edge in interval)
     return f"{percent(value)} [{low}, {high}]"
+
+
+@figure
+def demonstration_size() -> str:
+    files = (ROOT / "geollava" / "small_model").iterdir()
+    return f"{sum(file.stat().st_size for file in files if file.is_file()) / 1e6:.0f} MB"
 
 
 @figure
