@@ -7,6 +7,7 @@ the page cannot list an option that is not there, nor miss one.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -127,11 +128,12 @@ def markdown(commands: list[Command]) -> str:
     for _, group in groupby(commands, lambda each: (each.arguments, each.options)):
         alike = list(group)
         first = alike[0]
-        lines += [f"## {', '.join(f'`{each.name}`' for each in alike)}", ""]
-        abouts = [paragraphs(each.about) for each in alike]
-        if len(alike) > 1:
-            abouts = [f"- {about}" for about in abouts]
-        lines += [*abouts, ""]
+        if len(alike) == 1:
+            lines += [f"## `{first.name}`", "", paragraphs(first.about), ""]
+        else:
+            parent, _, _ = first.name.rpartition(" ")
+            lines += [f"## `{parent} ...`: {len(alike)} commands with the same options", ""]
+            lines += [*(f"- `{each.name}`: {paragraphs(each.about)}" for each in alike), ""]
         for described in (first.arguments, first.options):
             for written, means in described:
                 lines += [f"`{written}`", f": {escaped(means) or 'as its name says'}", ""]
@@ -150,6 +152,7 @@ def escaped(text: str) -> str:
     for place in range(0, len(parts), 2):
         for mark in "\\[]<>*_":
             parts[place] = parts[place].replace(mark, "\\" + mark)
+        parts[place] = re.sub(r"(?<![\w-])(--[a-z][a-z-]*)", r"`\1`", parts[place])
     return "`".join(parts)
 
 
@@ -159,6 +162,7 @@ class CommandsDirective(SphinxDirective):
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
+        self.env.note_reread()  # what it lists changes without this page
         text = markdown(commands_of(self.arguments[0]))
         return self.parse_text_to_nodes(text, allow_section_headings=True)
 

@@ -224,7 +224,7 @@ def sizes_8k() -> str:
     config = GeoLlavaConfig()
     side, keep = config.vision_config.image_size, config.num_keep
     canvas = Canvas.choose((8192, 8192), config.canvases(), side)
-    (rows_, cols), (down, across) = canvas.grid, config.grid_size
+    rows_, cols = canvas.grid
     crops, patches = canvas.crops, config.tokens_per_crop
     vision, text = config.vision_config.hidden_size, config.text_config.hidden_size
     image = " × ".join(f"{edge:,}" for edge in canvas.size)
@@ -238,15 +238,15 @@ def sizes_8k() -> str:
         ),
         (
             "crops → vision tokens",
-            f"{down} × {across} = {patches:,} per crop, {crops * patches:,}, {vision:,} wide",
+            f"{crops:,} × {patches:,} = {crops * patches:,} of width {vision:,}",
             "model/vision_tower.py",
         ),
         (
             "vision tokens → kept tokens",
-            f"{keep} per crop, {crops * keep:,}, {vision:,} wide",
+            f"{crops:,} × {keep:,} = {crops * keep:,} of width {vision:,}",
             "model/token_reduction.py",
         ),
-        ("kept tokens → text width", f"{crops * keep:,}, {text:,} wide", "model/projector.py"),
+        ("kept tokens → text width", f"{crops * keep:,} of width {text:,}", "model/projector.py"),
         (
             "prompt → answer",
             f"{crops * keep:,} visual tokens and the words of the question",

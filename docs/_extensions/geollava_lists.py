@@ -157,6 +157,7 @@ def batch_columns() -> str:
 def directive(write: Callable[[], str]) -> type[SphinxDirective]:
     class Listed(SphinxDirective):
         def run(self) -> list[nodes.Node]:
+            self.env.note_reread()  # what it lists changes without this page
             return self.parse_text_to_nodes(write())
 
     return Listed

@@ -25,7 +25,8 @@ COMMANDS = ("ask", "batch", "validate", "train", "export", "scenes", *EVALUATE)
 
 
 def section_of(name: str, sections: list[str]) -> str:
-    (found,) = (section for section in sections if f"`{name}`" in section.splitlines()[0])
+    head = re.compile(rf"\A`{name}`$|^- `{name}`: ", re.M)
+    (found,) = filter(head.search, sections)
     return found
 
 
