@@ -11,6 +11,8 @@ from tokenprune.hosts.adapter import Adapter
 from tokenprune.hosts.apply import apply
 from tokenprune.hosts.handle import Handle, Report
 from tokenprune.hosts.layout import ImageLayout, TokenGrid
+from tokenprune.hosts.profile import profile
+from tokenprune.hosts.profiling.report import ProfileReport, ProfileRow
 from tokenprune.hosts.training import AlignedLabels
 from tokenprune.hosts.verify import verify
 from tokenprune.hosts.verifying.report import Check, VerifyReport
@@ -27,6 +29,8 @@ __all__ = [
     "ImageLayout",
     "LayerMethod",
     "Method",
+    "ProfileReport",
+    "ProfileRow",
     "ReducedTokens",
     "Report",
     "TokenGrid",
@@ -38,5 +42,6 @@ __all__ = [
     "list_methods",
     "method_class",
     "ops",
+    "profile",
     "verify",
 ]

@@ -1,4 +1,4 @@
-"""The command `tokenprune`: what methods there are, and the proof that they are exact.
+"""The command `tokenprune`: what methods there are, that they are exact, and what they save.
 
 Exit codes: 0; 1 for a model that is not verified; 2 for wrong usage or input; 130 when interrupted.
 """
@@ -21,6 +21,7 @@ refuse_namesake()  # here too: where the other package's files have won, ours sa
 
 # ruff: noqa: E402
 from tokenprune.budget import Budget
+from tokenprune.hosts.profile import FEWEST_REPEATS, KEEP_RATIOS, METHODS, cases_of
 from tokenprune.method import (
     Method,
     get_method,
@@ -33,6 +34,7 @@ from tokenprune.ops.common.checks import check_int
 HEADINGS = (
     "method", "what it does", "needs", "query-agnostic", "merges", "paper", "departs from it in",
 )  # fmt: skip
+DTYPES = ("float64", "float32", "bfloat16", "float16")
 APPROXIMATION = " (approximation)"  # beside the name of a method that is not quite its paper's
 
 
@@ -84,7 +86,8 @@ def verify(options: argparse.Namespace) -> int:
     get_method(options.method)  # what is wrong is said before a model is loaded
     Budget(None, options.keep_ratio)
     check_int("new_tokens", options.new_tokens, low=1)
-    model, inputs = load(options.model, options.image, options.question, options.dtype)
+    picture = opened(options.image)
+    model, inputs = load(options.model, picture, options.question, options.dtype)
     report = tokenprune.verify(
         model,
         inputs,
@@ -96,27 +99,74 @@ def verify(options: argparse.Namespace) -> int:
     return 0 if report.ok else 1
 
 
-def load(name: str, image: Path, question: str, dtype: str) -> tuple[Any, Any]:
-    """A model of transformers in eval mode, and a question about an image as its processor asks."""
+def profile(options: argparse.Namespace) -> int:
+    """`tokenprune profile`: prints the report."""
+    methods, keep_ratios = options.method or METHODS, options.keep_ratio or KEEP_RATIOS
+    list(cases_of(methods, keep_ratios))  # what is wrong is said before a model is loaded
+    check_int("new_tokens", options.new_tokens, low=2)
+    check_int("repeats", options.repeats, low=FEWEST_REPEATS)
+    picture = noise() if options.image is None else opened(options.image)
+    model, inputs = load(options.model, picture, options.question, options.dtype)
+    report = tokenprune.profile(
+        model,
+        inputs,
+        methods=methods,
+        keep_ratios=keep_ratios,
+        new_tokens=options.new_tokens,
+        repeats=options.repeats,
+    )
+    size = " x ".join(map(str, picture.size))
+    image = f"noise of {size} px" if options.image is None else f"{options.image}, {size} px"
+    if options.json:
+        print(json.dumps({"image": image, **report.as_dict()}, indent=2))
+    else:
+        print(f"{report}\nimage: {image}")
+    return 0
+
+
+def libraries() -> tuple[Any, Any]:
+    """transformers, and Pillow's Image; raises ImportError, which names the extra."""
     try:
         import transformers
         from PIL import Image
     except ImportError as error:
         raise ImportError(
-            "tokenprune verify needs the extra hf: pip install 'tokenprune-vlm[hf]' "
+            "this command needs the extra hf: pip install 'tokenprune-vlm[hf]' "
             "(in a checkout: pip install '.[hf]')"
         ) from error
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    return transformers, Image
+
+
+def opened(image: Path) -> Any:
+    """The picture in a file."""
+    _, pillow = libraries()
     try:
-        with Image.open(image) as file:
-            picture = file.convert("RGB")
+        with pillow.open(image) as file:
+            return file.convert("RGB")
     except Exception as error:  # Pillow raises what it likes on damaged files
         raise ValueError(f"{image} must be an image: {error}") from error
+
+
+def noise(side: int = 672) -> Any:
+    """A picture of noise, the same each time."""
+    _, pillow = libraries()
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (side, side, 3), dtype=torch.uint8, generator=generator)
+    return pillow.fromarray(pixels.numpy())
+
+
+def load(name: str, picture: Any, question: str, dtype: str) -> tuple[Any, Any]:
+    """A model of transformers in eval mode, and a question about a picture as its processor asks.
+
+    `dtype` is torch's name of one, or "auto": the checkpoint's own.
+    """
+    transformers, _ = libraries()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     safely: dict[str, Any] = {"trust_remote_code": False}
     processor = transformers.AutoProcessor.from_pretrained(name, **safely)
     model = transformers.AutoModelForImageTextToText.from_pretrained(
-        name, dtype=getattr(torch, dtype), use_safetensors=True, **safely
+        name, dtype=getattr(torch, dtype, dtype), use_safetensors=True, **safely
     )
     if torch.cuda.is_available():
         model = model.cuda()
@@ -135,6 +185,37 @@ def load(name: str, image: Path, question: str, dtype: str) -> tuple[Any, Any]:
     return model.eval(), inputs.to(model.device, model.dtype)
 
 
+def add_profile(commands: Any) -> None:
+    timing = commands.add_parser(
+        "profile", help="time on a model of your own what a reduction costs and saves"
+    )
+    timing.add_argument("model", help="a folder or hub name, a vision-language model")
+    timing.add_argument("image", type=Path, nargs="?", help="a picture of noise by default")
+    timing.add_argument("--question", default="What is in this image?")
+    # Without defaults: what is given would be added to them.
+    timing.add_argument(
+        "--method",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        help=f"names that `methods` lists; {' and '.join(METHODS)} where none is given",
+    )
+    timing.add_argument(
+        "--keep-ratio",
+        nargs="+",
+        action="extend",
+        type=float,
+        metavar="R",
+        help=f"shares to keep; {' and '.join(map(str, KEEP_RATIOS))} where none is given",
+    )
+    timing.add_argument("--new-tokens", type=int, default=16, help="tokens of every run")
+    timing.add_argument("--repeats", type=int, default=5, help="timed runs of each")
+    timing.add_argument(
+        "--dtype", default="auto", choices=("auto", *DTYPES), help="auto: the checkpoint's own"
+    )
+    timing.add_argument("--json", action="store_true", help="print one JSON object")
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="tokenprune", description="Fewer visual tokens.")
     commands = parser.add_subparsers(required=True, metavar="command", dest="command")
@@ -150,19 +231,17 @@ def main(arguments: list[str] | None = None) -> None:
     proof.add_argument("--keep-ratio", type=float, default=0.5, help="share to keep, in (0, 1]")
     proof.add_argument("--new-tokens", type=int, default=4, help="tokens to generate")
     proof.add_argument(
-        "--dtype",
-        default="float32",
-        choices=("float64", "float32", "bfloat16", "float16"),
-        help="coarse ones hardly show positions",
+        "--dtype", default="float32", choices=DTYPES, help="coarse ones hardly show positions"
     )
     proof.add_argument("--json", action="store_true", help="print one JSON object")
+    add_profile(commands)
     options = parser.parse_args(arguments)
     code = 0
     try:
         if options.command == "methods":
             print(markdown_table() if options.markdown else text_table())
         else:
-            code = verify(options)
+            code = {"verify": verify, "profile": profile}[options.command](options)
         sys.stdout.flush()
     except BrokenPipeError:
         # Whoever reads has read enough. Python would complain when it flushes at the end.
@@ -174,7 +253,7 @@ def main(arguments: list[str] | None = None) -> None:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         print(f"error: {lines[0]}", file=sys.stderr)
         code = 2
-    if code or options.command == "verify":
+    if code or options.command != "methods":
         sys.exit(code)
 
 

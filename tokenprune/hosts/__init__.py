@@ -16,4 +16,5 @@ layer_fit.py           the same in a step whose layers hold different columns, a
 training.py            labels beside `transformers.Trainer`
 compat.py              all that is assumed of transformers' names and call order, checked at entry
 verify.py              the masked-equivalence proof on a user's model; verifying/ holds its parts
+profile.py             what a reduction takes and saves on a user's model; profiling/ likewise
 """

@@ -26,6 +26,7 @@ class Outcome:
         kept_positions: for each row the int64 positions of the whole sequence that remain.
         by_layer: [B, L] bool for each layer, where tokens leave between them; None for all columns.
         stopwatches: of the work that reducing took.
+        reading: those of them that ran while the images were encoded.
         cache_bytes_saved: over all layers and rows.
     """
 
@@ -34,6 +35,7 @@ class Outcome:
     kept_positions: list[Tensor]
     by_layer: Sequence[Tensor | None]
     stopwatches: list[Stopwatch]
+    reading: Sequence[Stopwatch] = ()
     cache_bytes_saved: int = 0
 
 

@@ -135,6 +135,7 @@ class BeforeModel(Reduction):
             [row.nonzero()[:, 0] + prompt.past for row in kept],
             (),
             [self.stopwatch, *prompt.stopwatches],
+            prompt.stopwatches,
         )
         if columns is not None and cache is not None:
             layers, length = len(cache.layers), prompt.now.shape[1]

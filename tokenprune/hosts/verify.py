@@ -83,17 +83,29 @@ def verify(
         raise TypeError(f"method must be a name or a Method, got {name}")
     Budget(None, keep_ratio)
     check_int("new_tokens", new_tokens, low=1)
+    host, adapter, given = open_whole(model, inputs)
+    if isinstance(method, LayerMethod):
+        check_layers(adapter, method)
+    with torch.no_grad(), restored(adapter.model, adapter.conversation_state):
+        runs = Runs(host, adapter, given, method, new_tokens)
+        return Proof(runs, name, keep_ratio).report()
+
+
+def open_whole(
+    model: nn.Module, inputs: Mapping[str, Any]
+) -> tuple[nn.Module, Adapter, dict[str, Any]]:
+    """(the transformers model, its adapter, the inputs), to be run as they are.
+
+    Raises:
+        NotImplementedError: a model that no adapter knows.
+        ValueError, TypeError: a model in training mode or with a reduction applied; no inputs.
+    """
     host, adapter = open_host(model)
     if any(module.training for module in host.modules()):
         raise ValueError("the model must be in eval mode, got one in training; call model.eval()")
     if is_applied(adapter.model):
         raise ValueError("the model must be whole, got one with a reduction applied; remove it")
-    if isinstance(method, LayerMethod):
-        check_layers(adapter, method)
-    given = check_inputs(inputs, adapter)
-    with torch.no_grad(), restored(adapter.model, adapter.conversation_state):
-        runs = Runs(host, adapter, given, method, new_tokens)
-        return Proof(runs, name, keep_ratio).report()
+    return host, adapter, check_inputs(inputs, adapter)
 
 
 def check_inputs(inputs: Mapping[str, Any], adapter: Adapter) -> dict[str, Any]:
