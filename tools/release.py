@@ -1,4 +1,4 @@
-"""Builds the source distribution and the wheel, checks both, and installs the wheel where it must run.
+"""Builds source distribution and wheel, checks both, and installs the wheel where it must run.
 
 The wheel is built from the source distribution, not from the checkout. It is installed into two
 clean environments, with PyTorch alone and with the extra hf, where nothing may warn. Only then do
@@ -32,7 +32,8 @@ PACKAGES = ("tokenprune/", "geollava/")
 IN_SOURCE = ("CHANGELOG.md", "CITATION.cff", "LICENSE", "PKG-INFO", "README.md", "pyproject.toml")
 TROUBLE = re.compile(r"warn|deprecat|traceback|\berror\b", re.IGNORECASE)
 REDUCE = """
-import torch, tokenprune
+import tokenprune  # before torch, which warns where NumPy is missing
+import torch
 features = torch.randn(2, 64, 32)
 tokens = tokenprune.VisionTokens(features, grid_size=(8, 8))
 assert tokenprune.get_method("divprune").reduce(tokens, 16).features.shape == (2, 16, 32)
@@ -47,7 +48,7 @@ assert "transformers" not in sys.modules
 """
 
 
-class Refused(Exception):
+class ReleaseError(Exception):
     """What does not hold, in words."""
 
 
@@ -101,8 +102,10 @@ def check_contents(kind: str, found: Sequence[str], files: Sequence[str], versio
     more = [name for name in more if kind == "wheel" or name not in ("MANIFEST.in", "setup.cfg")]
     if missing or more:
         lists = {"lacks": missing, "has beside what it should": more}
-        raise Refused(
-            "\n".join(f"the {kind} {what}: {', '.join(names)}" for what, names in lists.items() if names)
+        raise ReleaseError(
+            "\n".join(
+                f"the {kind} {what}: {', '.join(names)}" for what, names in lists.items() if names
+            )
         )
 
 
@@ -110,21 +113,25 @@ def version_of_checkout() -> str:
     """The version; a tag of this commit, the changelog and the citation must name the same."""
     found = re.search(r'__version__ = "([^"]+)"', read("tokenprune/version.py"))
     if found is None:
-        raise Refused("tokenprune/version.py must hold __version__")
+        raise ReleaseError("tokenprune/version.py must hold __version__")
     version = found.group(1)
     check_version(version, read("CHANGELOG.md"), read("CITATION.cff"), tags_here())
     return version
 
 
 def check_version(version: str, changelog: str, citation: str, tags: Sequence[str]) -> None:
-    dated = re.search(rf"^## {re.escape(version)} \((\d{{4}}-\d\d-\d\d)\)$", changelog, re.MULTILINE)
+    dated = re.search(
+        rf"^## {re.escape(version)} \((\d{{4}}-\d\d-\d\d)\)$", changelog, re.MULTILINE
+    )
     if dated is None:
-        raise Refused(f"CHANGELOG.md must have a section '## {version} (YYYY-MM-DD)'")
+        raise ReleaseError(f"CHANGELOG.md must have a section '## {version} (YYYY-MM-DD)'")
     for line in (f"version: {version}", f"date-released: {dated.group(1)}"):
         if line not in citation.replace('"', "").replace("'", "").splitlines():
-            raise Refused(f"CITATION.cff must say '{line}', as CHANGELOG.md does")
+            raise ReleaseError(f"CITATION.cff must say '{line}', as CHANGELOG.md does")
     if wrong := [tag for tag in tags if tag != f"v{version}"]:
-        raise Refused(f"this commit has the tag {', '.join(wrong)}, and its version is {version}")
+        raise ReleaseError(
+            f"this commit has the tag {', '.join(wrong)}, and its version is {version}"
+        )
 
 
 def tags_here() -> list[str]:
@@ -140,16 +147,14 @@ def read(name: str) -> str:
 # -- where it must run -----------------------------------------------------------------------------
 
 
-def run(
-    command: Sequence[str | Path], *, folder: Path | None = None, may_say: bool = False
-) -> str:
+def run(command: Sequence[str | Path], *, folder: Path | None = None, may_say: bool = False) -> str:
     """What a command printed. Every warning of Python is an error in it, and no hub is asked.
 
     Args:
         may_say: the standard error may hold text that is no warning; else it must be empty.
 
     Raises:
-        Refused: another exit code than 0, or a standard error that is not as it should be.
+        ReleaseError: another exit code than 0, or a standard error that is not as it should be.
     """
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     env |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -159,16 +164,16 @@ def run(
     done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, check=False)
     shown = f"$ {' '.join(words)}\n{done.stdout}{done.stderr}"
     if done.returncode != 0:
-        raise Refused(f"{shown}exit code {done.returncode}")
+        raise ReleaseError(f"{shown}exit code {done.returncode}")
     if TROUBLE.search(done.stderr) or (done.stderr and not may_say):
-        raise Refused(f"{shown}the standard error must hold no warning")
+        raise ReleaseError(f"{shown}the standard error must hold no warning")
     return done.stdout
 
 
 def environment(folder: Path, wheel: Path, extra: str) -> Path:
     """The folder of the commands of a clean environment that has the wheel."""
     if not install(folder, f"{wheel}{extra}"):
-        raise Refused(f"pip could not install {wheel.name}{extra}; its message is above")
+        raise ReleaseError(f"pip could not install {wheel.name}{extra}; its message is above")
     return scripts_of(folder)
 
 
@@ -192,12 +197,12 @@ def with_hf(folder: Path, wheel: Path, version: str) -> None:
     expect("kept", run(snippet, folder=folder))
     ask = [scripts / "geollava", "ask", work / "scene.jpg", "What is the land use?"]
     if not run(ask, folder=folder, may_say=True).strip():
-        raise Refused("geollava ask answered nothing")
+        raise ReleaseError("geollava ask answered nothing")
 
 
 def expect(words: str, text: str) -> None:
     if words not in text:
-        raise Refused(f"{words!r} must be in what was printed, got:\n{text}")
+        raise ReleaseError(f"{words!r} must be in what was printed, got:\n{text}")
 
 
 def main() -> None:
@@ -233,7 +238,7 @@ def main() -> None:
             for one in distributions:
                 shutil.copyfile(one, options.out / one.name)
                 say(f"{options.out / one.name}")
-    except Refused as error:
+    except ReleaseError as error:
         sys.exit(f"error: {error}")
 
 
