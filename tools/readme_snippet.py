@@ -2,8 +2,8 @@
 
     python tools/readme_snippet.py FOLDER
 
-`FOLDER` gets what the README asks for, as `doc_blocks.py` prepares it. Python looks into the checkout
-last, for these preparations: the packages come from where they are installed.
+`FOLDER` gets what the README asks for, as `doc_blocks.py` prepares it. Python looks into the
+checkout last, for these preparations: the packages come from where they are installed.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def test_a_release_has_one_version():
         (("1.2.4", changelog, citation, []), "a section '## 1.2.4"),
         (("1.2.3", changelog, citation.replace("28", "27"), []), "date-released: 2026-11-28"),
         (("1.2.3", changelog, "version: 1.2.2", []), "must say 'version: 1.2.3'"),
-        (("1.2.3", changelog, citation, ["v1.2.2"]), "has the tag v1.2.2"),
+        (("1.2.3", changelog, citation, ["v1.2.2"]), "tag here is v1.2.2"),
     ):
         with pytest.raises(release.ReleaseError, match=re.escape(said)):
             release.check_version(*given)
