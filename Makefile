@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Workers of one thread each: more threads than cores wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: demo test lint wheels bench test-newest test-matrix test-lmms fuzz ci-full clean
+.PHONY: demo test lint bench test-newest test-matrix test-lmms fuzz ci-full clean
 
 demo: $(VENV)/.installed-demo  ## ask about a scene that the model has not seen
 	$(BIN)/python examples/ask_scene.py
@@ -37,11 +37,12 @@ test-lmms: $(VENV)/.installed-dev  ## the plug-in inside lmms-eval itself
 
 ci-full: lint test test-matrix test-lmms fuzz demo  ## everything, once before a task is called done
 
-wheels: $(VENV)/.installed-dev  ## dist/: the distribution, checked and run in clean environments
-	$(BIN)/python tools/release.py --out dist
-
 bench: $(VENV)/.installed-dev  ## measure against the dense form of the published algorithm
 	$(BIN)/python benchmarks/run.py
+
+.PHONY: wheels
+wheels: $(VENV)/.installed-dev  ## dist/: the distribution, checked and run in clean environments
+	$(BIN)/python tools/release.py --out dist
 
 $(VENV)/.installed-%: pyproject.toml constraints.txt tools/install.py
 	$(PYTHON) tools/install.py --venv $(VENV) --extra $*
