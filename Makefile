@@ -44,6 +44,10 @@ docs: $(VENV)/.installed-dev  ## docs/_build/html, with every block of code and 
 bench: $(VENV)/.installed-dev  ## measure against the dense form of the published algorithm
 	$(BIN)/python benchmarks/run.py
 
+.PHONY: wheels
+wheels: $(VENV)/.installed-dev  ## dist/: the distribution, checked and run in clean environments
+	$(BIN)/python tools/release.py --out dist
+
 $(VENV)/.installed-%: pyproject.toml constraints.txt tools/install.py
 	$(PYTHON) tools/install.py --venv $(VENV) --extra $*
 	@touch $@

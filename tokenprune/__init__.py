@@ -1,8 +1,13 @@
 """Fewer visual tokens for vision-language models. Needs torch alone."""
 
+import warnings
+
 from tokenprune.namesake import refuse_namesake
 
 refuse_namesake()
+# PyTorch says so when it is imported without NumPy, which nothing here needs. A NumPy that is there
+# and does not load has another message, which is shown.
+warnings.filterwarnings("ignore", "Failed to initialize NumPy: No module named", UserWarning)
 
 # ruff: noqa: E402
 from tokenprune import ops

@@ -30,6 +30,7 @@ from tokenprune.method import (
     required_options,
 )
 from tokenprune.ops.common.checks import check_int
+from tokenprune.version import __version__
 
 HEADINGS = (
     "method", "what it does", "needs", "query-agnostic", "merges", "paper", "departs from it in",
@@ -216,8 +217,10 @@ def add_profile(commands: Any) -> None:
     timing.add_argument("--json", action="store_true", help="print one JSON object")
 
 
-def main(arguments: list[str] | None = None) -> None:
+def make_parser() -> argparse.ArgumentParser:
+    """All commands and options; `shtab` makes a shell's completion from it."""
     parser = argparse.ArgumentParser(prog="tokenprune", description="Fewer visual tokens.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command", dest="command")
     methods = commands.add_parser("methods", help="the methods, and what each declares")
     methods.add_argument("--markdown", action="store_true", help="as the README's table")
@@ -235,7 +238,11 @@ def main(arguments: list[str] | None = None) -> None:
     )
     proof.add_argument("--json", action="store_true", help="print one JSON object")
     add_profile(commands)
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = make_parser().parse_args(arguments)
     code = 0
     try:
         if options.command == "methods":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from geollava.commands.ask import ask
@@ -14,13 +16,33 @@ from geollava.commands.studies import failures, sweep
 from geollava.commands.train import train
 from geollava.commands.validate import validate
 from geollava.evaluate.benchmark import list_benchmarks
+from tokenprune.version import __version__
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Questions to very large remote-sensing images.",
 )
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"geollava {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options_of_all(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """What may stand before a command; Typer reads the signature."""
+
+
 for command in (ask, batch, validate, train, export, scenes):
     app.command()(command)
 
