@@ -9,7 +9,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE / "_extensions")]
-os.environ["HF_HUB_OFFLINE"] = "1"
+# Notebooks run in processes of their own: this checkout there too, and no network.
+os.environ |= {"PYTHONPATH": str(HERE.parent), "HF_HUB_OFFLINE": "1"}
 
 from tokenprune import __version__  # noqa: E402
 

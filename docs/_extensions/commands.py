@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
-from unittest import mock
 
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -96,19 +94,6 @@ def help_of(action: argparse.Action) -> str:
     return f"{action.help or ''}  [default: {action.default}]".strip()
 
 
-def parser_of(main: Callable[[list[str]], Any]) -> argparse.ArgumentParser:
-    """The parser that a `main` makes for itself."""
-    found = []
-
-    def stop(parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> Any:
-        found.append(parser)
-        raise SystemExit
-
-    with mock.patch.object(argparse.ArgumentParser, "parse_args", stop), suppress(SystemExit):
-        main([])
-    return found[0]
-
-
 def commands_of(program: str) -> list[Command]:
     """All commands of `geollava` or `tokenprune`."""
     if program == "geollava":
@@ -117,9 +102,9 @@ def commands_of(program: str) -> list[Command]:
         from geollava.commands.app import app
 
         return list(typer_commands(get_command(app), program))
-    from tokenprune.cli import main
+    from tokenprune.cli import make_parser
 
-    return list(argparse_commands(parser_of(main)))
+    return list(argparse_commands(make_parser()))
 
 
 def markdown(commands: list[Command]) -> str:

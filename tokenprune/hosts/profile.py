@@ -39,10 +39,10 @@ def profile(
 ) -> ProfileReport:
     """Times what reductions cost and save, side by side with the whole model.
 
-    ```python
-    report = tokenprune.profile(model, inputs, methods=["divprune", "random"], keep_ratios=[0.25])
-    print(report)
-    ```
+    Example::
+
+        report = tokenprune.profile(model, inputs, methods=["divprune"], keep_ratios=[0.25])
+        print(report)
 
     Each method at each ratio generates `new_tokens` greedily `repeats` times, with a run of the
     whole model just before each; ends of text are ignored, so that all runs say as many tokens. One
@@ -55,7 +55,7 @@ def profile(
         model: a host that `apply` knows, with its head, in eval mode, without a reduction applied,
             on one device.
         inputs: what the model's processor gave, with `input_ids` and images.
-        methods: names of `list_methods()`, or `Method`s.
+        methods: names of `list_methods()`, or methods.
         keep_ratios: shares of the tokens to keep, in (0, 1].
         new_tokens: how many to generate, at least 2: the first comes with the prompt.
         repeats: timed runs of each, at least 3.
