@@ -216,3 +216,5 @@ def write_published(model: Any, folder: Path, *, max_shard_size: str = "5GB") ->
         # The writer keeps one name of a shared tensor, and not always the one that readers need.
         state.pop("lm_head.weight", None)
     save_torch_state_dict(state, folder, max_shard_size=max_shard_size)
+    if model.generation_config is not None:  # it says which token ends a reply
+        model.generation_config.save_pretrained(folder)

@@ -136,6 +136,14 @@ def test_save_and_load(form, model, tiny_checkpoint, expected, pictures, image_p
     )
 
 
+@pytest.mark.parametrize("save", ["save_pretrained", "save_published"])
+def test_what_ends_a_reply_is_saved_too(save, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(model.generation_config, "eos_token_id", 7)
+    getattr(model, save)(tmp_path / "saved")
+    again = GeoLlavaForConditionalGeneration.from_pretrained(tmp_path / "saved")
+    assert again.generation_config.eos_token_id == 7
+
+
 def test_save_published_leaves_nothing_half_written(model, tmp_path, monkeypatch):
     def no_space(*args, **kwargs):
         raise OSError("no space left")
