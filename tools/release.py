@@ -37,7 +37,7 @@ import torch
 features = torch.randn(2, 64, 32)
 tokens = tokenprune.VisionTokens(features, grid_size=(8, 8))
 assert tokenprune.get_method("divprune").reduce(tokens, 16).features.shape == (2, 16, 32)
-assert tokenprune.ops.max_min_select(features, 16).shape == (2, 16)
+assert tokenprune.ops.max_min_select(features, 16).features.shape == (2, 16, 32)
 """
 IMPORTS = """
 import sys, tokenprune
