@@ -194,8 +194,11 @@ def with_hf(folder: Path, wheel: Path, version: str) -> None:
     run([scripts / "python", "-c", IMPORTS], folder=folder)
     expect(version, run([scripts / "geollava", "--version"], folder=folder))
     snippet = [scripts / "python", ROOT / "tools" / "readme_snippet.py", work]
-    expect("kept", run(snippet, folder=folder))
-    ask = [scripts / "geollava", "ask", work / "scene.jpg", "What is the land use?"]
+    expect("tokens", run(snippet, folder=folder))
+    draw = ["scenes", work, "--count", "1", "--size", "1344", "--ground", "procedural"]
+    run([scripts / "geollava", *draw], folder=folder, may_say=True)
+    image = next(path for path in work.rglob("*") if path.suffix in (".jpg", ".png"))
+    ask = [scripts / "geollava", "ask", image, "What is the land use around the helipad?"]
     if not run(ask, folder=folder, may_say=True).strip():
         raise ReleaseError("geollava ask answered nothing")
 
