@@ -129,9 +129,7 @@ def check_version(version: str, changelog: str, citation: str, tags: Sequence[st
         if line not in citation.replace('"', "").replace("'", "").splitlines():
             raise ReleaseError(f"CITATION.cff must say '{line}', as CHANGELOG.md does")
     if wrong := [tag for tag in tags if tag != f"v{version}"]:
-        raise ReleaseError(
-            f"this commit has the tag {', '.join(wrong)}, and its version is {version}"
-        )
+        raise ReleaseError(f"the tag here is {', '.join(wrong)}, the version is {version}")
 
 
 def tags_here() -> list[str]:
