@@ -37,7 +37,7 @@ import torch
 features = torch.randn(2, 64, 32)
 tokens = tokenprune.VisionTokens(features, grid_size=(8, 8))
 assert tokenprune.get_method("divprune").reduce(tokens, 16).features.shape == (2, 16, 32)
-assert tokenprune.ops.max_min_select(features, 16).shape == (2, 16)
+assert tokenprune.ops.max_min_select(features, 16).features.shape == (2, 16, 32)
 """
 IMPORTS = """
 import sys, tokenprune
@@ -129,9 +129,7 @@ def check_version(version: str, changelog: str, citation: str, tags: Sequence[st
         if line not in citation.replace('"', "").replace("'", "").splitlines():
             raise ReleaseError(f"CITATION.cff must say '{line}', as CHANGELOG.md does")
     if wrong := [tag for tag in tags if tag != f"v{version}"]:
-        raise ReleaseError(
-            f"this commit has the tag {', '.join(wrong)}, and its version is {version}"
-        )
+        raise ReleaseError(f"the tag here is {', '.join(wrong)}, the version is {version}")
 
 
 def tags_here() -> list[str]:
@@ -194,8 +192,11 @@ def with_hf(folder: Path, wheel: Path, version: str) -> None:
     run([scripts / "python", "-c", IMPORTS], folder=folder)
     expect(version, run([scripts / "geollava", "--version"], folder=folder))
     snippet = [scripts / "python", ROOT / "tools" / "readme_snippet.py", work]
-    expect("kept", run(snippet, folder=folder))
-    ask = [scripts / "geollava", "ask", work / "scene.jpg", "What is the land use?"]
+    expect("tokens", run(snippet, folder=folder))
+    draw = ["scenes", work, "--count", "1", "--size", "1344", "--ground", "procedural"]
+    run([scripts / "geollava", *draw], folder=folder, may_say=True)
+    image = next(path for path in work.rglob("*") if path.suffix in (".jpg", ".png"))
+    ask = [scripts / "geollava", "ask", image, "What is the land use around the helipad?"]
     if not run(ask, folder=folder, may_say=True).strip():
         raise ReleaseError("geollava ask answered nothing")
 
