@@ -138,7 +138,7 @@ def main() -> None:
         result[name] = {"mean": mean, "interval": [mean - half, mean + half]}
         table.add_row(name, f"{mean:.1%}", f"{mean - half:.1%} to {mean + half:.1%}")
     Console(highlight=False).print(table)
-    options.result.write_text(json.dumps(result, indent=2) + "\n")
+    options.result.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -180,8 +180,10 @@ def here(tasks: list[Task], settings: Settings) -> Iterator[list[Row]]:
 
 def on_ray(tasks: list[Task], settings: Settings, workers: int | None) -> Iterator[list[Row]]:
     """Rows of each task, in the order in which they are finished."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report its use to its makers
     try:
         import ray
+        import ray.data  # it sets its logger up
     except ModuleNotFoundError as error:
         raise ImportError(f"the engine ray needs Ray Data: {install('ray')}") from error
 

@@ -5,7 +5,6 @@ One run at a time works on an output. Its lock lies among the part files and die
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -16,6 +15,7 @@ from typing import Any
 
 from geollava.common.outputs import written_whole
 from geollava.common.readable import named
+from geollava.common.system import lock, remove_locked
 
 Row = dict[str, Any]
 Key = tuple[str, str]
@@ -94,11 +94,9 @@ class Finished:
         try:
             yield
         finally:
-            # First the name, then the lock: who opened the file meanwhile finds it gone.
-            path.unlink(missing_ok=True)
+            remove_locked(path, handle)  # who opened it meanwhile finds it gone
             with suppress(OSError):  # parts of an interrupted run stay
                 self.folder.rmdir()
-            os.close(handle)
 
     def open_lock(self, path: Path) -> int:
         while True:
@@ -108,7 +106,7 @@ class Finished:
             except FileNotFoundError:  # another run has just ended, and took the folder away
                 continue
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(handle)
                 if os.path.samestat(os.fstat(handle), os.stat(path)):
                     return handle
             except BlockingIOError as error:

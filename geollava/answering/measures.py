@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
+
+from geollava.common.system import peak_memory_bytes
 
 Item = TypeVar("Item")
 
@@ -56,5 +56,4 @@ class Stopwatch:
 
 def peak_memory_mib() -> int:
     """The process's largest resident size so far, in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak // 2**20 if sys.platform == "darwin" else peak // 2**10
+    return peak_memory_bytes() // 2**20

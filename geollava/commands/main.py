@@ -5,6 +5,7 @@ Exit codes: 0; 2 for wrong usage or input; 130 when interrupted; 1 for the rest.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -15,16 +16,24 @@ from geollava.commands.errors import REFUSALS, first_line
 from geollava.common.malloc import keep_freed_memory
 from geollava.common.readable import storable
 
+# Read when they are imported: no bars and warnings but ours, no statistics with requests.
+LIBRARIES = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
 INTERRUPTED = 130  # what shells say of a process that SIGINT ended
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line; an error is one line on the standard error, never a traceback."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for name, value in LIBRARIES.items():
+        os.environ.setdefault(name, value)
+    write_utf8()
     keep_freed_memory()
-    for library in ("PIL", "rasterio"):  # what they log of a damaged file, the error says
+    # What they log of a damaged file, the error says; and fonts are nobody's concern.
+    for library in ("PIL", "rasterio", "matplotlib"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
         sys.exit(run(arguments))
@@ -60,6 +69,14 @@ def run(arguments: list[str]) -> int | None:
         raise KeyboardInterrupt
     sys.stdout.flush()
     return code
+
+
+def write_utf8() -> None:
+    """Windows takes another encoding for a pipe or a file, in which not every answer is written."""
+    if sys.platform == "win32":
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(encoding="utf-8")
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -1,1 +1,1 @@
-"""What the rooms share: whole files, one-line texts, tables, plots, pages, boxes, memory."""
+"""What the rooms share: files, one-line texts, tables, plots, pages, boxes, memory, system."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -12,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from geollava.common.system import OPEN_FILES_MOVE, lock
 
 
 def check_output(path: Path, what: str, suffixes: Sequence[str]) -> None:
@@ -32,7 +33,7 @@ def check_output(path: Path, what: str, suffixes: Sequence[str]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes a text whole or not at all."""
     with written_whole(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
@@ -81,17 +82,17 @@ def folder_written_whole(folder: Path) -> Iterator[Path]:
 def temporary(folder: Path, stem: str, suffix: str, make: Callable[[str], str]) -> Iterator[Path]:
     """A file or folder that this process has locked, gone at the end unless it was renamed.
 
+    On Windows it is not locked, since no open file can be renamed there, and what a killed process
+    leaves stays.
+
     Args:
         make: prefix -> the name of what it makes in `folder`.
     """
-    remove_leftovers(folder, stem, suffix)
-    while True:
-        partial = Path(make(f".{stem}-"))
-        with suppress(FileNotFoundError):  # another process took it for a leftover
-            handle = opened(partial)
-            if still_ours(handle, partial):
-                break
-            os.close(handle)
+    if OPEN_FILES_MOVE:
+        remove_leftovers(folder, stem, suffix)
+        partial, handle = locked(make, f".{stem}-")
+    else:
+        partial, handle = Path(make(f".{stem}-")), None
     try:
         yield partial
     finally:
@@ -99,7 +100,19 @@ def temporary(folder: Path, stem: str, suffix: str, make: Callable[[str], str]) 
             shutil.rmtree(partial, ignore_errors=True)
         else:
             partial.unlink(missing_ok=True)
-        os.close(handle)
+        if handle is not None:
+            os.close(handle)
+
+
+def locked(make: Callable[[str], str], prefix: str) -> tuple[Path, int]:
+    """What `make` makes, and the descriptor that holds its lock."""
+    while True:
+        partial = Path(make(prefix))
+        with suppress(FileNotFoundError):  # another process took it for a leftover
+            handle = opened(partial)
+            if still_ours(handle, partial):
+                return partial, handle
+            os.close(handle)
 
 
 def opened(path: Path) -> int:
@@ -109,7 +122,7 @@ def opened(path: Path) -> int:
 def still_ours(handle: int, path: Path) -> bool:
     """Locks a temporary file for as long as its process lives, and says if it is still there."""
     with suppress(OSError):  # a file system without locks: leftovers stay there
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        lock(handle, wait=True)
     return path.exists()
 
 
@@ -123,7 +136,7 @@ def remove_leftovers(folder: Path, stem: str, suffix: str) -> None:
         with suppress(OSError):
             handle = opened(path)
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(handle)
                 if path.is_dir():
                     shutil.rmtree(path)
                 else:

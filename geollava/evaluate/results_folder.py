@@ -58,7 +58,9 @@ def software() -> dict[str, str | None]:
     if (folder / ".git").exists():
         command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
         with suppress(OSError, subprocess.CalledProcessError):
-            commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            commit = subprocess.run(
+                command, capture_output=True, check=True, encoding="utf-8"
+            ).stdout
     return {
         "tokenprune-vlm": __version__,
         "commit": commit and commit.strip(),

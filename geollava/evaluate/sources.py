@@ -9,6 +9,7 @@ from typing import Any
 
 from geollava.common.extras import install
 from geollava.common.readable import named, reason_of
+from tokenprune.hub import absent
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -68,6 +69,8 @@ def load_dataset(path: Path, source: str, split: str | None) -> Any:
             raise ValueError("it does not exist")
         else:
             found = datasets.load_dataset(source)
+    except ConnectionError as error:
+        raise ValueError(absent(source, reason_of(error))) from error
     except Exception as error:  # of the file, the hub or the network: all in one line
         reason = reason_of(error.__cause__ or error)  # datasets says of many that one occurred
         raise ValueError(f"the data {source} cannot be read: {reason}") from error

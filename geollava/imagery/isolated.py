@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import weakref
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from geollava.common.system import ENDED_BY_CLOCK, SharedFile
 from geollava.imagery.scene import Georeference, Scene
 from geollava.imagery.worker import allowed_seconds
 
@@ -33,7 +33,7 @@ for name in ("geollava", "geollava.imagery", "geollava.common"):
     module = sys.modules[name] = ModuleType(name)
     module.__path__ = [sys.argv[2] + "/" + name.replace(".", "/")]
 from geollava.imagery.worker import main
-main(int(sys.argv[1]))
+main(sys.argv[1])
 """
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,15 +53,16 @@ class Worker:
         self._lock = threading.Lock()
         self._ending = "was stopped"
         self._memory: mmap.mmap | None = None
-        self._pixels = shared_file()
+        shared = SharedFile()
+        self._pixels = shared.handle
         environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", START, str(self._pixels), str(ROOT), *sys.path],
+                [sys.executable, "-c", START, shared.address, str(ROOT), *sys.path],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                pass_fds=(self._pixels,),
+                pass_fds=shared.inherited,
                 env=environment,
             )
         except BaseException:
@@ -130,7 +131,7 @@ class Worker:
             os.close(self._pixels)
             self._pixels, self._memory = -1, None
             self._ending = f"ended with code {code}"
-            if code == -signal.SIGALRM:
+            if code == ENDED_BY_CLOCK:
                 self._ending = f"did not finish in {seconds} seconds"
             elif code < 0:
                 self._ending = f"crashed ({signal.Signals(-code).name})"
@@ -223,14 +224,6 @@ def end_workers() -> None:
     """Ends the processes that no scene uses."""
     while _idle:
         _idle.pop().end()
-
-
-def shared_file() -> int:
-    """Descriptor of an empty file that only this process and its heirs know."""
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("geollava")
-    with tempfile.TemporaryFile() as file:  # macOS, untested
-        return os.dup(file.fileno())
 
 
 atexit.register(end_workers)

@@ -1,7 +1,8 @@
 """The process in which files are decoded: one scene at a time, requests and answers as JSON lines.
 
-What a decoder does to it stays here: a crash ends this process alone, the kernel ends it when a
-request takes too long (also in C, and when nobody waits any more), and its memory is limited.
+What a decoder does to it stays here: a crash ends this process alone, a clock ends it when a
+request takes too long (also in C, and when nobody waits any more), and its memory is limited where
+the system can do that (`common/system.py`).
 """
 
 from __future__ import annotations
@@ -9,8 +10,6 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import resource
-import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from geollava.common.malloc import keep_freed_rows
+from geollava.common.system import end_after, limit_process, open_shared
 from geollava.imagery.picture import MAX_PIXELS, reason_of
 from geollava.imagery.reader import open_here
 
@@ -31,34 +31,24 @@ PIXELS_PER_SECOND = 10_000_000
 RAISED = (ValueError, TypeError, NotImplementedError, ImportError)
 
 
-def main(pixels: int) -> None:
+def main(pixels: str) -> None:
     """Serves requests until there are no more.
 
     Args:
-        pixels: descriptor of the file that rows are written to.
+        pixels: address of the shared file that rows are written to.
     """
-    limit_resources()
+    limit_process(MEMORY_BYTES)
     keep_freed_rows()
-    with os.fdopen(os.dup(1), "w") as answers:
+    with os.fdopen(os.dup(1), "w", encoding="ascii") as answers:
         os.dup2(2, 1)  # what libraries print
-        server = Server(pixels)
+        server = Server(open_shared(pixels))
         for line in sys.stdin:
             request = json.loads(line)
-            signal.alarm(request.pop("seconds"))
+            end_after(request.pop("seconds"))
             answer = server.answer(request)
-            signal.alarm(0)
+            end_after(0)
             answers.write(json.dumps(answer) + "\n")
             answers.flush()
-
-
-def limit_resources() -> None:
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who asked decides
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if sys.platform == "linux":
-        # Not the address space, most of which threads reserve and never use. Shared pixels do not
-        # count. macOS (untested) does not enforce such a limit.
-        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
 
 
 def allowed_seconds(path: Path, pixels: int = 0) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from huggingface_hub import hf_hub_download, snapshot_download
@@ -17,6 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError, safe_open
 
 from geollava.common.readable import FileError, named
+from tokenprune.hub import absent
 
 CONFIG_FILES = ("config.json", "processor_config.json", "preprocessor_config.json")
 # As JSON escapes it. Whole pairs have such a half too, and are text.
@@ -52,9 +53,7 @@ def resolve_folder(name_or_path: str | Path, *, weights: bool = True, **hub_opti
         return Path(snapshot_download(str(name_or_path), allow_patterns=patterns, **hub_options))
     except HUB_ERRORS as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"{name_or_path} is not a folder here, and the hub does not give it: {reason}"
-        ) from error
+        raise ValueError(absent(name_or_path, reason)) from error
 
 
 def find_file(source: str | Path, name: str) -> Path | None:
@@ -100,7 +99,11 @@ def weight_files(folder: Path) -> list[Path]:
         if not all(isinstance(name, str) for name in files):
             raise ValueError(f"{index}: weight_map must name a file for each tensor")
         names = sorted(set(files))
-        outside = [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]
+        outside = [
+            name
+            for name in names
+            if leads_out(PurePosixPath(name)) or leads_out(PureWindowsPath(name))
+        ]
         if outside:
             raise ValueError(
                 f"{index}: weight_map must name files in the checkpoint's folder, "
@@ -123,6 +126,11 @@ def weight_files(folder: Path) -> list[Path]:
             f"save_file(torch.load('{pickles[0]}', weights_only=True), 'model.safetensors')"
         )
     raise ValueError(f"{folder} must hold model.safetensors or its index, found neither")
+
+
+def leads_out(name: PurePath) -> bool:
+    """Whether a name can mean a file outside the folder that it stands in."""
+    return bool(name.anchor) or ".." in name.parts
 
 
 def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:

@@ -12,6 +12,7 @@ from huggingface_hub import save_torch_state_dict
 from geollava.common.outputs import folder_written_whole
 from geollava.common.readable import named, quiet_panics
 from geollava.model.checkpoint import find_file, read_json
+from tokenprune.hub import offline
 
 PUBLISHED_MODEL_TYPE = "llava_qwen"
 
@@ -130,6 +131,7 @@ def tower_config(
     if path is None:
         raise ValueError(
             f"the vision tower {name} is neither in {source}, nor a folder, nor on the hub"
+            + (f", which {variable} forbids to ask" if (variable := offline()) else "")
         )
     config = read_json(path)
     normalization = find_file(source, f"{name}/preprocessor_config.json") or find_file(
@@ -204,13 +206,15 @@ def write_published(model: Any, folder: Path, *, max_shard_size: str = "5GB") ->
     tower_name = config.vision_tower_name
     known = tower_name in KNOWN_TOWERS
     published = to_published_config(config, tower_name if known else "vision_tower")
-    (folder / "config.json").write_text(json.dumps(published, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(published, indent=2) + "\n", encoding="utf-8")
     if not known:
         tower = folder / "vision_tower"
         tower.mkdir()
         config.vision_config.to_json_file(tower / "config.json", use_diff=False)
         normalization = {"image_mean": config.image_mean, "image_std": config.image_std}
-        (tower / "preprocessor_config.json").write_text(json.dumps(normalization) + "\n")
+        (tower / "preprocessor_config.json").write_text(
+            json.dumps(normalization) + "\n", encoding="utf-8"
+        )
     state = model.state_dict()
     if config.tie_word_embeddings:
         # The writer keeps one name of a shared tensor, and not always the one that readers need.

@@ -36,12 +36,12 @@ FLOORS = [
     {"commands"},
     {"__main__"},
 ]
-# What geollava may use of tokenprune: applying a method, and saying what a host is. What reduces
-# tokens is for one file alone.
+# What geollava may use of tokenprune: applying a method, saying what a host is, and errors over a
+# model hub. What reduces tokens is for one file alone.
 OPERATORS_IN = "geollava.model.token_reduction"
 FROM_TOKENPRUNE = {
     *(f"tokenprune.{name}" for name in ("Adapter", "Handle", "ImageLayout", "TokenGrid")),
-    *(f"tokenprune.{name}" for name in ("apply", "list_methods", "version", "hosts")),
+    *(f"tokenprune.{name}" for name in ("apply", "list_methods", "version", "hosts", "hub")),
 }
 
 

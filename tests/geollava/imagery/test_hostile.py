@@ -151,10 +151,10 @@ def test_too_much_memory(tmp_path):
     """A decoder that asks for twice its limit."""
     Image.new("L", (64, 64)).save(tmp_path / "image.png")
     script = f"""
-import resource
+from geollava.common.system import limit_process
 from geollava.imagery import worker
 worker.MEMORY_BYTES = 1024**3
-worker.limit_resources()
+limit_process(worker.MEMORY_BYTES)
 import numpy as np
 class Greedy:
     def read_rows(self, top, bottom, factor):

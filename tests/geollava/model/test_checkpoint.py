@@ -127,6 +127,10 @@ def test_missing_weights_and_missing_shards(checkpoint_copy):
         ({"a": "/etc/model.safetensors"}, "in the checkpoint's folder, got /etc/model.safetensors"),
         ({"a": "../model.safetensors"}, r"in the checkpoint's folder, got \.\./model"),
         ({"a": "b/../../model.safetensors"}, "in the checkpoint's folder"),
+        # As Windows reads names.
+        ({"a": "C:model.safetensors"}, "in the checkpoint's folder, got C:model"),
+        ({"a": r"\model.safetensors"}, r"in the checkpoint's folder, got \\model"),
+        ({"a": r"..\model.safetensors"}, r"in the checkpoint's folder, got \.\.\\model"),
         ({"a": 1}, "must name a file for each tensor"),
         (["model.safetensors"], "must name a file for each tensor"),
         (None, "must name a file for each tensor"),

@@ -111,7 +111,7 @@ def nearest(capability: int) -> str:
 
 @functools.cache
 def read_configs(name: str) -> dict[str, Any]:
-    return json.loads((CONFIGS / f"{name}.json").read_text())
+    return json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def unit_stride(tensor: Tensor) -> Tensor:
