@@ -18,6 +18,8 @@ lint: $(VENV)/.installed-dev  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --platform win32 tokenprune geollava
+	$(BIN)/mypy --platform darwin tokenprune geollava
 
 test-newest: $(VENV)/.installed-dev  ## the core on both ends of what transformers may be, and beyond
 	$(BIN)/python tools/versions.py transformers --ends

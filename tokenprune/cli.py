@@ -20,6 +20,7 @@ from tokenprune.namesake import refuse_namesake
 refuse_namesake()  # here too: where the other package's files have won, ours say nothing else
 
 # ruff: noqa: E402
+from tokenprune import hub
 from tokenprune.budget import Budget
 from tokenprune.hosts.profile import FEWEST_REPEATS, KEEP_RATIOS, METHODS, cases_of
 from tokenprune.method import (
@@ -62,7 +63,7 @@ def _row(name: str, method: type[Method]) -> tuple[str, ...]:
 
 
 def markdown_table() -> str:
-    """The methods as the README shows them."""
+    """The methods as a table in Markdown, papers linked."""
     lines = [HEADINGS, ("---",) * len(HEADINGS)]
     for shown, *rest, paper, departs in method_rows():
         name = shown.removesuffix(APPROXIMATION)
@@ -165,10 +166,11 @@ def load(name: str, picture: Any, question: str, dtype: str) -> tuple[Any, Any]:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     safely: dict[str, Any] = {"trust_remote_code": False}
-    processor = transformers.AutoProcessor.from_pretrained(name, **safely)
-    model = transformers.AutoModelForImageTextToText.from_pretrained(
-        name, dtype=getattr(torch, dtype, dtype), use_safetensors=True, **safely
-    )
+    with hub.loading(name):
+        processor = transformers.AutoProcessor.from_pretrained(name, **safely)
+        model = transformers.AutoModelForImageTextToText.from_pretrained(
+            name, dtype=getattr(torch, dtype, dtype), use_safetensors=True, **safely
+        )
     if torch.cuda.is_available():
         model = model.cuda()
     if getattr(processor, "chat_template", None):
@@ -223,7 +225,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command", dest="command")
     methods = commands.add_parser("methods", help="the methods, and what each declares")
-    methods.add_argument("--markdown", action="store_true", help="as the README's table")
+    methods.add_argument("--markdown", action="store_true", help="as a table in Markdown")
     proof = commands.add_parser(
         "verify", help="show on a model of your own that a reduction is exact"
     )
@@ -243,6 +245,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> None:
     options = make_parser().parse_args(arguments)
+    hub.ask_for_files_alone()
     code = 0
     try:
         if options.command == "methods":
