@@ -218,17 +218,17 @@ def test_missing_extra_is_named(run, questions, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_same_file(questions, guessing_checkpoint, tmp_path):
-    def launch(*launcher, out):
-        command = [
-            "-m", *launcher, "geollava", "evaluate", "xlrs", "--data", questions, "--device",
-            "cpu", "--model", guessing_checkpoint, "--max-new-tokens", 1, "--out", out,
-        ]  # fmt: skip
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run([sys.executable, *map(str, command)], check=True, env=environment)
-
-    launch(out=tmp_path / "one")
-    launch(
-        "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", out=tmp_path / "two"
-    )
+def test_two_processes_give_the_same_file(run, questions, guessing_checkpoint, tmp_path):
+    command = [
+        "evaluate", "xlrs", "--data", questions, "--device", "cpu", "--model", guessing_checkpoint,
+        "--max-new-tokens", 1,
+    ]  # fmt: skip
+    code, _, err = run(*command, "--out", tmp_path / "one")
+    assert code == 0, err
+    launcher = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m",
+        "geollava", *command, "--out", tmp_path / "two",
+    ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([*map(str, launcher)], check=True, env=environment)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")

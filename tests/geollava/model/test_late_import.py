@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
-
-import pytest
 
 from geollava.model import registration
 
@@ -24,9 +23,36 @@ assert not any(type(finder).__name__ == "AfterTransformers" for finder in sys.me
 """
 
 
-def run(script):
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+# What transformers and the package import of others is there already: half of the time.
+EACH = """
+import json, os, sys, traceback
+import PIL.Image, accelerate, huggingface_hub, numpy, safetensors.torch, tokenizers, torch
+assert not {"transformers", "geollava"} & sys.modules.keys()
+failed = False
+for script in json.loads(sys.argv[1]):
+    child = os.fork()
+    if not child:
+        try:
+            exec(script, {"__name__": "__main__"})
+        except BaseException:
+            print(f"{script}:", file=sys.stderr)
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    failed |= os.waitpid(child, 0)[1] != 0
+sys.exit(failed)
+"""
+
+
+def run(script, *arguments):
+    command = [sys.executable, "-c", script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def run_each(*scripts):
+    """Each in a process that has imported neither transformers nor the package."""
+    run(EACH, json.dumps(scripts))
 
 
 def test_images_are_read_without_transformers():
@@ -37,24 +63,24 @@ def test_images_are_read_without_transformers():
     )
 
 
-@pytest.mark.parametrize(
-    "first",
-    [
-        "import geollava",
-        "import transformers, geollava",
-        "from geollava import GeoLlavaConfig",
-        "import geollava; from transformers import PreTrainedModel",
-        "import geollava.model.processing",
-        "import geollava.answering.session",
-    ],
-)
-def test_auto_classes_know_the_model(first):
-    run(f"import sys; {first}\n{REGISTERED}")
+def test_auto_classes_know_the_model():
+    run_each(
+        *(
+            f"import sys; {first}\n{REGISTERED}"
+            for first in (
+                "import geollava",
+                "import transformers, geollava",
+                "from geollava import GeoLlavaConfig",
+                "import geollava; from transformers import PreTrainedModel",
+                "import geollava.model.processing",
+                "import geollava.answering.session",
+            )
+        )
+    )
 
 
-@pytest.mark.parametrize("module", sorted(registration.BENEATH))
-def test_modules_beneath_can_be_imported_by_themselves(module):
-    run(f"import {module}")
+def test_modules_beneath_can_be_imported_by_themselves():
+    run_each(*(f"import {module}" for module in sorted(registration.BENEATH)))
 
 
 def test_other_names_are_refused():
