@@ -16,7 +16,6 @@ from geollava.commands.studies import failures, sweep
 from geollava.commands.train import train
 from geollava.commands.validate import validate
 from geollava.evaluate.benchmark import list_benchmarks
-from tokenprune.version import __version__
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,6 +26,8 @@ app = typer.Typer(
 
 def show_version(wanted: bool) -> None:
     if wanted:
+        from tokenprune.version import __version__  # late: its package imports torch
+
         typer.echo(f"geollava {__version__}")
         raise typer.Exit
 
