@@ -74,8 +74,10 @@ def allowed_canvases(crop_size: int, max_crops: int, max_aspect_ratio: int) -> l
     canvases = [
         [crop_size * cols, crop_size * rows]
         for cols in range(1, max_crops + 1)
-        for rows in range(1, max_crops // cols + 1)
-        if cols * rows > 1 and max(cols, rows) <= max_aspect_ratio * min(cols, rows)
+        for rows in range(
+            math.ceil(cols / max_aspect_ratio), min(max_crops // cols, max_aspect_ratio * cols) + 1
+        )
+        if cols * rows > 1
     ]
     if not canvases:
         raise ValueError(

@@ -129,7 +129,7 @@ def test_the_warning_points_at_the_importing_line(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import geollava.readable\nfrom geollava import (\n    outputs,\n)\n"
-        "from geollava.evaluate import sweep\n"
+        "from geollava.evaluate import scenes_open\n"
     )
     said = [line for line in run(script).stderr.splitlines() if "DeprecationWarning" in line]
     assert [line.split(":")[:2] for line in said] == [
@@ -213,7 +213,7 @@ def test_commands_run_by_their_old_path():
         assert old.stdout.split("\n\n", 1)[1] == new.stdout.split("\n\n", 1)[1]  # below Usage
         assert "DeprecationWarning: geollava.cli is now geollava.commands.main;" in old.stderr
         assert "Warning" not in new.stderr
-    refused = run("-m", "geollava.cli", "ask", "nowhere.png", "What?", check=False)
+    refused = run("-m", "geollava.cli", "ask", "nowhere.png", "", check=False)
     assert refused.returncode == 2
     assert refused.stderr.splitlines()[-1].startswith("error: ")
 

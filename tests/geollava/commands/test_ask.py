@@ -425,7 +425,8 @@ def test_a_piped_question_is_answered_as_it_comes(scene):
     for text in QUESTIONS[:2]:
         process.stdin.write(f"{text}\n")
         process.stdin.flush()
-        assert json.loads(process.stdout.readline())["question"] == text
+        report = json.loads(process.stdout.readline())
+        assert (report["question"], report["crops"]) == (text, 12)
     process.stdin.close()
     assert process.wait() == 0
     process.stdout.close()
