@@ -57,7 +57,7 @@ class Family:
 @functools.cache
 def families() -> list[Family]:
     """This project's own; those of other packages that are installed are left out."""
-    from tokenprune.hosts.adapter import known_adapters
+    from tokenprune.hosts.registry import known_adapters
 
     adapters = dict.fromkeys(known_adapters().values())
     own = [one for one in adapters if one.__module__.partition(".")[0] in OWN]
@@ -105,7 +105,7 @@ def tiny(model_types: Iterable[str]) -> list[Any]:
 
 
 def attention_of(models: Iterable[Any]) -> str:
-    from tokenprune.hosts.adapter import find_adapter
+    from tokenprune.hosts.registry import find_adapter
 
     towers: dict[str, list[str]] = {}
     for made in models:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import tokenprune
-from tokenprune.hosts.adapter import known_adapters
+from tokenprune.hosts.registry import known_adapters
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "docs" / "_extensions"))
