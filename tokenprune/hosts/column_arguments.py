@@ -17,7 +17,7 @@ FITTED = {
     *("visual_pos_masks", "deepstack_visual_embeds"),
 }
 BY_COLUMN = {"per_layer_inputs"}  # [B or 1, L, ...]: what layers add to a column
-# For the head's loss, which takes its labels at the columns that remain; no language model reads it.
+# For the head's loss, which takes labels at the columns that remain; language models pass it on.
 OF_THE_LOSS = {"shift_labels", "num_items_in_batch"}
 
 

@@ -87,9 +87,9 @@ class Generic(Adapter):
         if isinstance(features, Tensor) and features.ndim < 3:
             raise NotImplementedError(REASONS["flat features"])
         pixels = arguments.get("pixel_values")
-        if isinstance(pixels, Tensor) and pixels.ndim == 5 and pixels.shape[1] > 1:
-            if len(features) == len(pixels):
-                raise NotImplementedError(REASONS["features per row"])
+        several = isinstance(pixels, Tensor) and pixels.ndim == 5 and pixels.shape[1] > 1
+        if several and len(features) == len(pixels):
+            raise NotImplementedError(REASONS["features per row"])
         return features
 
     def lengths(self, features: Any) -> list[int]:

@@ -8,7 +8,7 @@ import torch
 import transformers as hf
 
 from ..hosts import IMAGE, PINPOINTS, TEXT, TOWER, VIDEO, Host, anyres
-from .common import MOE, SLIDING, VIT, alive, counted, family, sized
+from .common import MOE, SLIDING, VIT, alive, family, sized
 from .one_size import SAM
 
 PIXTRAL = {**VIT, "image_size": 112, "patch_size": 14}

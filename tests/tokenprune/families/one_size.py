@@ -162,9 +162,7 @@ def perception_lm() -> Host:
     from transformers.models.perception_lm import modeling_perception_lm
 
     config = hf.PerceptionLMConfig(
-        vision_config=hf.TimmWrapperConfig(
-            architecture="vit_tiny", model_args={"embed_dim": 32}
-        ),
+        vision_config=hf.TimmWrapperConfig(architecture="vit_tiny", model_args={"embed_dim": 32}),
         text_config=hf.LlamaConfig(**TEXT),
         projector_pooling_ratio=2,
         image_token_id=IMAGE,
@@ -172,7 +170,9 @@ def perception_lm() -> Host:
     )
     with instead_of_timm(modeling_perception_lm, "timm_wrapper", in_rows=True):
         model = hf.PerceptionLMForConditionalGeneration(config)
-    return counted(model, lambda counts: {"pixel_values": torch.randn(sum(counts), 2, 3, 56, 56)}, 8)
+    return counted(
+        model, lambda counts: {"pixel_values": torch.randn(sum(counts), 2, 3, 56, 56)}, 8
+    )
 
 
 def qianfan_ocr() -> Host:
