@@ -36,7 +36,8 @@ def proven(name: str) -> dict[str, Any] | None:
         try:
             proof(host)
         except Exception as error:
-            print(f"{name}: {what} fails, {type(error).__name__}: {str(error).splitlines()[0]}")
+            text = next(iter(str(error).splitlines()), "")
+            print(f"{name}: {what} fails, {type(error).__name__}: {text}")
             return None
     adapter = find_adapter(host.model)
     return {
@@ -69,9 +70,8 @@ def main() -> None:
         + "\n",
         encoding="utf-8",
     )
-    print(
-        f"transformers {release}: {sum(release in one['transformers'] for one in hosts.values())}"
-    )
+    number = sum(release in host["transformers"] for host in hosts.values())
+    print(f"transformers {release}: {number} of {len(FAMILIES)} types")
 
 
 if __name__ == "__main__":

@@ -87,8 +87,8 @@ class Generic(Adapter):
         if isinstance(features, Tensor) and features.ndim < 3:
             raise NotImplementedError(REASONS["flat features"])
         pixels = arguments.get("pixel_values")
-        several = isinstance(pixels, Tensor) and pixels.ndim == 5 and pixels.shape[1] > 1
-        if several and len(features) == len(pixels):
+        rows = pixels.shape[:2] if isinstance(pixels, Tensor) and pixels.ndim == 5 else (0, 0)
+        if rows[1] > 1 and len(features) == rows[0]:
             raise NotImplementedError(REASONS["features per row"])
         return features
 

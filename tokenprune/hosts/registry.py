@@ -32,6 +32,8 @@ def find_adapter(model: nn.Module) -> Adapter:
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     if model_type in known:
         chosen = known[model_type]
+        if chosen.__module__.startswith(families.__name__) and not is_tested(str(model_type)):
+            warn_untested(str(model_type))
         return chosen(chosen.host_of(model))
     host = Generic.host_of(model)
     reason = REASONS.get(MECHANISMS.get(str(model_type), "")) or why_refused(host)
@@ -50,8 +52,8 @@ def find_adapter(model: nn.Module) -> Adapter:
 @functools.cache  # once for each type
 def warn_untested(model_type: str) -> None:
     logger.warning(
-        "model_type %r keeps the conventions of transformers, but was never tested with this "
-        "release of it; run tokenprune.verify on your model before you rely on it",
+        "model_type %r was never tested with this release of transformers, though it keeps the "
+        "conventions; run tokenprune.verify on your model before you rely on it",
         model_type,
     )
 
