@@ -44,6 +44,13 @@ def test_hosts_are_listed_with_what_they_take():
     assert "`background_anchored` | all |" in hosts.refused_table()
 
 
+def test_every_type_of_transformers_is_listed():
+    table = hosts.listed_table()
+    for host in tokenprune.list_hosts():
+        cells = (f"`{host.adapter}`", host.positions) if host.supported else (host.reason,)
+        assert f"| {' | '.join((f'`{host.model_type}`', *cells))} |" in table
+
+
 def test_alternatives_say_which_methods_are_here():
     page = (ROOT / "docs" / "alternatives.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\w+)(?: \(trained\))? \| [\d.]+ \| [\d.]+ \| (yes|no) \|$", page, re.M)
