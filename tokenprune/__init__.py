@@ -16,6 +16,7 @@ from tokenprune.hosts.adapter import Adapter
 from tokenprune.hosts.apply import apply
 from tokenprune.hosts.handle import Handle, Report
 from tokenprune.hosts.layout import ImageLayout, TokenGrid
+from tokenprune.hosts.listing import Host, list_hosts
 from tokenprune.hosts.profile import profile
 from tokenprune.hosts.profiling.report import ProfileReport, ProfileRow
 from tokenprune.hosts.training import AlignedLabels
@@ -31,6 +32,7 @@ __all__ = [
     "Chain",
     "Check",
     "Handle",
+    "Host",
     "ImageLayout",
     "LayerMethod",
     "Method",
@@ -44,6 +46,7 @@ __all__ = [
     "__version__",
     "apply",
     "get_method",
+    "list_hosts",
     "list_methods",
     "method_class",
     "ops",

@@ -4,12 +4,12 @@ import warnings
 
 from tokenprune.hosts.adapter import (
     Adapter,
-    find_adapter,
     layer_before,
     pool_patches,
     tower_layers,
 )
 from tokenprune.hosts.layout import ImageLayout, TokenGrid
+from tokenprune.hosts.registry import find_adapter
 
 __all__ = [
     "Adapter",

@@ -1,4 +1,4 @@
-"""The command `tokenprune`: what methods there are, that they are exact, and what they save.
+"""The command `tokenprune`: what methods and hosts there are, that they are exact, what they save.
 
 Exit codes: 0; 1 for a model that is not verified; 2 for wrong usage or input; 130 when interrupted.
 """
@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from tokenprune.version import __version__
 HEADINGS = (
     "method", "what it does", "needs", "query-agnostic", "merges", "paper", "departs from it in",
 )  # fmt: skip
+HOST_HEADINGS = ("model type", "supported", "adapter", "positions", "video", "reason")
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 APPROXIMATION = " (approximation)"  # beside the name of a method that is not quite its paper's
 
@@ -74,13 +76,45 @@ def markdown_table() -> str:
 
 def text_table() -> str:
     """The methods in columns."""
-    table = [HEADINGS, *method_rows()]
+    return in_columns([HEADINGS, *method_rows()])
+
+
+def in_columns(table: list[tuple[str, ...]]) -> str:
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     padded = [
         "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
         for cells in table
     ]
     return "\n".join(line.rstrip() for line in padded)
+
+
+def host_rows() -> list[tuple[str, ...]]:
+    """A row under `HOST_HEADINGS` for each type of models that the installed transformers has."""
+    return [
+        (
+            host.model_type,
+            "yes" if host.supported else "no",
+            host.adapter or "-",
+            host.positions or "-",
+            "yes" if host.video else "-",
+            host.reason or "-",
+        )
+        for host in tokenprune.list_hosts()
+    ]
+
+
+def hosts(options: argparse.Namespace) -> int:
+    """`tokenprune hosts`: prints every type of models, and whether it is shown to work."""
+    libraries()  # says which extra it needs
+    if options.json:
+        print(json.dumps([asdict(host) for host in tokenprune.list_hosts()], indent=2))
+    elif options.markdown:
+        rows = [(f"`{name}`", *rest) for name, *rest in host_rows()]
+        lines = [HOST_HEADINGS, ("---",) * len(HOST_HEADINGS), *rows]
+        print("\n".join(f"| {' | '.join(cells)} |" for cells in lines))
+    else:
+        print(in_columns([HOST_HEADINGS, *host_rows()]))
+    return 0
 
 
 def verify(options: argparse.Namespace) -> int:
@@ -226,6 +260,12 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command", dest="command")
     methods = commands.add_parser("methods", help="the methods, and what each declares")
     methods.add_argument("--markdown", action="store_true", help="as a table in Markdown")
+    known = commands.add_parser(
+        "hosts", help="the models of the installed transformers, and which are shown to work"
+    )
+    shape = known.add_mutually_exclusive_group()
+    shape.add_argument("--markdown", action="store_true", help="as a table in Markdown")
+    shape.add_argument("--json", action="store_true", help="print one JSON array")
     proof = commands.add_parser(
         "verify", help="show on a model of your own that a reduction is exact"
     )
@@ -251,7 +291,7 @@ def main(arguments: list[str] | None = None) -> None:
         if options.command == "methods":
             print(markdown_table() if options.markdown else text_table())
         else:
-            code = {"verify": verify, "profile": profile}[options.command](options)
+            code = {"hosts": hosts, "verify": verify, "profile": profile}[options.command](options)
         sys.stdout.flush()
     except BrokenPipeError:
         # Whoever reads has read enough. Python would complain when it flushes at the end.
@@ -263,7 +303,7 @@ def main(arguments: list[str] | None = None) -> None:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         print(f"error: {lines[0]}", file=sys.stderr)
         code = 2
-    if code or options.command != "methods":
+    if code or options.command not in ("methods", "hosts"):
         sys.exit(code)
 
 

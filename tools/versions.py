@@ -28,6 +28,7 @@ TESTED = json.loads((ROOT / "tools" / "tested_versions.json").read_text())
 TESTS = {
     "transformers": [
         "tests/tokenprune/test_apply.py",
+        "tests/tokenprune/test_families.py",
         "tests/tokenprune/test_layers.py",
         "tests/tokenprune/test_compat.py",
         "tests/tokenprune/test_verify.py",

@@ -1,6 +1,7 @@
 """The hosts, out of the adapters: what each says of itself, and which methods it takes when tried.
 
 ```{hosts}            one row for each family, and what a budget counts for
+```{hosts} listed     every type of the installed transformers, as `list_hosts` has it
 ```{hosts} refused    every method that a family refuses, in the words of the error
 ```{refusals} PATH    the errors that files of the project raise, in their words
 
@@ -57,7 +58,7 @@ class Family:
 @functools.cache
 def families() -> list[Family]:
     """This project's own; those of other packages that are installed are left out."""
-    from tokenprune.hosts.adapter import known_adapters
+    from tokenprune.hosts.registry import known_adapters
 
     adapters = dict.fromkeys(known_adapters().values())
     own = [one for one in adapters if one.__module__.partition(".")[0] in OWN]
@@ -105,7 +106,7 @@ def tiny(model_types: Iterable[str]) -> list[Any]:
 
 
 def attention_of(models: Iterable[Any]) -> str:
-    from tokenprune.hosts.adapter import find_adapter
+    from tokenprune.hosts.registry import find_adapter
 
     towers: dict[str, list[str]] = {}
     for made in models:
@@ -181,6 +182,24 @@ def refused_table() -> str:
     return table(("methods", "hosts", "reason"), body)
 
 
+def listed_table() -> str:
+    """Every type of models, those that are shown to work first."""
+    from tokenprune import list_hosts
+
+    listed = list_hosts()
+    supported = [host for host in listed if host.supported]
+    body = [(f"`{one.model_type}`", f"`{one.adapter}`", one.positions) for one in supported]
+    refused = [(f"`{one.model_type}`", one.reason) for one in listed if not one.supported]
+    return "\n\n".join(
+        (
+            f"{len(supported)} types of {len(listed)} are shown to work:",
+            table(("`model_type`", "adapter", "positions"), body),
+            "The others are not:",
+            table(("`model_type`", "reason"), refused),
+        )
+    )
+
+
 def hosts_of(names: list[str]) -> str:
     different = list(dict.fromkeys(names))
     return "all" if len(different) == len(families()) else "; ".join(different)
@@ -243,7 +262,8 @@ def setup(app: Any) -> dict[str, bool]:
         optional_arguments = 1
 
         def run(self) -> list[Any]:
-            text = refused_table() if self.arguments == ["refused"] else hosts_table()
+            tables = {"refused": refused_table, "listed": listed_table}
+            text = tables.get(" ".join(self.arguments), hosts_table)()
             return list(self.parse_text_to_nodes(text))
 
     class Refusals(SphinxDirective):  # type: ignore[misc]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import tokenprune
-from tokenprune.hosts.adapter import known_adapters
+from tokenprune.hosts.registry import known_adapters
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "docs" / "_extensions"))
@@ -42,6 +42,13 @@ def test_hosts_are_listed_with_what_they_take():
     table = hosts.hosts_table()
     assert all(f"`{kind}`" in table for kind in own)
     assert "`background_anchored` | all |" in hosts.refused_table()
+
+
+def test_every_type_of_transformers_is_listed():
+    table = hosts.listed_table()
+    for host in tokenprune.list_hosts():
+        cells = (f"`{host.adapter}`", host.positions) if host.supported else (host.reason,)
+        assert f"| {' | '.join((f'`{host.model_type}`', *cells))} |" in table
 
 
 def test_alternatives_say_which_methods_are_here():

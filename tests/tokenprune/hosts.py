@@ -54,6 +54,8 @@ class Host:
         sizes: the arguments' sizes as `retained_count` takes them.
         extra: token types that the processor adds, from input_ids.
         crop_tokens: placeholders per image where the host's features are not one entry per image.
+        image: the placeholder.
+        before, after: what stands around an image's placeholders.
     """
 
     model: Any
@@ -61,6 +63,9 @@ class Host:
     sizes: Callable[[dict[str, Any]], list[Any]]
     extra: Callable[[Tensor], dict[str, Tensor]] = lambda ids: {}
     crop_tokens: int = 0
+    image: int = IMAGE
+    before: tuple[int, ...] = (START,)
+    after: tuple[int, ...] = (END,)
 
     @property
     def model_type(self) -> str:
@@ -93,7 +98,7 @@ class Host:
             ids = [1]
             for part in row:
                 if part == 0:
-                    ids += [START, *[IMAGE] * next(lengths), END]
+                    ids += [*self.before, *[self.image] * next(lengths), *self.after]
                 else:
                     ids += torch.randint(5, 90, (part,), generator=generator).tolist()
             prompts.append(ids)

@@ -17,7 +17,7 @@ from torch import nn
 
 import tokenprune
 from tokenprune import VisionTokens, get_method
-from tokenprune.hosts.adapter import find_adapter
+from tokenprune.hosts.registry import find_adapter
 
 from .hosts import CACHE, HOSTS, IMAGE, NEEDS_CACHE, PAD, TEXT, Host, cache_in
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import tokenprune
 from tokenprune import cli
 
 from .checkpoint import write_llava
@@ -122,3 +123,17 @@ def test_interrupted(run, llava, picture, monkeypatch):
     monkeypatch.setattr(cli, "load", interrupted)
     result = run("verify", llava, picture, "What is here?")
     assert result == (130, "", "error: interrupted\n")
+
+
+@pytest.mark.parametrize("shape", [(), ("--markdown",), ("--json",)])
+def test_hosts_lists_every_type(shape, capsys):
+    cli.main(["hosts", *shape])
+    printed = capsys.readouterr().out
+    listed = tokenprune.list_hosts()
+    assert all(host.model_type in printed for host in listed)
+    if shape == ("--json",):
+        assert [one["supported"] for one in json.loads(printed)] == [
+            host.supported for host in listed
+        ]
+    else:
+        assert len(printed.splitlines()) == len(listed) + 1 + len(shape)

@@ -2,6 +2,9 @@
 
 apply.py, handle.py    the door: apply(model, method) -> Handle; applied.py is what is in force
 adapter.py, layout.py  what a family of hosts must say; families/ has one file for each
+generic.py             the adapter of hosts that keep transformers' conventions; mechanisms.py says
+                       why others are refused, registry.py finds a model's adapter
+listing.py, tested.py  which types are shown to work: tools/tested_hosts.py writes tested.json
 hooks.py               installs and undoes, nothing else
 step.py                one forward of one call, in order
 inputs.py, prompt.py   what the host is called with; a prompt with images among it
@@ -9,6 +12,7 @@ encoder.py             the images' sizes and attention, seen where the host enco
 attention.py           reading attention, of the tower and ahead of a decoder layer
 reduction.py           where tokens leave: before_model.py and between_layers.py
 images.py              each image's tokens -> the ones that remain; image_groups.py between layers
+column_arguments.py    what else has columns: taken along, or refused by name
 sequence.py, masks.py  the same columns out of embeddings, positions, masks and labels; windows.py
 memory.py              what stays on a cache: it reports the original length
 layer_arguments.py     what a layer is called with in a prompt that loses columns on its way

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pkgutil
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -11,13 +9,9 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tokenprune.hosts import families
 from tokenprune.hosts.compat import ENCODER_OUTPUTS, require
 from tokenprune.hosts.layout import ImageLayout
 from tokenprune.method import Method
-from tokenprune.plugins import load_plugin, plugin_names
-
-GROUP = "tokenprune.adapters"  # of entry points
 
 
 class Adapter(ABC):
@@ -55,6 +49,10 @@ class Adapter(ABC):
 
     def why_not(self, method: Method) -> str | None:
         """Why this host cannot serve a method that others can, as in "needs a grid", or None."""
+        return None
+
+    def why_not_compact(self) -> str | None:
+        """Why positions cannot be closed up in this host, or None."""
         return None
 
     def check(self) -> None:
@@ -183,42 +181,3 @@ def layer_before(layers: nn.ModuleList, feature_layer: int | Sequence[int]) -> n
     # hidden_states[0] is the embedding, hidden_states[i] the output of layer i - 1.
     wanted = [feature_layer] if isinstance(feature_layer, int) else feature_layer
     return layers[max(index - 1 if index >= 0 else len(layers) + index for index in wanted)]
-
-
-def find_adapter(model: nn.Module) -> Adapter:
-    """The adapter that knows the `config.model_type` of a model with or without its head.
-
-    Raises:
-        NotImplementedError: none does; the message lists what is known.
-    """
-    known = known_adapters()
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
-    if model_type not in known:
-        raise NotImplementedError(
-            f"no adapter for {type(model).__name__} (model_type {model_type!r}); known are "
-            f"{', '.join(sorted(known))}. Another package can add one by an entry point in the "
-            f"group {GROUP}, see tokenprune.Adapter"
-        )
-    chosen = known[model_type]
-    return chosen(chosen.host_of(model))
-
-
-def known_adapters() -> dict[str, type[Adapter]]:
-    """model_type -> adapter. Plug-ins come last and win: they may know a host better than we do."""
-    own = [module.name for module in pkgutil.iter_modules(families.__path__)]
-    known: dict[str, type[Adapter]] = {}
-    for name in [*own, *plugin_names(GROUP)]:
-        try:
-            adapter_class: type[Adapter] = load_plugin(GROUP, name, Adapter, families.__name__)
-        except Exception as error:
-            if name in own:
-                raise
-            # Another package's fault must not keep hosts from working that have no part in it.
-            warnings.warn(
-                f"the adapter {name!r}, plugged in by another package, cannot be loaded and is "
-                f"left out: {type(error).__name__}: {error}",
-                stacklevel=3,
-            )
-            continue
-        known.update(dict.fromkeys(adapter_class.model_types, adapter_class))
-    return known

@@ -8,11 +8,12 @@ from types import MethodType
 from torch import nn
 
 from tokenprune.budget import Budget
-from tokenprune.hosts.adapter import Adapter, find_adapter
+from tokenprune.hosts.adapter import Adapter
 from tokenprune.hosts.applied import Applied
 from tokenprune.hosts.between_layers import check_layers
 from tokenprune.hosts.handle import Handle
 from tokenprune.hosts.hooks import HostHooks
+from tokenprune.hosts.registry import find_adapter
 from tokenprune.method import LayerMethod, Method, get_method
 
 POSITIONS = ("original", "compact")
@@ -55,7 +56,7 @@ def apply(
             are not finite.
 
     Raises:
-        NotImplementedError: a host that no adapter knows, or that is compiled or replicated.
+        NotImplementedError: a host that no adapter serves, or that is compiled or replicated.
         ValueError, TypeError: arguments.
     """
     if positions not in POSITIONS:
@@ -67,6 +68,8 @@ def apply(
     budget = Budget(num_keep, keep_ratio)
     model, adapter = open_host(model)
     check_method(method, adapter)
+    if positions == "compact" and (reason := adapter.why_not_compact()) is not None:
+        raise NotImplementedError(f"positions='compact' {reason}")
     if not strict:
         method = copy.copy(method)
         method.strict = False

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.hosts.applied import Outcome, cache_bytes_saved
+from tokenprune.hosts.column_arguments import BY_COLUMN, refuse_unknown, taken
 from tokenprune.hosts.compat import attention_implementation, prepared_masks
 from tokenprune.hosts.images import ReducedImages, reduce_images
 from tokenprune.hosts.layer_fit import fit_in_layers
@@ -30,6 +31,7 @@ class BeforeModel(Reduction):
 
     def begin(self, given: dict[str, Any]) -> dict[str, Any]:
         prompt, method = self.prompt, self.applied.method
+        refuse_unknown(given, type(self.adapter.language_model).__name__, BY_COLUMN)
         embeddings = given["inputs_embeds"]
         memory = Memory.of(prompt.cache)
         if memory is not None and not memory.uniform:
@@ -67,7 +69,7 @@ class BeforeModel(Reduction):
             changed["deepstack_visual_embeds"] = [
                 self.images.applied_to(layer) for layer in given["deepstack_visual_embeds"]
             ]
-        return given | changed
+        return given | changed | taken(given, columns)
 
     def embeddings(self, embeddings: Tensor, columns: KeptColumns) -> Tensor:
         """[B, L, D] -> [B, L', D], with the features that the method made."""

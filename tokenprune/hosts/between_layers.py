@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tokenprune.hosts.adapter import Adapter
 from tokenprune.hosts.applied import Applied, Outcome, cache_bytes_saved
 from tokenprune.hosts.attention import attention_of
+from tokenprune.hosts.column_arguments import refuse_unknown
 from tokenprune.hosts.compat import check_layer
 from tokenprune.hosts.image_groups import group_images, reduced_images
 from tokenprune.hosts.layer_arguments import LayerArguments
@@ -109,8 +110,10 @@ class BetweenLayers(Reduction):
         """The whole prompt goes in.
 
         Raises:
-            NotImplementedError: image features that the host adds after the last layer.
+            NotImplementedError: image features that the host adds after the last layer, or
+                arguments that are not known.
         """
+        refuse_unknown(given, type(self.adapter.language_model).__name__, set())
         self.features = given["inputs_embeds"][self.prompt.placeholders]
         self.arguments.positions = positions_of(given, self.prompt.past)
         features = given.get("deepstack_visual_embeds")

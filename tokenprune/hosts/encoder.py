@@ -89,7 +89,8 @@ class WatchedEncoder:
         bound = self._signature.bind_partial(*args, **kwargs).arguments
         arguments = {**bound.pop("kwargs", {}), **bound}
         adapter, wanted = self._adapter, self._wants_attention()
-        reader = AttentionReader(adapter.num_prefix_tokens)
+        # Who wants no attention needs no tower, which not every host has.
+        reader = AttentionReader(adapter.num_prefix_tokens if wanted else 0)
         with reader.reading(adapter.attention_layer) if wanted else nullcontext():
             output = self._encode(*args, **kwargs)
         features = adapter.per_image(image_features(output), arguments)

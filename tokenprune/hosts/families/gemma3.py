@@ -17,7 +17,7 @@ class Gemma3(Adapter):
     images of their own.
     """
 
-    model_types: ClassVar[tuple[str, ...]] = ("gemma3",)
+    model_types: ClassVar[tuple[str, ...]] = ("gemma3", "shieldgemma2")
 
     def check(self) -> None:
         super().check()

@@ -16,7 +16,7 @@ class InternVL(Adapter):
     image's.
     """
 
-    model_types: ClassVar[tuple[str, ...]] = ("internvl",)
+    model_types: ClassVar[tuple[str, ...]] = ("internvl", "qianfan_ocr")
     unit: ClassVar[str] = "crop"
 
     def check(self) -> None:

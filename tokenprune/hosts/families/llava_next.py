@@ -32,7 +32,7 @@ class LlavaNext(Adapter):
         packs: what `pack_image_features` takes, in this order.
     """
 
-    model_types: ClassVar[tuple[str, ...]] = ("llava_next",)
+    model_types: ClassVar[tuple[str, ...]] = ("llava_next", "llava_next_video")
 
     packs: ClassVar[tuple[str, ...]] = (
         "image_features",

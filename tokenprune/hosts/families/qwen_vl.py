@@ -24,7 +24,11 @@ class QwenVL(Adapter):
     Attention is read per patch and averaged over the patches that make a token.
     """
 
-    model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+    model_types: ClassVar[tuple[str, ...]] = (
+        *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_omni_moe_thinker"),
+        *("cosmos3_omni", "cohere_compass"),
+        *("glm4v", "glm4v_moe", "glm46v", "glmga", "glm_ocr"),
+    )
     conversation_state: ClassVar[tuple[str, ...]] = ("rope_deltas",)
     positions_need_grid: ClassVar[bool] = True
 

@@ -1,0 +1,174 @@
+"""Generic: any host that keeps transformers' own conventions, without a file of its own.
+
+The conventions: `get_image_features` encodes the images, `get_placeholder_mask` finds their
+placeholders, the features are put there, and a language model of self-attention with rotary
+positions is called with the embeddings. `why_refused` looks for each of them in the model itself,
+and for what would be wrong without a word; `mechanisms.py` has the reasons.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from tokenprune.hosts.adapter import Adapter
+from tokenprune.hosts.compat import HOST_ARGUMENTS, LANGUAGE_MODEL_ARGUMENTS
+from tokenprune.hosts.layout import ImageLayout
+from tokenprune.hosts.mechanisms import REASONS
+from tokenprune.method import LayerMethod, Method
+
+LANGUAGE_MODELS = ("language_model", "text_model")
+IMAGE_TOKENS = ("image_token_id", "image_token_index", "im_patch_id", "image_patch_id")
+LAYER_KINDS = {"full_attention", "sliding_attention"}  # whose masks the core knows
+
+
+class Generic(Adapter):
+    """Models that keep the conventions of transformers.
+
+    A budget counts for what `get_image_features` gives as one entry: an image in most, a crop or
+    tile in others. Where its tokens lie in the image is not known, nor the tower.
+    """
+
+    model_types: ClassVar[tuple[str, ...]] = ()
+    conversation_state: ClassVar[tuple[str, ...]] = ("rope_deltas",)
+    unit: ClassVar[str] = "crop"
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.positions_need_grid = hasattr(model, "get_rope_index")  # type: ignore[misc]
+
+    @classmethod
+    def host_of(cls, model: nn.Module) -> nn.Module:
+        base: nn.Module = getattr(model, "base_model", model)
+        return base if hasattr(base, "get_image_features") else model
+
+    def why_not(self, method: Method) -> str | None:
+        if "attention" in method.needs:
+            return (
+                "needs attention of the tower, whose order is not known in a host without an "
+                "adapter of its own"
+            )
+        if isinstance(method, LayerMethod):
+            return "works between layers, which only hosts with an adapter of their own allow"
+        if method.uses_grid:
+            return (
+                "uses the grid of tokens, which is not known in a host without an adapter of "
+                "its own"
+            )
+        return None
+
+    def why_not_compact(self) -> str | None:
+        return (
+            "is proven only for hosts with an adapter of their own; 'original' leaves every "
+            "token its position"
+        )
+
+    def check(self) -> None:
+        if (reason := why_refused(self.model)) is not None:
+            raise NotImplementedError(f"{type(self.model).__name__} is refused: {reason}")
+
+    @property
+    def language_model(self) -> nn.Module:
+        found = language_model_of(self.model)
+        assert found is not None  # `why_refused` has looked
+        return found
+
+    @property
+    def image_token_id(self) -> int:
+        found = image_token_of(self.config)
+        assert found is not None
+        return found
+
+    def per_image(self, features: Any, arguments: Mapping[str, Any]) -> Any:
+        """Raises where entries cannot be one image's, or one crop's."""
+        if isinstance(features, Tensor) and features.ndim < 3:
+            raise NotImplementedError(REASONS["flat features"])
+        pixels = arguments.get("pixel_values")
+        rows = pixels.shape[:2] if isinstance(pixels, Tensor) and pixels.ndim == 5 else (0, 0)
+        if rows[1] > 1 and len(features) == rows[0]:
+            raise NotImplementedError(REASONS["features per row"])
+        return features
+
+    def lengths(self, features: Any) -> list[int]:
+        return [int(entry.shape[:-1].numel()) for entry in features]
+
+    def sizes(
+        self, arguments: Mapping[str, Any], features: Any, input_ids: Tensor | None
+    ) -> Sequence[Any]:
+        return self.lengths(features)
+
+    def layout(self, size: Any) -> ImageLayout:
+        """`size`: the number of tokens; which of them lie side by side is not known."""
+        if not isinstance(size, int):
+            raise NotImplementedError(
+                "how many tokens an image has is known only when it is encoded, in a host without "
+                "an adapter of its own; give the number of its placeholders"
+            )
+        return ImageLayout.one_grid(1, size)
+
+
+def language_model_of(host: nn.Module) -> nn.Module | None:
+    """The module with the decoder layers, or None."""
+    for name in LANGUAGE_MODELS:
+        found = getattr(host, name, None)
+        if isinstance(found, nn.Module) and not hasattr(found, "layers"):
+            found = getattr(found, "model", None)
+        if isinstance(found, nn.Module) and isinstance(
+            getattr(found, "layers", None), nn.ModuleList
+        ):
+            return found
+    return None
+
+
+def image_token_of(config: Any) -> int | None:
+    named = (getattr(config, name, None) for name in IMAGE_TOKENS)
+    return next((token for token in named if isinstance(token, int)), None)
+
+
+def why_refused(host: nn.Module) -> str | None:
+    """Why the generic adapter would be wrong in a model, or None where it keeps the conventions."""
+    config: Any = getattr(host, "config", None)
+    if config is None or not callable(getattr(host, "get_image_features", None)):
+        return REASONS["no features"]
+    if getattr(config, "is_encoder_decoder", False):
+        return REASONS["encoder-decoder"]
+    if not callable(getattr(host, "get_placeholder_mask", None)):
+        return REASONS["no placeholders"]
+    if not takes(host.forward, *HOST_ARGUMENTS):
+        return REASONS["no placeholders"]
+    if image_token_of(config) is None:
+        return REASONS["no image token"]
+    language_model = language_model_of(host)
+    if language_model is None or not takes(language_model.forward, *LANGUAGE_MODEL_ARGUMENTS):
+        return REASONS["no language model"]
+    return why_layers_are_refused(language_model)
+
+
+def why_layers_are_refused(language_model: Any) -> str | None:
+    """Attention that sees something else than the columns before, or layers that are none."""
+    config = language_model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    chunk = getattr(config, "attention_chunk_size", None)
+    if "chunked_attention" in (kinds or ()) or (kinds is None and chunk is not None):
+        return REASONS["chunked attention"]
+    names = [name.rsplit(".", 1)[-1].lower() for name, _ in language_model.named_modules()]
+    if any(mark in name for name in names for mark in ("cross_att", "crossatt", "encoder_att")):
+        return REASONS["cross attention"]
+    recurrent = {"linear_attention", "conv", "hybrid", "hybrid_sliding"} & set(kinds or ())
+    if recurrent or any(isinstance(module, nn.Conv1d) for module in language_model.modules()):
+        return REASONS["recurrent"]
+    if unknown := sorted(set(kinds or ()) - LAYER_KINDS):
+        return f"{REASONS['unknown layers']} ({', '.join(unknown)})"
+    for layer in language_model.layers:
+        if not any("att" in name for name, _ in layer.named_children()):
+            return REASONS["recurrent"]
+    if not any("rotary" in name for name, _ in language_model.named_children()):
+        return REASONS["positions"]
+    return None
+
+
+def takes(function: Callable[..., Any], *names: str) -> bool:
+    return set(names) <= set(inspect.signature(function).parameters)
