@@ -36,7 +36,7 @@ def hostile() -> Path:
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr("geollava.imagery.worker.SECONDS", 1)
+    monkeypatch.setattr("geollava.imagery.worker.SECONDS", 3)
 
 
 def read(path):

@@ -147,15 +147,14 @@ def test_the_plan_is_said_before_and_each_pack_as_it_begins(write, run, monkeypa
     assert all(int(done) < int(total) for _, _, done, total in crops)
 
 
-def test_the_counted_memory_is_that_of_the_readme():
+def test_the_counted_memory_of_the_published_sizes():
     """The full-size model, by the same count as `geollava train` gives its own run."""
     folder = Path(__file__).parents[3]
     spec = importlib.util.spec_from_file_location("memory", folder / "examples/train/memory.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     totals = [sum(module.count(form).values()) for form in module.FORMS.values()]
-    row = "| together | " + " | ".join(f"{total:.1f}" for total in totals) + " |"
-    assert row in (folder / "README.md").read_text()
+    assert totals == pytest.approx([127.8, 21.7, 12.7], abs=0.05)  # GiB: full, LoRA, QLoRA
 
 
 def test_resume_of_another_run_is_refused(write, run, tmp_path):
