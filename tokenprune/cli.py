@@ -201,6 +201,7 @@ def load(name: str, picture: Any, question: str, dtype: str) -> tuple[Any, Any]:
     transformers.logging.disable_progress_bar()
     safely: dict[str, Any] = {"trust_remote_code": False}
     with hub.loading(name):
+        hub.refuse_adapter(name)
         processor = transformers.AutoProcessor.from_pretrained(name, **safely)
         model = transformers.AutoModelForImageTextToText.from_pretrained(
             name, dtype=getattr(torch, dtype, dtype), use_safetensors=True, **safely

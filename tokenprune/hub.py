@@ -55,3 +55,16 @@ def loading(name: str) -> Iterator[None]:
         if Path(name).exists():
             raise
         raise ValueError(absent(name, str(error).strip().splitlines()[0])) from error
+
+
+def refuse_adapter(name: str | Path) -> None:
+    """For a checkpoint that transformers is to load, by folder or hub name.
+
+    Raises:
+        ValueError: it holds an adapter. transformers would load that too, from a pickle if need be,
+            and the base model that it names.
+    """
+    from transformers.utils import find_adapter_config_file
+
+    if find_adapter_config_file(str(name)) is not None:
+        raise ValueError(f"{name} must hold whole weights, got an adapter (adapter_config.json)")

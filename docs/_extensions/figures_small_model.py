@@ -30,6 +30,11 @@ def demonstration_score() -> str:
 
 
 @figure
+def demonstration_divprune() -> str:
+    return percent(cell("divprune-24")["score"])
+
+
+@figure
 def demonstration_random() -> str:
     return percent(cell("random-24")["score"])
 

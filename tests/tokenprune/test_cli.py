@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,14 @@ def test_no_image(run, llava, tmp_path):
     code, out, err = run("verify", llava, path, "What is here?")
     assert (code, out) == (2, "")
     assert err.startswith(f"error: {path} must be an image: ")
+
+
+def test_an_adapter_beside_the_weights_is_refused(run, llava, picture, tmp_path):
+    folder = shutil.copytree(llava, tmp_path / "llava")
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "elsewhere"}')
+    code, out, err = run("verify", folder, picture, "What is here?")
+    assert (code, out) == (2, "")
+    assert err == f"error: {folder} must hold whole weights, got an adapter (adapter_config.json)\n"
 
 
 def test_as_json(run, llava, picture):

@@ -16,6 +16,7 @@ from geollava.evaluate.models.transformers_model import TransformersAnswerer
 from geollava.model.checkpoint import read_json, resolve_folder
 from geollava.model.configuration import GeoLlavaConfig
 from geollava.model.published import PUBLISHED_MODEL_TYPE
+from tokenprune.hub import refuse_adapter
 
 BLOCKS, BLOCK = 64, 2**16  # of a weight file, that tell one training's result from another's
 
@@ -46,6 +47,7 @@ def open_model(
     else:
         device = "cpu" if device == "auto" else device
         dtype = ("float32" if device == "cpu" else "bfloat16") if dtype == "auto" else dtype
+        refuse_adapter(folder)
         try:
             model = AutoModelForImageTextToText.from_pretrained(
                 folder, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from tests.geollava.evaluate.parrot import lines_of
@@ -29,3 +31,13 @@ def test_a_model_of_transformers(run, questions, llava, tmp_path):
     assert [a["confidence"] for a in whole] != [b["confidence"] for b in few]
     err = run(*command, tmp_path / "x", "--method", "random")[2]
     assert "needs a method and a number of tokens" in err
+
+
+def test_an_adapter_beside_the_weights_is_refused(run, questions, llava, tmp_path):
+    folder = shutil.copytree(llava, tmp_path / "llava")
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "elsewhere"}')
+    code, _, err = run(
+        "evaluate", "xlrs", "--data", questions, "--model", folder, "--out", tmp_path / "out"
+    )
+    assert code == 2
+    assert err.endswith("must hold whole weights, got an adapter (adapter_config.json)\n")
