@@ -61,10 +61,13 @@ def refuse_adapter(name: str | Path) -> None:
     """For a checkpoint that transformers is to load, by folder or hub name.
 
     Raises:
+        OSError: it has no configuration, or the hub cannot be reached: said before a file after
+            another is asked for in vain.
         ValueError: it holds an adapter. transformers would load that too, from a pickle if need be,
             and the base model that it names.
     """
-    from transformers.utils import find_adapter_config_file
+    from transformers.utils import cached_file, find_adapter_config_file
 
+    cached_file(str(name), "config.json")
     if find_adapter_config_file(str(name)) is not None:
         raise ValueError(f"{name} must hold whole weights, got an adapter (adapter_config.json)")
