@@ -72,12 +72,13 @@ def cache_bytes_saved(cache: Any, removed: Sequence[int]) -> int:
     """`removed`: for each layer, the columns that it would hold beside those it holds."""
     saved = 0
     for layer, columns in zip(cache.layers, removed, strict=False):
-        if layer.keys is None or layer.keys.ndim != 4:  # not used, or quantized elsewhere
+        keys = getattr(layer, "keys", None)
+        if keys is None or keys.ndim != 4:  # not used, recurrent, or quantized elsewhere
             continue
-        rows, _, held, _ = layer.keys.shape
+        rows, _, held, _ = keys.shape
         per_column = sum(
             states.shape[1] * states.shape[3] * states.element_size()
-            for states in (layer.keys, layer.values)
+            for states in (keys, layer.values)
         )
         window = getattr(layer, "sliding_window", None)
         without = held + columns if window is None else min(held + columns, window - 1)

@@ -15,6 +15,7 @@ from tokenprune.hosts.images import ReducedImages, reduce_images
 from tokenprune.hosts.layer_fit import fit_in_layers
 from tokenprune.hosts.masks import fit_prompt_mask, moved, positions_of
 from tokenprune.hosts.memory import Memory, Origin, remember
+from tokenprune.hosts.recurrent import KINDS, fit_recurrent_mask, refuse_padding_between
 from tokenprune.hosts.reduction import Reduction
 from tokenprune.hosts.sequence import KeptColumns, compacted, edge_padding
 from tokenprune.hosts.stopwatch import Stopwatch
@@ -54,6 +55,7 @@ class BeforeModel(Reduction):
             keep = ~padding
             keep[prompt.placeholders] &= self.images.keep
             self.columns = KeptColumns.of(keep, pad_left=pad_left)
+            refuse_padding_between(self.adapter.language_model, prompt, self.columns)
             return self.shortened(given, self.columns)
 
     def shortened(self, given: dict[str, Any], columns: KeptColumns) -> dict[str, Any]:
@@ -117,6 +119,8 @@ class BeforeModel(Reduction):
         )
 
         def fit(one: Any, kind: str | None) -> Tensor | None:
+            if kind in KINDS:
+                return fit_recurrent_mask(one, prompt, columns)
             window = window_of_kind(config, kind)
             attention = attention_implementation(self.adapter.language_model)
             return fit_prompt_mask(one, Memory.of(prompt.cache), prompt, columns, window, attention)

@@ -25,6 +25,7 @@ from tokenprune.hosts.layer_fit import fit_in_layers
 from tokenprune.hosts.masks import positions_of
 from tokenprune.hosts.memory import Memory, Origin, remember
 from tokenprune.hosts.prompt import Prompt
+from tokenprune.hosts.recurrent import mixers
 from tokenprune.hosts.reduction import Reduction
 from tokenprune.hosts.sequence import KeptColumns, edge_padding
 from tokenprune.hosts.stopwatch import Stopwatch
@@ -37,10 +38,15 @@ def check_layers(adapter: Adapter, method: LayerMethod) -> None:
     """Raises unless the method can work between the layers of this host.
 
     Raises:
-        NotImplementedError: layers that are not known.
+        NotImplementedError: layers that are not known, or go on from token to token.
         ValueError: the method's options do not fit the number of layers.
     """
     layers = adapter.decoder_layers
+    if mixers(adapter.language_model):
+        raise NotImplementedError(
+            f"{type(method).__name__} works between layers, which a language model with recurrent "
+            "layers does not allow: what has left would go on in their states"
+        )
     for layer in layers:
         check_layer(layer)
     method.cuts(len(layers))

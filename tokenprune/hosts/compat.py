@@ -14,6 +14,7 @@ From first to last, one forward of a host is assumed to
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 import inspect
@@ -29,6 +30,7 @@ ENCODER_OUTPUTS = "mm_encoder_outputs"  # images encoded before, from 5.18 on
 LANGUAGE_MODEL_ARGUMENTS = ("inputs_embeds", "attention_mask", "position_ids")
 LAYER_ARGUMENTS = ("hidden_states", "attention_mask", "position_ids", "position_embeddings")
 LAYER_PARTS = ("input_layernorm", "self_attn")
+TOKENWISE = {"mlp", "moe"}  # kinds of layers that look at one token at a time, and take no mask
 
 
 class UnknownTransformersError(NotImplementedError):
@@ -202,6 +204,10 @@ def prepared_masks(config: Any, embeddings: Tensor, mask: Tensor | None, cache: 
         cache: says how many columns there are, or None.
     """
     prepare, call = mask_preparation()
+    kinds = getattr(config, "layer_types", None) or []
+    if TOKENWISE & set(kinds):  # for which transformers has no mask, and then makes none at all
+        config = copy.copy(config)
+        config.layer_types = [kind for kind in kinds if kind not in TOKENWISE]
     return prepare(
         config=config,
         inputs_embeds=embeddings,
@@ -247,6 +253,18 @@ def attention_functions() -> Any:
     functions = imported("transformers.modeling_utils", "ALL_ATTENTION_FUNCTIONS")
     require_attributes(functions, "get_interface")
     return functions
+
+
+def attention_in(layer: nn.Module) -> nn.Module:
+    """A decoder layer's self-attention, whatever the layer calls it."""
+    parts = dict(layer.named_children())
+    found = next((parts[name] for name in parts if "att" in name or name == "mixer"), None)
+    require(
+        found is not None and hasattr(found, "config"),
+        f"{type(layer).__name__} must have self-attention with its configuration",
+    )
+    assert found is not None  # `require` has looked
+    return found
 
 
 def attention_implementation(layer: Any) -> str:

@@ -15,14 +15,16 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from tokenprune.hosts.adapter import Adapter
-from tokenprune.hosts.compat import HOST_ARGUMENTS, LANGUAGE_MODEL_ARGUMENTS
+from tokenprune.hosts.compat import HOST_ARGUMENTS, LANGUAGE_MODEL_ARGUMENTS, TOKENWISE, Call
 from tokenprune.hosts.layout import ImageLayout
 from tokenprune.hosts.mechanisms import REASONS
+from tokenprune.hosts.recurrent import KINDS, MASKS, mixers
 from tokenprune.method import LayerMethod, Method
 
 LANGUAGE_MODELS = ("language_model", "text_model")
 IMAGE_TOKENS = ("image_token_id", "image_token_index", "im_patch_id", "image_patch_id")
-LAYER_KINDS = {"full_attention", "sliding_attention"}  # whose masks the core knows
+ATTENTION = {"full_attention", "sliding_attention"}  # whose masks the core knows
+POSITIONS = ("pos", "rotary", "relative", "alibi")  # in the names of modules that give some
 
 
 class Generic(Adapter):
@@ -157,17 +159,21 @@ def why_layers_are_refused(language_model: Any) -> str | None:
     names = [name.rsplit(".", 1)[-1].lower() for name, _ in language_model.named_modules()]
     if any(mark in name for name in names for mark in ("cross_att", "crossatt", "encoder_att")):
         return REASONS["cross attention"]
-    recurrent = {"linear_attention", "conv", "hybrid", "hybrid_sliding"} & set(kinds or ())
-    if recurrent or any(isinstance(module, nn.Conv1d) for module in language_model.modules()):
-        return REASONS["recurrent"]
-    if unknown := sorted(set(kinds or ()) - LAYER_KINDS):
+    if unknown := sorted(set(kinds or ()) - ATTENTION - KINDS - TOKENWISE):
         return f"{REASONS['unknown layers']} ({', '.join(unknown)})"
-    for layer in language_model.layers:
-        if not any("att" in name for name, _ in layer.named_children()):
+    recurrent = mixers(language_model)
+    if not all(set(MASKS) & set(Call.parameters(mixer.forward)) for mixer in recurrent):
+        return REASONS["recurrent"]
+    for number, layer in enumerate(language_model.layers):
+        kind = None if kinds is None else kinds[number]
+        goes_on = any(module in recurrent for module in layer.modules())
+        named = any("att" in name for name, _ in layer.named_children())
+        if goes_on != (kind in KINDS) or not (goes_on or named or kind in ATTENTION | TOKENWISE):
             return REASONS["recurrent"]
-    if not any("rotary" in name for name, _ in language_model.named_children()):
-        return REASONS["positions"]
-    return None
+    rotary = any("rotary" in name for name, _ in language_model.named_children())
+    # Recurrent layers tell the order; attention beside them may do without positions altogether.
+    without = bool(recurrent) and not any(mark in name for name in names for mark in POSITIONS)
+    return None if rotary or without else REASONS["positions"]
 
 
 def takes(function: Callable[..., Any], *names: str) -> bool:

@@ -17,7 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from tokenprune.hosts.adapter import Adapter
 from tokenprune.hosts.applied import Applied
-from tokenprune.hosts.compat import check_head, check_host, check_language_model
+from tokenprune.hosts.compat import Call, check_head, check_host, check_language_model
 from tokenprune.hosts.encoder import EncodedImages, WatchedEncoder
 from tokenprune.hosts.inputs import Calls, PerThread
 from tokenprune.hosts.step import Step
@@ -53,7 +53,8 @@ class HostHooks:
         try:
             if not hooks.applied:
                 hooks._install()
-            if getattr(model, "base_model", model) is not model and hooks.head is None:
+            has_head = model is not base or "labels" in Call.parameters(base.forward)
+            if has_head and hooks.head is None:
                 hooks._install_head(model)
             if isinstance(applied.method, LayerMethod) and not hooks.calls.in_layers:
                 hooks._install_layers()

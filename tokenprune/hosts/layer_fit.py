@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenprune.hosts.compat import CACHE_NAMES, attention_implementation
+from tokenprune.hosts.compat import CACHE_NAMES, attention_implementation, attention_in
 from tokenprune.hosts.masks import check_untouched, fit_mask, moved, offset_of, rotary_of
 from tokenprune.hosts.memory import Memory, Origin
 from tokenprune.hosts.windows import kind_of, window_of
@@ -48,7 +48,7 @@ class LayerFit:
         if memory.columns is not None:
             key = memory.group, window, id(mask)
             if key not in self.made:
-                attention = attention_implementation(layer.self_attn)
+                attention = attention_implementation(attention_in(layer))
                 self.made[key] = fit_mask(mask, memory, past, states, window, attention), mask
             # Layers look at positions only to find packed sequences, which gaps would pass for.
             changed = {"attention_mask": self.made[key][0], "position_ids": None}
@@ -60,7 +60,7 @@ class LayerFit:
     def rotary(self, number: int, layer: Any, states: Tensor, memory: Memory) -> Any:
         positions = positions_now.get()
         assert positions is not None  # `fit_in_layers` has looked
-        key = "rotary", memory.group, kind_of(number, layer.self_attn.config)
+        key = "rotary", memory.group, kind_of(number, attention_in(layer).config)
         if key not in self.made:
             model = memory.origin.language_model()
             self.made[key] = rotary_of(model, number, layer, states, moved(positions, memory))
@@ -117,7 +117,7 @@ class LayerHooks:
         if kwargs is None:  # another thread's hook, which it has just removed
             return None
         cache = next((kwargs[name] for name in CACHE_NAMES if kwargs.get(name) is not None), None)
-        memory, origin = Memory.of(cache, number), self.origin()
+        memory, origin = Memory.of(cache), self.origin()
         if memory is None or origin is None or memory.origin is not origin:
             return None  # a forward of another thread
         self.hooks.pop(number).remove()

@@ -16,10 +16,12 @@ from torch import Tensor
 from tokenprune.hosts.compat import (
     Call,
     attention_implementation,
+    attention_in,
     prepared_masks,
 )
 from tokenprune.hosts.memory import Memory, fitting
 from tokenprune.hosts.prompt import Prompt
+from tokenprune.hosts.recurrent import KINDS
 from tokenprune.hosts.sequence import KeptColumns, take_columns
 from tokenprune.hosts.windows import (
     check_flash_window,
@@ -173,7 +175,8 @@ def fit_model(
     masks = mask if ready else prepared_masks(config, states, mask, cache)
     if isinstance(masks, dict):
         fitted: Any = {
-            kind: fit(one, window=window_of_kind(config, kind)) for kind, one in masks.items()
+            kind: one if kind in KINDS else fit(one, window=window_of_kind(config, kind))
+            for kind, one in masks.items()
         }
         if not ready and len(fitted) == 1:  # not every model takes masks by kind
             (fitted,) = fitted.values()
@@ -216,7 +219,7 @@ def rotary_of(
     """(cos, sin) of `positions`, as the language model makes them for a layer."""
     if positions.ndim == 3 and len(positions) == 4:  # the first is the text's own numbering
         positions = positions[1:]
-    kind = kind_of(number, layer.self_attn.config)
+    kind = kind_of(number, attention_in(layer).config)
     rotary = language_model.rotary_emb
     by_kind = (kind,) if "layer_type" in Call.parameters(rotary.forward) else ()
     pair: tuple[Tensor, ...] = rotary(states, positions, *by_kind)

@@ -17,8 +17,10 @@ REASONS = {
     "cross attention": "its language model looks at images by cross-attention, not at visual "
     "tokens in the sequence",
     "chunked attention": "its chunked attention counts columns, which move when tokens leave",
-    "recurrent": "its language model has recurrent or convolutional layers, which go on from every "
-    "column before and would not be those of the masked model",
+    "recurrent": "its language model has recurrent layers of a kind that is not known here, or "
+    "ones that do not take the batch's padding as a mask",
+    "counted distances": "its attention counts how many columns lie between two tokens, fewer when "
+    "tokens leave",
     "unknown layers": "it has kinds of attention layers whose masks are not known here",
     "positions": "its language model has no rotary positions, which leave a token its own when "
     "others are taken out",
@@ -49,10 +51,10 @@ MECHANISMS = {
         "Q-Former": "blip-2 instructblip instructblipvideo",
         "no placeholders": "kosmos-2 kosmos-2.5 git idefics2",
         "early fusion": "chameleon fuyu",
-        "recurrent": "qwen3_5 qwen3_5_moe minicpm_ocr minicpmv4_6 minicpmv4_7 lfm2_vl lfm3_vl "
-        "nemotron_h_omni glm5_next inkling2 inkling2_loop inkling_mm_model qwen4_exp",
+        "unknown layers": "glm5_next qwen4_exp minimax_m3_vl unlimited_ocr dots3_note hy_v4_vl "
+        "mistral_large4",
+        "counted distances": "inkling_mm_model inkling2 inkling2_loop",
         "chunked attention": "llama4",
-        "unknown layers": "minimax_m3_vl unlimited_ocr dots3_note hy_v4_vl mistral_large4",
         "unknown arguments": "ernie4_5_vl_moe",
         "features elsewhere": "granite4_vision molmo2",
         "features per row": "granite_docling",

@@ -102,10 +102,13 @@ class Memory:
     rows: Tensor | None = None
 
     @staticmethod
-    def of(cache: Any, number: int = 0) -> Memory | None:
-        if cache is None or len(cache.layers) <= number:
-            return None
-        return getattr(cache.layers[number], "memory", None)
+    def of(cache: Any, number: int | None = None) -> Memory | None:
+        """Of one layer, or of the first that has one: recurrent layers hold no columns."""
+        layers = [] if cache is None else cache.layers
+        if number is not None:
+            layers = layers[number : number + 1]
+        found = (getattr(layer, "memory", None) for layer in layers)
+        return next((memory for memory in found if memory is not None), None)
 
     def picked(self, change: Callable[[Tensor], Tensor], batch: int) -> Memory:
         """After a change of the cache's rows."""
@@ -299,16 +302,16 @@ def remember(
     """
     made: dict[Any, Memory] = {}
     origin.moved = any(shift is not None for shift in shifts)
-    befores = [getattr(layer, "memory", None) for layer in cache.layers]
+    with_keys = [  # the others were not used, or are recurrent
+        (layer, getattr(layer, "memory", None), columns, shift)
+        for layer, columns, shift in zip(cache.layers, kept, shifts, strict=False)
+        if getattr(layer, "keys", None) is not None
+    ]
     keys = [
         (id(columns), None if before is None else before.group)
-        for columns, before in zip(kept, befores, strict=False)
+        for _, before, columns, _ in with_keys
     ]
-    for layer, columns, before, key, shift in zip(
-        cache.layers, kept, befores, keys, shifts, strict=False
-    ):
-        if layer.keys is None:  # made, but not used: nothing was cached
-            continue
+    for (layer, before, columns, shift), key in zip(with_keys, keys, strict=True):
         if key not in made:
             now, real = joined(columns, length, past, before)
             uniform = len(set(keys)) == 1

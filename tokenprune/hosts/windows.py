@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from tokenprune.hosts.compat import attention_in
+
 
 def window_of(number: int, layer: Any) -> int | None:
     """A decoder layer's sliding window, as its cache and mask take it from the configuration."""
-    return window_of_kind(layer.self_attn.config, kind_of(number, layer.self_attn.config))
+    config = attention_in(layer).config
+    return window_of_kind(config, kind_of(number, config))
 
 
 def kind_of(number: int, config: Any) -> str | None:

@@ -18,7 +18,9 @@ from torch.testing import assert_close
 
 import tokenprune
 from tokenprune.hosts.before_model import BeforeModel
+from tokenprune.hosts.recurrent import KINDS
 from tokenprune.hosts.registry import find_adapter
+from tokenprune.hosts.verifying.hidden import absent
 from tokenprune.hosts.verifying.proof import Proof
 from tokenprune.hosts.verifying.runs import Given, Runs
 
@@ -31,6 +33,7 @@ NEW, ASKED = 6, 4  # tokens generated, and asked in the second turn
 TOLERANCE = 1e-4  # on logits, beside the tighter one that `verify` measures
 METHOD = functools.partial(tokenprune.get_method, "divprune")
 LEAST = torch.finfo(torch.float32).min
+NO_POSITIONS = {"nemotron_h_omni"}
 BY_COLUMN = ("attention_mask", "token_type_ids", "mm_token_type_ids")
 
 
@@ -54,15 +57,24 @@ def verified(host: Host, rows: list[list[int]]) -> tokenprune.VerifyReport:
 
 
 def one_position_off(host: Host) -> None:
-    """A planted fault must not pass: half of what is kept is one position off."""
-    plain = BeforeModel.positions
+    """A planted fault must not pass: half of what is kept is one position off.
+
+    Where a model has no positions but the order, one place off.
+    """
+    plain, ordered = BeforeModel.positions, BeforeModel.embeddings
 
     def off(self: Any, given: Any, columns: Any) -> Tensor:
         positions = plain(self, given, columns).clone()
         positions[..., positions.shape[-1] // 2 :] += 1
         return positions
 
-    with mock.patch.object(BeforeModel, "positions", off), torch.no_grad():
+    def moved(self: Any, *args: Any) -> Tensor:
+        embeddings = ordered(self, *args)
+        half = embeddings.shape[1] // 2
+        return torch.cat([embeddings[:, :half], embeddings[:, half:].roll(1, 1)], 1)
+
+    fault = ("embeddings", moved) if host.model_type in NO_POSITIONS else ("positions", off)
+    with mock.patch.object(BeforeModel, *fault), torch.no_grad():
         adapter = find_adapter(host.model)
         proof = Proof(Runs(host.model, adapter, host.inputs(ONE), METHOD(), 1), "", KEEP)
         proof.prompt(proof.runs.run())
@@ -108,7 +120,7 @@ def hiding(host: Host, hidden: Tensor) -> Iterator[None]:
 
     def close(mask: Any, total: int) -> Any:
         if isinstance(mask, dict):
-            return {kind: close(one, total) for kind, one in mask.items()}
+            return {kind: one if kind in KINDS else close(one, total) for kind, one in mask.items()}
         closed = functional.pad(hidden, (0, total - hidden.shape[1]))
         if mask is None or mask.ndim == 2:
             mask = torch.ones(closed.shape, dtype=torch.int64) if mask is None else mask
@@ -126,7 +138,8 @@ def hiding(host: Host, hidden: Tensor) -> Iterator[None]:
 
     hook = language_model.register_forward_pre_hook(before, with_kwargs=True)
     try:
-        yield
+        with absent(language_model, hidden):
+            yield
     finally:
         hook.remove()
 

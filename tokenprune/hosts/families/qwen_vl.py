@@ -26,7 +26,7 @@ class QwenVL(Adapter):
 
     model_types: ClassVar[tuple[str, ...]] = (
         *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_omni_moe_thinker"),
-        *("cosmos3_omni", "cohere_compass"),
+        *("qwen3_5", "qwen3_5_moe", "cosmos3_omni", "cohere_compass"),
         *("glm4v", "glm4v_moe", "glm46v", "glmga", "glm_ocr"),
     )
     conversation_state: ClassVar[tuple[str, ...]] = ("rope_deltas",)

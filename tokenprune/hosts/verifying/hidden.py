@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tokenprune.hosts.compat import check_language_model, past_length
 from tokenprune.hosts.images import ReducedImages
+from tokenprune.hosts.recurrent import KINDS, MASKS, mixers
 
 
 def hide(mask: Any, hidden: Tensor, like: Tensor, *, in_layer: bool) -> Any:
@@ -21,7 +25,10 @@ def hide(mask: Any, hidden: Tensor, like: Tensor, *, in_layer: bool) -> Any:
         in_layer: None stands for a mask as layers take it, not as language models do.
     """
     if isinstance(mask, dict):
-        return {kind: hide(one, hidden, like, in_layer=True) for kind, one in mask.items()}
+        return {
+            kind: one if kind in KINDS else hide(one, hidden, like, in_layer=True)
+            for kind, one in mask.items()
+        }
     batch, length, _ = like.shape
     closed = nn.functional.pad(hidden.to(like.device), (0, length - hidden.shape[1]))
     if mask is None:
@@ -38,6 +45,59 @@ def hide(mask: Any, hidden: Tensor, like: Tensor, *, in_layer: bool) -> Any:
     if mask.dtype == torch.bool:
         return (mask & ~closed) | own[:, None]
     return mask.masked_fill(closed, torch.finfo(mask.dtype).min)
+
+
+@contextmanager
+def absent(language_model: nn.Module, hidden: Tensor) -> Iterator[None]:
+    """Layers that go on from token to token run as if columns [B, L] of a prompt were not there.
+
+    To them these come first in their row, as padding does; what comes out goes back to its place.
+    """
+    call = check_language_model(language_model)
+    orders: list[Tensor] = []
+    prompts: list[bool] = []
+
+    def before_language_model(module: Any, args: Any, kwargs: Any) -> None:
+        prompts.append(past_length(call.cache(call.named(args, kwargs))) == 0)
+
+    def before(mixer: nn.Module, args: Any, kwargs: Any) -> Any:
+        states, *rest = args or (kwargs.pop("hidden_states"),)
+        batch, length, _ = states.shape
+        closed = nn.functional.pad(hidden.to(states.device), (0, length - hidden.shape[1]))
+        if not prompts[-1]:  # a step: all that was hidden lies behind it
+            closed = torch.zeros(batch, length, dtype=torch.bool, device=states.device)
+        orders.append((~closed).int().argsort(dim=1, stable=True))
+        name = next(name for name in MASKS if name in inspect.signature(mixer.forward).parameters)
+        mask = kwargs.get(name)
+        mask = (~closed if mask is None else mask.bool() & ~closed).gather(1, orders[-1])
+        states = in_order(states.masked_fill(closed[:, :, None], 0), orders[-1])
+        return (states, *rest), kwargs | {name: None if bool(mask.all()) else mask.to(states)}
+
+    def after(mixer: nn.Module, args: Any, output: Any) -> Any:
+        back = orders.pop().argsort(dim=1)
+        if isinstance(output, tuple):
+            return in_order(output[0], back), *output[1:]
+        return in_order(output, back)
+
+    with ExitStack() as stack:
+        for hook in (
+            language_model.register_forward_pre_hook(before_language_model, with_kwargs=True),
+            *(
+                one
+                for mixer in mixers(language_model)
+                for one in (
+                    mixer.register_forward_pre_hook(before, with_kwargs=True),
+                    mixer.register_forward_hook(after),
+                )
+            ),
+        ):
+            stack.callback(hook.remove)
+        yield
+
+
+def in_order(states: Tensor, order: Tensor) -> Tensor:
+    """[B, L, D] with the columns of each row in the order [B, L]."""
+    return states.gather(1, order[:, :, None].expand_as(states))
 
 
 def with_features(

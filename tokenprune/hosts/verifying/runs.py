@@ -18,6 +18,7 @@ from tokenprune.hosts.handle import Handle
 from tokenprune.hosts.images import ReducedImages
 from tokenprune.hosts.sequence import edge_padding
 from tokenprune.hosts.verifying.hidden import (
+    absent,
     first_gap,
     hide,
     moved_by_rounding,
@@ -185,6 +186,8 @@ class Runs:
                     for layer, unseen in zip(self.adapter.decoder_layers, kept.hidden, strict=True)
                     if bool(unseen.any())
                 ]
+            if everywhere:
+                stack.enter_context(absent(language_model, hidden))
             for module, hook in install:
                 stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
             return run()
