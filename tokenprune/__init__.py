@@ -12,6 +12,7 @@ warnings.filterwarnings("ignore", "Failed to initialize NumPy: No module named",
 # ruff: noqa: E402
 from tokenprune import ops
 from tokenprune.chain import Chain
+from tokenprune.config import ReductionConfig
 from tokenprune.hosts.adapter import Adapter
 from tokenprune.hosts.apply import apply
 from tokenprune.hosts.handle import Handle, Report
@@ -39,6 +40,7 @@ __all__ = [
     "ProfileReport",
     "ProfileRow",
     "ReducedTokens",
+    "ReductionConfig",
     "Report",
     "TokenGrid",
     "VerifyReport",

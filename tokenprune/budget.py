@@ -36,6 +36,12 @@ class Budget:
         if not 0 < ratio <= 1:
             raise ValueError(f"keep_ratio must be in (0, 1], got {ratio}")
 
+    @staticmethod
+    def given(num_keep: int | None, keep_ratio: float | None) -> str:
+        """What was given, for a message: "keep_ratio=0.25", or nothing."""
+        both = {"num_keep": num_keep, "keep_ratio": keep_ratio}
+        return ", ".join(f"{name}={value}" for name, value in both.items() if value is not None)
+
     def kept_of(self, num_tokens: int) -> int:
         """Tokens that an image of `num_tokens` keeps."""
         if self.num_keep is not None:

@@ -26,7 +26,7 @@ class Chain(Method):
         budgets: for each stage but the last, tokens to keep: a number, or a share of N in (0, 1].
             The last keeps the `num_keep` given to `reduce`; a stage before it never keeps fewer,
             nor more than it receives.
-        strict: as for every `Method`.
+        strict, num_keep, keep_ratio: as for every `Method`.
 
     Raises:
         ValueError: no stages, budgets out of range, not one for each stage but the last, or stages
@@ -37,9 +37,14 @@ class Chain(Method):
     """
 
     def __init__(
-        self, *stages: Method, budgets: Sequence[int | float] = (), strict: bool = True
+        self,
+        *stages: Method,
+        budgets: Sequence[int | float] = (),
+        strict: bool = True,
+        num_keep: int | None = None,
+        keep_ratio: float | None = None,
     ) -> None:
-        super().__init__(strict=strict)
+        super().__init__(strict=strict, num_keep=num_keep, keep_ratio=keep_ratio)
         if not stages:
             raise ValueError("Chain expects at least one method, got none")
         for stage in stages:

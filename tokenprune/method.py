@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
+from torch import nn
 
 from tokenprune.ops.common.checks import check_finite, check_num_keep
 from tokenprune.plugins import load_plugin, plugin_names, working_plugins
 from tokenprune.tokens import ReducedTokens, VisionTokens
+from tokenprune.words import meant_by, nearest, suggestion
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+BUDGET = ("num_keep", "keep_ratio")
 
 
 @dataclass(kw_only=True)
@@ -42,6 +50,7 @@ class Method(ABC):
             the method's own value, see `declare`.
         strict: raise on tokens that are not finite. Costs one more read, and a synchronization on
             GPUs.
+        num_keep, keep_ratio: a budget as `apply` takes it, for `method(model)` and `apply` alone.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
@@ -51,7 +60,41 @@ class Method(ABC):
     uses_grid: ClassVar[bool] = False
     paper: ClassVar[str | None] = None
     approximates: ClassVar[str | None] = None
+    _apply: ClassVar[Callable[..., Any]]  # `tokenprune.apply` sets it, which knows methods
     strict: bool = True
+    num_keep: int | None = field(default=None, repr=False)
+    keep_ratio: float | None = field(default=None, repr=False)
+
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        if any(meant_by(word, value) for word, value in options.items() if not hasattr(cls, word)):
+            unknown = {word: value for word, value in options.items() if not hasattr(cls, word)}
+            raise TypeError(
+                f"{cls.__name__} takes no {', '.join(unknown)}{suggestion(unknown, BUDGET)}"
+            )
+        return super().__new__(cls)
+
+    def __call__(
+        self, model: nn.Module, *, positions: str = "original", strict: bool = True
+    ) -> Any:
+        """Reduces the visual tokens of `model` by this method's own budget.
+
+        Example::
+
+            with DivPrune(keep_ratio=0.25)(model) as handle:
+                out = model.generate(**inputs)
+
+        Returns:
+            The `tokenprune.Handle` of `tokenprune.apply`, which says more.
+        """
+        return Method._apply(model, self, positions=positions, strict=strict)
+
+    def without_budget(self) -> Self:
+        """The same method, for who gives the budget."""
+        if self.num_keep is None and self.keep_ratio is None:
+            return self
+        method = copy.copy(self)
+        method.num_keep = method.keep_ratio = None
+        return method
 
     def reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
         """Reduces each crop to `num_keep` tokens.
@@ -188,7 +231,10 @@ def method_class(name: str) -> type[Method]:
         Exception: what importing another package's method raises.
     """
     if name not in {*_own_names(), *plugin_names("tokenprune.methods")}:
-        raise ValueError(f"method must be one of {', '.join(list_methods())}, got {name!r}")
+        known = list_methods()
+        meant = nearest(str(name), known)
+        hint = f"; did you mean {meant!r}?" if meant else ""
+        raise ValueError(f"method must be one of {', '.join(known)}, got {name!r}{hint}")
     return load_plugin("tokenprune.methods", name, Method)
 
 
@@ -203,7 +249,10 @@ def get_method(name: str, **options: Any) -> Method:
     known = [field.name for field in fields(chosen)]
     unknown = sorted(set(options) - set(known))
     if unknown:
-        raise ValueError(f"{name} takes the options {', '.join(known)}, got {', '.join(unknown)}")
+        hint = suggestion({word: options[word] for word in unknown}, known)
+        raise ValueError(
+            f"{name} takes the options {', '.join(known)}, got {', '.join(unknown)}{hint}"
+        )
     missing = [option for option in required_options(chosen) if option not in options]
     if missing:
         raise ValueError(f"{name} needs the model's weights as options: {', '.join(missing)}")

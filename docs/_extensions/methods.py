@@ -16,7 +16,7 @@ import figures
 from sections import Docstring, table
 from tokenprune import LayerMethod, Method, list_methods, method_class, ops
 from tokenprune.cli import method_rows
-from tokenprune.method import required_options
+from tokenprune.method import BUDGET, required_options
 
 ARXIV = "https://arxiv.org/abs/"
 OWN_PACKAGE = "tokenprune.methods."
@@ -118,6 +118,7 @@ def option_rows(method: type[Method], doc: Docstring) -> str:
     rows = [
         (f"`{option.name}`", default_of(option), linked(says.get(option.name, "")) or "-")
         for option in fields(method)
+        if option.name not in BUDGET
     ]
     return table(("option", "default", "meaning"), rows)
 

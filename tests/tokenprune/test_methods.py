@@ -104,7 +104,8 @@ def test_bad_budgets_and_tokens(name):
 def test_unknown_names_list_what_there_is():
     with pytest.raises(ValueError, match=r"one of background_anchored, .*, vispruner, got 'best'"):
         get_method("best")
-    with pytest.raises(ValueError, match="random takes the options strict, seed, got temperature"):
+    options = "strict, num_keep, keep_ratio, seed"
+    with pytest.raises(ValueError, match=f"random takes the options {options}, got temperature"):
         get_method("random", temperature=1)
 
 

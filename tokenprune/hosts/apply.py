@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from types import MethodType
+from typing import Any
 
 from torch import nn
 
 from tokenprune.budget import Budget
+from tokenprune.config import POSITIONS, ReductionConfig
 from tokenprune.hosts.adapter import Adapter
 from tokenprune.hosts.applied import Applied
 from tokenprune.hosts.between_layers import check_layers
@@ -15,18 +17,20 @@ from tokenprune.hosts.handle import Handle
 from tokenprune.hosts.hooks import HostHooks
 from tokenprune.hosts.registry import find_adapter
 from tokenprune.method import LayerMethod, Method, get_method
+from tokenprune.words import suggestion
 
-POSITIONS = ("original", "compact")
+OPTIONS = ("num_keep", "keep_ratio", "positions", "strict")
 
 
 def apply(
     model: nn.Module,
-    method: str | Method,
+    method: str | Method | ReductionConfig,
     *,
     num_keep: int | None = None,
     keep_ratio: float | None = None,
     positions: str = "original",
     strict: bool = True,
+    **other: Any,
 ) -> Handle:
     """Reduces the visual tokens of `model`, in place, until the handle is removed.
 
@@ -46,26 +50,35 @@ def apply(
     Args:
         model: a transformers vision-language model, with or without its head, or a peft model
             around it. `tokenprune.Adapter` says what a host needs to be known.
-        method: a name of `list_methods()`, or a `Method` with options.
+        method: a name of `list_methods()`, a `Method` with options, or a `ReductionConfig`, which
+            brings the budget and positions along.
         num_keep: visual tokens to keep per image; or
-        keep_ratio: the share to keep, in (0, 1]. 1 keeps all, to the bit.
+        keep_ratio: the share to keep, in (0, 1]. 1 keeps all, to the bit. A method that has a
+            budget of its own, as `DivPrune(keep_ratio=0.25)` has, needs neither.
         positions: "original" leaves every token the position it had: the result is that of the
             whole model with the dropped tokens masked out. "compact" closes the gaps wherever
             tokens leave.
         strict: raise where nothing is removed though something should be, and on features that
             are not finite.
+        other: nothing; other libraries' words are answered with the ones that are meant.
 
     Raises:
         NotImplementedError: a host that no adapter serves, or that is compiled or replicated.
         ValueError, TypeError: arguments.
     """
+    if other:
+        raise TypeError(f"apply takes no {', '.join(other)}{suggestion(other, OPTIONS)}")
     if positions not in POSITIONS:
         raise ValueError(f"positions must be 'original' or 'compact', got {positions!r}")
-    if isinstance(method, str):
+    if isinstance(method, ReductionConfig):
+        if positions not in ("original", method.positions):
+            raise ValueError(f"positions must be those of {method}, got {positions!r}")
+        positions, method = method.positions, method.build()
+    elif isinstance(method, str):
         method = get_method(method)
     elif not isinstance(method, Method):
         raise TypeError(f"method must be a name or a Method, got {type(method).__name__}")
-    budget = Budget(num_keep, keep_ratio)
+    budget = budget_of(method, num_keep, keep_ratio)
     model, adapter = open_host(model)
     check_method(method, adapter)
     if positions == "compact" and (reason := adapter.why_not_compact()) is not None:
@@ -75,6 +88,24 @@ def apply(
         method.strict = False
     applied = Applied(method, budget, positions, strict)
     return Handle(adapter, applied, HostHooks.enter(model, adapter, applied))
+
+
+Method._apply = staticmethod(apply)
+
+
+def budget_of(method: Method, num_keep: int | None, keep_ratio: float | None) -> Budget:
+    """The budget that is given, here or on the method.
+
+    Raises:
+        ValueError: it is given twice, or not at all.
+    """
+    own = Budget.given(method.num_keep, method.keep_ratio)
+    given = Budget.given(num_keep, keep_ratio)
+    if own and given:
+        raise ValueError(f"the budget must be given once, got {given} beside the method's {own}")
+    if own:
+        return Budget(method.num_keep, method.keep_ratio)
+    return Budget(num_keep, keep_ratio)
 
 
 def check_method(method: Method, adapter: Adapter) -> None:

@@ -113,7 +113,7 @@ def cases_of(methods: Sequence[str | Method], keep_ratios: Sequence[float]) -> I
         if not isinstance(method, (str, Method)):
             raise TypeError(f"methods must be names or Methods, got {type(method).__name__}")
         name = method if isinstance(method, str) else type(method).__name__
-        made = get_method(method) if isinstance(method, str) else method
+        made = get_method(method) if isinstance(method, str) else method.without_budget()
         yield from (Case(name, made, ratio) for ratio in keep_ratios)
 
 

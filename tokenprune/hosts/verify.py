@@ -81,6 +81,7 @@ def verify(
         method = get_method(method)
     elif not isinstance(method, Method):
         raise TypeError(f"method must be a name or a Method, got {name}")
+    method = method.without_budget()
     Budget(None, keep_ratio)
     check_int("new_tokens", new_tokens, low=1)
     host, adapter, given = open_whole(model, inputs)
