@@ -33,7 +33,7 @@ class Chain(Method):
             that need keys or queries of different layers.
         TypeError: a stage that is no method.
         NotImplementedError: a stage that works in a language model's layers, or whose `count`
-            depends on the image.
+            depends on the image, or one after the first that works over time.
     """
 
     def __init__(
@@ -53,6 +53,10 @@ class Chain(Method):
             if isinstance(stage, LayerMethod):
                 raise NotImplementedError(
                     f"{type(stage).__name__} works in a language model's layers, Chain before them"
+                )
+            if stage.over_time and stage is not stages[0]:
+                raise NotImplementedError(
+                    f"{type(stage).__name__} compares whole frames, which only the first stage has"
                 )
             if stage.count(1, 1) is None:
                 raise NotImplementedError(
@@ -76,6 +80,7 @@ class Chain(Method):
             query_agnostic=all(stage.query_agnostic for stage in stages),
             merges=any(stage.merges for stage in stages),
             uses_grid=stages[0].uses_grid,  # what the others receive is one row
+            over_time=stages[0].over_time,
         )
 
     def __repr__(self) -> str:
@@ -136,7 +141,9 @@ def kept_tokens(tokens: VisionTokens, result: ReducedTokens) -> VisionTokens:
         for name, value in tokens.tensors().items()
         if name not in ("features", "cls", "text")
     }
-    return tokens.with_tensors(kept | {"features": result.features}, grid_size=(1, places.shape[1]))
+    return tokens.with_tensors(
+        kept | {"features": result.features}, grid_size=(1, places.shape[1]), frames=1
+    )
 
 
 def compose(first: ReducedTokens, then: ReducedTokens) -> ReducedTokens:

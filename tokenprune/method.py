@@ -44,6 +44,8 @@ class Method(ABC):
         uses_grid: the result depends on which tokens lie beside and below which. A host whose
             tokens are no grid, as they are after another reduction, refuses the method by name; to
             all others it hands them as a grid of one row.
+        over_time: the result depends on the order of a video's frames. Such a method is handed
+            whole videos, and images not at all; all others are handed each frame by itself.
         paper: arXiv number; None for a method without a paper.
         approximates: in what the method departs from its paper's official code, in a few words;
             None where it does not depart, or has no paper. An option that lifts a departure changes
@@ -58,6 +60,7 @@ class Method(ABC):
     query_agnostic: ClassVar[bool] = True
     merges: ClassVar[bool] = False
     uses_grid: ClassVar[bool] = False
+    over_time: ClassVar[bool] = False
     paper: ClassVar[str | None] = None
     approximates: ClassVar[str | None] = None
     _apply: ClassVar[Callable[..., Any]]  # `tokenprune.apply` sets it, which knows methods
@@ -104,12 +107,18 @@ class Method(ABC):
             num_keep: tokens to keep per crop, 1 to N.
 
         Raises:
-            ValueError: `num_keep` out of range, tokens that are not finite (when strict), or
-                something that the method needs and the tokens do not carry.
+            ValueError: `num_keep` out of range, tokens that are not finite (when strict), a video
+                for a method that does not work over time, or something that the method needs and
+                the tokens do not carry.
         """
         if not isinstance(tokens, VisionTokens):
             raise TypeError(f"tokens must be VisionTokens, got {type(tokens).__name__}")
         check_num_keep(num_keep, tokens.features.shape[1])
+        if tokens.frames > 1 and not self.over_time:
+            raise ValueError(
+                f"{type(self).__name__} takes images, got videos of {tokens.frames} frames; give "
+                "each frame as a crop, [B * frames, rows * cols, D]"
+            )
         for name in self.needs:
             if getattr(tokens, name) is None:
                 needed = f"VisionTokens.{name}"

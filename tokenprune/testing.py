@@ -30,14 +30,16 @@ def example_tokens(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     hidden_layers: Sequence[int] = (-2,),
+    frames: int = 1,
 ) -> VisionTokens:
     """Random tokens that carry everything a method may need.
 
     Args:
         hidden_layers: the tower layers whose `hidden_states` the tokens carry.
+        frames: of a video, each of `grid_size`.
     """
     generator = torch.Generator().manual_seed(seed)
-    num_tokens = grid_size[0] * grid_size[1]
+    num_tokens = frames * grid_size[0] * grid_size[1]
     everything = torch.randn(batch, num_tokens + 5, width, generator=generator).to(dtype)
     features, cls, text = everything.split([num_tokens, 1, 4], dim=1)
     attention = torch.rand(batch, num_tokens, generator=generator).softmax(1)
@@ -55,13 +57,22 @@ def example_tokens(
         hidden_states={layer: of_a_layer(width) for layer in hidden_layers},
         text=text,
         num_heads=NUM_HEADS,
+        frames=frames,
     )
 
 
 def tokens_for(method: Method, width: int, **options: Any) -> VisionTokens:
-    """`example_tokens` with the tower layers that a method names."""
+    """`example_tokens` with the tower layers that a method names, in frames if it works over time.
+
+    There are as many tokens either way.
+    """
     layers = method.tower_layers.get("hidden_states", ())
-    return example_tokens(width=width, hidden_layers=layers or (-2,), **options)
+    rows, cols = options.pop("grid_size", (6, 5))
+    frames = 3 if method.over_time and rows % 3 == 0 else 1
+    grid_size = (rows // frames, cols)
+    return example_tokens(
+        width=width, hidden_layers=layers or (-2,), grid_size=grid_size, frames=frames, **options
+    )
 
 
 def check_method(method: Method | type[Method], *, width: int = 16) -> None:
@@ -233,7 +244,7 @@ def _grid_as_declared(method: Method, width: int) -> None:
     if method.uses_grid:
         return
     tokens = tokens_for(method, width)
-    row = tokens.with_tensors({}, grid_size=(1, 30))
+    row = tokens.with_tensors({}, grid_size=(1, 30 // tokens.frames))
     result, flat = method.reduce(tokens, 7), method.reduce(row, 7)
     same = torch.equal(result.keep_indices, flat.keep_indices)
     require(

@@ -18,8 +18,9 @@ class VisionTokens:
     `Method.needs` and `Method.tower_layers`.
 
     Attributes:
-        features: [B, N, D] floating point, the patch tokens in raster order, without class token.
-        grid_size: (rows, cols) of the patch grid, with rows * cols == N.
+        features: [B, N, D] floating point, the patch tokens in raster order, without class token;
+            those of a video frame by frame.
+        grid_size: (rows, cols) of the patch grid, with frames * rows * cols == N.
         cls: [B, D], the class token's output; None where the tower has none.
         attention: [B, N] float32, the attention that each token receives in the tower's last used
             layer, from the class token where there is one, else from all tokens; mean over heads.
@@ -29,6 +30,7 @@ class VisionTokens:
         hidden_states: for each further tower layer that the method names, its output [B, N, D'].
         text: [B, T, D], embeddings of the question's words in the space of the features.
         num_heads: how many heads lie side by side in keys and queries; it divides Dk.
+        frames: of a video, or 1. Only a method that works `over_time` takes more.
     """
 
     features: Tensor
@@ -40,6 +42,7 @@ class VisionTokens:
     hidden_states: Mapping[int, Tensor] | None = None
     text: Tensor | None = None
     num_heads: int = 1
+    frames: int = 1
 
     def __post_init__(self) -> None:
         from tokenprune.ops.common.checks import (
@@ -53,7 +56,8 @@ class VisionTokens:
         )
 
         check_features(self.features)
-        check_grid(self.grid_size, self.features.shape[1])
+        check_int("frames", self.frames, low=1)
+        check_grid(self.grid_size, self.features.shape[1], self.frames)
         check_int("num_heads", self.num_heads, low=1)
         batch, num_tokens, _ = self.features.shape
         if self.cls is not None:
@@ -116,7 +120,8 @@ class ReducedTokens:
         assignment: [B, N] int64, each token's root. A token whose root is not among the valid
             `keep_indices` was dropped; the others are averaged into their root's slot.
         scores: [B, K] float32, the rank that kept each slot; -inf where `valid` is False.
-        grid_size: (rows, cols) of the patch grid where it is known, else None.
+        grid_size: (rows, cols) of the patch grid where it is known, else None; of a video, of one
+            frame.
         cu_seqlens: None, or [B + 1] int32 where each crop had a quota of its own: then the slots of
             all crops lie packed, features [T, D] and keep_indices, valid and scores [T], those of
             crop b from cu_seqlens[b] to cu_seqlens[b + 1], as FlashAttention's varlen functions

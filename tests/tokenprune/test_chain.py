@@ -103,3 +103,25 @@ def test_shows_its_methods():
         "budgets=[0.5])"
     )
     assert repr(Chain(get_method("fastervlm"), strict=False)).endswith("budgets=[], strict=False)")
+
+
+def test_only_the_first_stage_sees_frames():
+    evs, divprune = get_method("evs"), get_method("divprune")
+    chain = Chain(evs, divprune, budgets=[0.5])
+    assert chain.over_time
+    tokens = example_tokens(2, (2, 5), frames=3)
+    result = chain.reduce(tokens, 6)
+    first = evs.reduce(tokens, 15).keep_indices
+    assert torch.isin(result.keep_indices[0], first[0]).all()
+    with pytest.raises(ValueError, match="DivPrune takes images, got videos of 3 frames"):
+        divprune.reduce(tokens, 6)
+    with pytest.raises(NotImplementedError, match="EVS compares whole frames"):
+        Chain(divprune, evs, budgets=[0.5])
+
+
+def test_frames_must_fit_the_tokens():
+    features = torch.randn(1, 12, 4)
+    assert VisionTokens(features, (2, 2), frames=3).frames == 3
+    for frames, message in ((0, "at least 1, got 0"), (2, "in each of 2 frames = 8 must equal")):
+        with pytest.raises(ValueError, match=message):
+            VisionTokens(features, (2, 2), frames=frames)

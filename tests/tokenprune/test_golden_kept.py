@@ -63,3 +63,21 @@ def test_the_official_relevance_of_cdpruner_has_the_other_sign(golden):
     tensors, _ = recorded(golden, "cdpruner_n144_m3_k40")
     ours = text_relevance(tensors["in.image_embeds"][None], tensors["in.text_embeds"][None])[0]
     torch.testing.assert_close(1 - ours, tensors["out.relevance"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("case", ["f3_t64_q0.9", "f4_t64_q0.5", "f8_t48_q0.8"])
+def test_evs_as_published(golden, case):
+    tensors, options = recorded(golden, f"evs_{case}")
+    frames, height, width = options["video_size_thw"]
+    merge = options["spatial_merge_size"]
+    grid_size = (height // merge, width // merge)
+    tokens = VisionTokens(tensors["in.features"][None], grid_size, frames=frames)
+    a_frame, total = grid_size[0] * grid_size[1], tensors["in.features"].shape[0]
+    num_keep = max(a_frame, int(total * (1 - options["q"])))
+    assert num_keep == len(tensors["out.kept"])
+    result = get_method("evs").reduce(tokens, num_keep)
+    assert torch.equal(result.keep_indices[0], tensors["out.kept"])
+    if num_keep > a_frame:  # else the first frame is all there is
+        backwards = VisionTokens(tensors["in.features"].flip(0)[None], grid_size, frames=frames)
+        other = get_method("evs").reduce(backwards, num_keep).keep_indices[0]
+        assert not torch.equal(other, tensors["out.kept"])

@@ -78,15 +78,16 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}, got {value!r}")
 
 
-def check_grid(grid_size: tuple[int, int], num_tokens: int) -> None:
+def check_grid(grid_size: tuple[int, int], num_tokens: int, frames: int = 1) -> None:
     if not isinstance(grid_size, (tuple, list, torch.Size)) or len(grid_size) != 2:
         raise ValueError(f"grid_size must be (rows, cols), got {grid_size!r}")
     rows, cols = grid_size
     check_int("grid_size rows", rows, low=1)
     check_int("grid_size cols", cols, low=1)
-    if rows * cols != num_tokens:
+    if frames * rows * cols != num_tokens:
+        what = f"{rows} x {cols}" if frames == 1 else f"{rows} x {cols} in each of {frames} frames"
         raise ValueError(
-            f"grid_size {rows} x {cols} = {rows * cols} must equal the number of tokens N, "
+            f"grid_size {what} = {frames * rows * cols} must equal the number of tokens N, "
             f"got N = {num_tokens}"
         )
 
