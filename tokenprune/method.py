@@ -14,6 +14,10 @@ from tokenprune.ops.common.checks import check_finite, check_num_keep
 from tokenprune.plugins import load_plugin, plugin_names, working_plugins
 from tokenprune.tokens import ReducedTokens, VisionTokens
 
+# Fields of `VisionTokens` that a vision tower gives: of a layer that the method names, and others.
+OF_TOWER_LAYER = ("keys", "queries", "hidden_states")
+OF_TOWER = ("cls", "attention", *OF_TOWER_LAYER)
+
 
 @dataclass(kw_only=True)
 class Method(ABC):
