@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 BUDGET = ("num_keep", "keep_ratio")
 
+# Fields of `VisionTokens` that a vision tower gives: of a layer that the method names, and others.
+OF_TOWER_LAYER = ("keys", "queries", "hidden_states")
+OF_TOWER = ("cls", "attention", *OF_TOWER_LAYER)
+
 
 @dataclass(kw_only=True)
 class Method(ABC):

@@ -11,15 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenprune.method import LayerMethod, Method
+from tokenprune.method import OF_TOWER, OF_TOWER_LAYER, LayerMethod, Method
 from tokenprune.tokens import ReducedTokens, VisionTokens
 
 __all__ = ["check_method", "check_packed", "check_result", "example_tokens", "tokens_for"]
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 NUM_HEADS = 2
-NEEDS = ("cls", "attention", "keys", "queries", "hidden_states", "text", "layers")
-OF_A_LAYER = ("keys", "queries", "hidden_states")  # of a tower layer that the method names
+NEEDS = (*OF_TOWER, "text", "layers")
 
 
 def example_tokens(
@@ -165,7 +164,7 @@ def check_packed(result: ReducedTokens, tokens: VisionTokens) -> None:
 def _declarations(method: Method, width: int) -> None:
     unknown = set(method.needs) - {*NEEDS}
     require(not unknown, f"needs must be of {', '.join(NEEDS)}, got {', '.join(sorted(unknown))}")
-    layered = {name for name in method.needs if name in OF_A_LAYER}
+    layered = {name for name in method.needs if name in OF_TOWER_LAYER}
     named = {name for name, layers in method.tower_layers.items() if layers}
     require(layered == named, f"tower_layers must name {sorted(layered)}, got {sorted(named)}")
     for name in named - {"hidden_states"}:

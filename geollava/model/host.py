@@ -38,18 +38,36 @@ class GeoLlava(Adapter):
                 "sharded; apply to a model that is whole"
             )
 
+    @property
+    def offers(self) -> frozenset[str]:
+        whole = self.config.reduction_method == NO_REDUCTION
+        return super().offers if whole else frozenset({"features", "text"})
+
     def why_not(self, method: Any) -> str | None:
         config = self.config
         if config.reduction_method == NO_REDUCTION:
-            return None
+            return self._why_not_layers(method)
         left = (
             f"of which {config.reduction_method} leaves {config.num_keep} of "
             f"{config.tokens_per_crop}; reduction_method {NO_REDUCTION!r} keeps them all"
         )
         if method.uses_grid:
             return f"looks at neighbors among a crop's tokens, {left}"
-        if "attention" in method.needs:
-            return f"needs the vision tower's attention to a crop's tokens, {left}"
+        of_tower = [name for name in method.needs if name not in {*self.offers, "layers"}]
+        if of_tower:
+            return f"needs the vision tower's {', '.join(of_tower)} of a crop's tokens, {left}"
+        return None
+
+    def _why_not_layers(self, method: Any) -> str | None:
+        """The tower ends at the feature layer: -2 is after the last layer but one."""
+        layers = self.vision_tower.encoder.encoder.layers
+        run = len(layers) + 1 + self.vision_tower.feature_layer
+        for name, wanted in method.tower_layers.items():
+            if beyond := [layer for layer in wanted if layer % len(layers) >= run]:
+                return (
+                    f"needs {name} of layer {beyond[0]}, the vision tower runs {run} of its "
+                    f"{len(layers)} layers"
+                )
         return None
 
     @property
@@ -57,7 +75,7 @@ class GeoLlava(Adapter):
         return self.model.model
 
     @property
-    def vision_tower(self) -> nn.Module:
+    def vision_tower(self) -> Any:
         return self.model.model.vision_tower
 
     def encoded_before(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -95,6 +113,6 @@ class GeoLlava(Adapter):
         grids = (TokenGrid(crop * num_keep, rows, cols, cols) for crop in range(crops))
         return ImageLayout(crops * num_keep, tuple(grids))
 
-    def token_attention(self, received: Tensor, sizes: Sequence[Any]) -> list[Tensor]:
+    def token_values(self, values: Tensor, sizes: Sequence[Any]) -> list[Tensor]:
         per_crop = self.config.tokens_per_crop
-        return list(received.flatten().split([crops * per_crop for (crops,) in sizes]))
+        return list(values.flatten(0, 1).split([crops * per_crop for (crops,) in sizes]))

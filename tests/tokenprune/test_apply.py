@@ -725,9 +725,11 @@ def test_what_cannot_be_is_refused(llava, caplog):
     weights = dict.fromkeys(("dw_weight", "pw_weight", "pw_bias"), torch.zeros(1))
     weights |= dict.fromkeys(("q_weight", "q_bias", "k_weight", "k_bias"), torch.zeros(1))
     with pytest.raises(NotImplementedError, match="BackgroundAnchored needs cls"):
-        tokenprune.apply(model, get_method("background_anchored", **weights), num_keep=3)
+        tokenprune.apply(
+            build("qwen2_vl").model, get_method("background_anchored", **weights), num_keep=3
+        )
     for method, options, message in (
-        ("visionzip", {"compared": "keys"}, "VisionZip needs keys, apply does not hand it over"),
+        ("visionzip", {"keep_cls": True}, "VisionZip gives 5 rows for a budget of 4 tokens"),
         ("prumerge", {"adaptive": True}, "how many tokens PruMerge keeps depends on the image"),
         ("prumerge", {"keep_rest": True}, "PruMerge gives 5 rows for a budget of 4 tokens"),
     ):

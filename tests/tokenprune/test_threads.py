@@ -23,6 +23,7 @@ METHODS = {
     "divprune": {},
     "fastervlm": {},
     "fastv": {"layer": 1},
+    "visionzip": {"compared": "keys"},
 }
 
 
@@ -52,7 +53,13 @@ def prompts(host: Host) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [("llava", "divprune"), ("llava", "fastervlm"), ("llava", "fastv"), ("idefics3", "divprune")],
+    [
+        ("llava", "divprune"),
+        ("llava", "fastervlm"),
+        ("llava", "visionzip"),
+        ("llava", "fastv"),
+        ("idefics3", "divprune"),
+    ],
 )
 def test_eight_threads_are_eight_calls_in_a_row(kind, name, restless):
     host = deep(kind)

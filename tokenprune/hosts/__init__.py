@@ -8,7 +8,8 @@ listing.py, tested.py  which types are shown to work: tools/tested_hosts.py writ
 hooks.py               installs and undoes, nothing else
 step.py                one forward of one call, in order
 inputs.py, prompt.py   what the host is called with; a prompt with images among it
-encoder.py             the images' sizes and attention, seen where the host encodes them
+encoder.py             the images' sizes, seen where the host encodes them
+tower.py               what a method needs of the vision tower, read while it runs
 attention.py           reading attention, of the tower and ahead of a decoder layer
 reduction.py           where tokens leave: before_model.py and between_layers.py
 images.py              each image's tokens -> the ones that remain; image_groups.py between layers

@@ -16,6 +16,7 @@ from tokenprune.hosts.between_layers import check_layers
 from tokenprune.hosts.handle import Handle
 from tokenprune.hosts.hooks import HostHooks
 from tokenprune.hosts.registry import find_adapter
+from tokenprune.hosts.tower import points_of
 from tokenprune.method import LayerMethod, Method, get_method
 from tokenprune.words import suggestion
 
@@ -114,17 +115,21 @@ def check_method(method: Method, adapter: Adapter) -> None:
     Raises:
         NotImplementedError: it needs what is not handed over, or keeps another number of tokens
             than its budget, or the host says why not.
+        ValueError: it names layers that the tower does not have.
     """
-    missing = [name for name in method.needs if name not in ("attention", "text")]
     if (reason := adapter.why_not(method)) is not None:
         raise NotImplementedError(f"{type(method).__name__} {reason}")
     if isinstance(method, LayerMethod):
         check_layers(adapter, method)
-    elif missing:
+        return
+    offers = adapter.offers
+    if missing := [name for name in method.needs if name not in offers]:
         raise NotImplementedError(
-            f"{type(method).__name__} needs {', '.join(missing)}, apply does not hand it over"
+            f"{type(method).__name__} needs {', '.join(missing)}, {type(adapter.model).__name__} "
+            f"hands over {', '.join(sorted(offers))}"
         )
-    elif (rows := method.known_count(16, 4)) != 4:
+    points_of(adapter, method)
+    if (rows := method.known_count(16, 4)) != 4:
         raise NotImplementedError(
             f"{type(method).__name__} gives {rows} rows for a budget of 4 tokens, a host has "
             "placeholders for the budget alone"

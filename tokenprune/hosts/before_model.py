@@ -46,7 +46,7 @@ class BeforeModel(Reduction):
                 self.applied.budget,
                 embeddings[prompt.placeholders],
                 prompt.layouts,
-                prompt.attention,
+                prompt.tower,
                 prompt.texts(embeddings) if "text" in method.needs else None,
             )
             if memory is None and bool(self.images.keep.all()):

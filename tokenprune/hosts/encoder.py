@@ -1,4 +1,4 @@
-"""What is seen where the host encodes its images: their sizes, and the tower's attention."""
+"""What is seen where the host encodes its images: their sizes, and what the tower tells."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import functools
 import inspect
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import disable
 
 from tokenprune.hosts.adapter import Adapter
-from tokenprune.hosts.attention import AttentionReader
 from tokenprune.hosts.compat import image_features
 from tokenprune.hosts.stopwatch import Stopwatch
+from tokenprune.hosts.tower import Need, TowerReader, TowerValues
+from tokenprune.method import Method
 
 
 @dataclass(frozen=True)
@@ -26,15 +27,17 @@ class EncodedImages:
     Attributes:
         sizes: one per image, as the adapter's `layout` takes them.
         lengths: tokens of each image.
-        attention: for each image [tokens in its grids] float32, or None where no one asked.
+        tower: for each image what was read of the tower, or None where no one asked.
         output: weak reference to what the host passes on as `mm_encoder_outputs`.
-        stopwatches: time spent on reading attention.
+        needs: what `tower` was read for.
+        stopwatches: time spent on reading it.
     """
 
     sizes: Sequence[Any]
     lengths: list[int]
-    attention: list[Tensor] | None
+    tower: list[TowerValues] | None
     output: Callable[[], Any]
+    needs: Sequence[Need] = ()
     stopwatches: Sequence[Stopwatch] = ()
 
     def is_of(self, output: Any) -> bool:
@@ -72,7 +75,7 @@ class WatchedEncoder:
         self,
         adapter: Adapter,
         get_image_features: Callable[..., Any],
-        wants_attention: Callable[[], bool],
+        method: Callable[[], Method],
         input_ids: Callable[[], Tensor | None],
         report: Callable[[EncodedImages], None],
     ) -> None:
@@ -80,7 +83,8 @@ class WatchedEncoder:
         functools.update_wrapper(self, get_image_features)
         self._adapter = adapter
         self._encode = get_image_features
-        self._wants_attention = wants_attention
+        self._encode_uncompiled = disable(get_image_features)
+        self._method = method
         self._input_ids = input_ids
         self._report = report
         self._signature = inspect.signature(get_image_features)
@@ -88,19 +92,22 @@ class WatchedEncoder:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         bound = self._signature.bind_partial(*args, **kwargs).arguments
         arguments = {**bound.pop("kwargs", {}), **bound}
-        adapter, wanted = self._adapter, self._wants_attention()
-        # Who wants no attention needs no tower, which not every host has.
-        reader = AttentionReader(adapter.num_prefix_tokens if wanted else 0)
-        with reader.reading(adapter.attention_layer) if wanted else nullcontext():
-            output = self._encode(*args, **kwargs)
+        adapter = self._adapter
+        reader = TowerReader(adapter, self._method())
+        # A compiled tower does not call the hooks of its linear layers.
+        encode = self._encode_uncompiled if reader.has_hooks else self._encode
+        with reader.reading():
+            output = encode(*args, **kwargs)
         features = adapter.per_image(image_features(output), arguments)
         lengths, sizes = (
             adapter.lengths(features),
             adapter.sizes(arguments, features, self._input_ids()),
         )
-        attention = adapter.token_attention(reader.joined(), sizes) if wanted else None
+        tower = reader.values(output, arguments, sizes)
         self._report(
-            EncodedImages(sizes, lengths, attention, reference_to(output), reader.stopwatches)
+            EncodedImages(
+                sizes, lengths, tower, reference_to(output), reader.needs, reader.stopwatches
+            )
         )
         return output
 

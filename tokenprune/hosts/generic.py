@@ -19,7 +19,7 @@ from tokenprune.hosts.compat import HOST_ARGUMENTS, LANGUAGE_MODEL_ARGUMENTS, TO
 from tokenprune.hosts.layout import ImageLayout
 from tokenprune.hosts.mechanisms import REASONS
 from tokenprune.hosts.recurrent import KINDS, MASKS, mixers
-from tokenprune.method import LayerMethod, Method
+from tokenprune.method import OF_TOWER, LayerMethod, Method
 
 LANGUAGE_MODELS = ("language_model", "text_model")
 IMAGE_TOKENS = ("image_token_id", "image_token_index", "im_patch_id", "image_patch_id")
@@ -47,11 +47,15 @@ class Generic(Adapter):
         base: nn.Module = getattr(model, "base_model", model)
         return base if hasattr(base, "get_image_features") else model
 
+    @property
+    def offers(self) -> frozenset[str]:
+        return frozenset({"features", "text"})
+
     def why_not(self, method: Method) -> str | None:
-        if "attention" in method.needs:
+        if of_tower := [name for name in method.needs if name in OF_TOWER]:
             return (
-                "needs attention of the tower, whose order is not known in a host without an "
-                "adapter of its own"
+                f"needs {', '.join(of_tower)} of the tower, whose order is not known in a host "
+                "without an adapter of its own"
             )
         if isinstance(method, LayerMethod):
             return "works between layers, which only hosts with an adapter of their own allow"

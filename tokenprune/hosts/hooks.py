@@ -21,7 +21,8 @@ from tokenprune.hosts.compat import Call, check_head, check_host, check_language
 from tokenprune.hosts.encoder import EncodedImages, WatchedEncoder
 from tokenprune.hosts.inputs import Calls, PerThread
 from tokenprune.hosts.step import Step
-from tokenprune.method import LayerMethod
+from tokenprune.hosts.tower import points_of, tell_reader
+from tokenprune.method import LayerMethod, Method
 
 _ATTRIBUTE = "_tokenprune_hooks"  # of the model: who forgets a handle must not keep the model
 
@@ -42,6 +43,7 @@ class HostHooks:
         # What a checkpoint runs again it runs on the very tensors that it was first given; maybe
         # in another thread.
         self._checkpointed: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._watched: set[nn.Module] = set()  # of the tower
         self._undo: list[Callable[[], Any]] = []
 
     # -- coming and going -------------------------------------------------------------------------
@@ -58,6 +60,7 @@ class HostHooks:
                 hooks._install_head(model)
             if isinstance(applied.method, LayerMethod) and not hooks.calls.in_layers:
                 hooks._install_layers()
+            hooks._install_tower(applied.method)
         except BaseException:
             hooks._uninstall_if_unused()
             raise
@@ -78,6 +81,7 @@ class HostHooks:
                 undo()
             self._undo.clear()
             self.thread, self.head = PerThread(), None
+            self._watched.clear()
             self._checkpointed = WeakIdKeyDictionary()
             self.calls.in_force = False
 
@@ -99,7 +103,7 @@ class HostHooks:
         watched = WatchedEncoder(
             self.adapter,
             base.get_image_features,
-            wants_attention=lambda: "attention" in self.applied[-1].method.needs,
+            method=lambda: self.applied[-1].method,
             input_ids=self._input_ids,
             report=self._note_encoded,
         )
@@ -125,6 +129,13 @@ class HostHooks:
         for number, layer in enumerate(self.adapter.decoder_layers):
             hook = disable(functools.partial(self._before_layer, number))
             self._undo.append(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
+
+    def _install_tower(self, method: Method) -> None:
+        """Where a method needs keys or the like; once in a module, whoever needs it."""
+        for module in {point.module: None for point in points_of(self.adapter, method)}:
+            if module not in self._watched:
+                self._watched.add(module)
+                self._undo.append(module.register_forward_hook(disable(tell_reader)).remove)
 
     def _restore_later(self, module: Any, name: str) -> None:
         if name in module.__dict__:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokenprune.budget import Budget, share_out
 from tokenprune.hosts.layout import ImageLayout, TokenGrid
+from tokenprune.hosts.tower import TowerValues
 from tokenprune.method import Method
 from tokenprune.ops import cluster_mean
 from tokenprune.tokens import ReducedTokens, VisionTokens, refuse_extra
@@ -102,7 +103,7 @@ def reduce_images(
     budget: Budget,
     features: Tensor,
     layouts: Sequence[ImageLayout],
-    attention: Sequence[Tensor] | None,
+    tower: Sequence[TowerValues] | None,
     texts: Sequence[Tensor] | None,
 ) -> ReducedImages:
     """Reduces every image to its budget; grids of one shape go through the method together.
@@ -110,7 +111,7 @@ def reduce_images(
     Args:
         features: [P, D] all visual tokens of the batch.
         layouts: one per image, in order.
-        attention: for each image [tokens in its grids], or None.
+        tower: for each image what the method needs of the tower, or None.
         texts: for each image [T, D], the embeddings of its prompt's words, or None.
     """
     keep = torch.zeros(len(features), dtype=torch.bool, device=features.device)
@@ -119,10 +120,10 @@ def reduce_images(
     for number, layout in enumerate(layouts):
         num_keep = budget.kept_of(layout.num_tokens)
         shares = share_out(num_keep, [grid.num_tokens for grid in layout.grids])
-        looked_at = None if attention is None else attention[number]
+        read = None if tower is None else tower[number]
         text = None if texts is None else texts[number]
         shown = torch.zeros(layout.num_tokens, dtype=torch.bool, device=features.device)
-        for grid, share, part in _grids(layout, shares, looked_at):
+        for grid, share, part in _grids(layout, shares, read):
             places = grid.positions(features.device)
             shown[places] = True
             shape = grid.rows, grid.cols, share, 0 if text is None else len(text)
@@ -144,15 +145,15 @@ class Grid:
     """One grid on its way to the method: its places, and what the method may need besides."""
 
     positions: Tensor
-    attention: Tensor | None
+    tower: TowerValues | None
     text: Tensor | None
 
 
 def _grids(
-    layout: ImageLayout, shares: list[int], attention: Tensor | None
-) -> list[tuple[TokenGrid, int, Tensor | None]]:
+    layout: ImageLayout, shares: list[int], tower: TowerValues | None
+) -> list[tuple[TokenGrid, int, TowerValues | None]]:
     sizes = [grid.num_tokens for grid in layout.grids]
-    parts = [None] * len(sizes) if attention is None else attention.split(sizes)
+    parts = [None] * len(sizes) if tower is None else tower.split(sizes)
     return list(zip(layout.grids, shares, parts, strict=True))
 
 
@@ -169,8 +170,8 @@ def _reduce_group(
     tokens = VisionTokens(
         features[positions],
         (rows, cols),
-        attention=_stack([grid.attention for grid in members], features),
         text=_stack([grid.text for grid in members], features),
+        **TowerValues.fields([grid.tower for grid in members if grid.tower], features.device),
     )
     if num_keep == rows * cols:
         return ReducedGrids(positions, whole(tokens))

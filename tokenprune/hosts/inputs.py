@@ -23,7 +23,9 @@ from tokenprune.hosts.encoder import EncodedImages
 from tokenprune.hosts.memory import Memory
 from tokenprune.hosts.prompt import LastPrompt, Prompt, layouts_of, prompt_ends, real_columns
 from tokenprune.hosts.sequence import edge_padding
+from tokenprune.hosts.tower import needs_of_tower
 from tokenprune.log import refuse
+from tokenprune.method import OF_TOWER
 
 
 @dataclass
@@ -260,7 +262,7 @@ def find_prompt(
     assert inputs.placeholders is not None  # who calls has looked
     placeholders = inputs.placeholders.to(given["inputs_embeds"].device)
     encoded = find_encoded(inputs, calls.adapter, applied, thread)
-    layouts, attention = layouts_of(calls.adapter, encoded, placeholders)
+    layouts, tower = layouts_of(calls.adapter, encoded, placeholders)
     now = real_columns(inputs.mask, placeholders)
     last = thread.last_prompt
     if last is not None and last.goes_on_in(inputs.ids):
@@ -276,7 +278,7 @@ def find_prompt(
         past=inputs.past,
         cache=cache,
         layouts=layouts,
-        attention=attention,
+        tower=tower,
         ends=last.ends,
         stopwatches=encoded.stopwatches,
     )
@@ -294,16 +296,17 @@ def find_encoded(
             )
         # Encoded by the caller, outside of our sight.
         features = adapter.per_image(image_features(output), inputs.given)
-        if "attention" in applied.method.needs:
-            raise ValueError(
-                f"{type(applied.method).__name__} needs the attention of the vision tower, "
-                "got images that were encoded before; pass pixel_values"
-            )
         sizes = adapter.sizes(inputs.given, features, inputs.given.get("input_ids"))
-        return EncodedImages(sizes, adapter.lengths(features), None, lambda: None)
+        encoded = EncodedImages(sizes, adapter.lengths(features), None, lambda: None)
     if encoded is None:
         raise RuntimeError(
             f"{type(adapter.model).__name__} did not encode its images in "
             "get_image_features, the adapter does not fit it"
+        )
+    if missing := set(needs_of_tower(applied.method)) - {*encoded.needs}:
+        names = ", ".join(name for name in OF_TOWER if name in {need.name for need in missing})
+        raise ValueError(
+            f"{type(applied.method).__name__} needs {names} of the vision tower, "
+            "got images that were encoded before; pass pixel_values"
         )
     return encoded

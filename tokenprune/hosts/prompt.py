@@ -13,6 +13,7 @@ from tokenprune.hosts.adapter import Adapter
 from tokenprune.hosts.encoder import EncodedImages
 from tokenprune.hosts.layout import ImageLayout
 from tokenprune.hosts.stopwatch import Stopwatch
+from tokenprune.hosts.tower import TowerValues
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Prompt:
         past: columns of the whole sequence that came before.
         cache: the language model's, or None.
         layouts: one per image, in the order of their placeholders.
-        attention: for each image [tokens in its grids], where the method needs it.
+        tower: for each image what the method needs of the tower, or None.
         ends: [B] int64, the column of each row's last prompt token.
         stopwatches: of what was read while encoding.
     """
@@ -37,7 +38,7 @@ class Prompt:
     past: int
     cache: Any
     layouts: list[ImageLayout]
-    attention: list[Tensor] | None
+    tower: list[TowerValues] | None
     ends: Tensor
     stopwatches: Sequence[Stopwatch]
 
@@ -55,8 +56,8 @@ class Prompt:
 
 def layouts_of(
     adapter: Adapter, encoded: EncodedImages, placeholders: Tensor
-) -> tuple[list[ImageLayout], list[Tensor] | None]:
-    """Layout and attention of every image that the placeholders stand for, in their order.
+) -> tuple[list[ImageLayout], list[TowerValues] | None]:
+    """Layout and tower values of every image that the placeholders stand for, in their order.
 
     Raises:
         RuntimeError: an image has another number of tokens than its size says.
@@ -70,10 +71,10 @@ def layouts_of(
                 f"an image of size {encoded.sizes[number]} was expected to give "
                 f"{layout.num_tokens} tokens, the host made {encoded.lengths[number]}"
             )
-    attention = encoded.attention
+    tower = encoded.tower
     return (
         [layouts[encoded.sizes[number]] for number in order],
-        None if attention is None else [attention[number] for number in order],
+        None if tower is None else [tower[number] for number in order],
     )
 
 

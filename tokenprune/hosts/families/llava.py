@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from tokenprune.hosts.adapter import Adapter
 from tokenprune.hosts.compat import require_attributes
 from tokenprune.hosts.layout import ImageLayout, TokenGrid
+from tokenprune.method import Method
 
 
 class Llava(Adapter):
@@ -18,6 +20,9 @@ class Llava(Adapter):
     A budget counts for an image: the grid of its patches, of the image's own size under a Pixtral
     tower. A Pixtral tower packs images, so that its attention is not read: methods that need it are
     refused.
+
+    A visual token is one patch. The class token, where the tower has one, goes through the
+    projector as patches do.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("llava",)
@@ -38,7 +43,7 @@ class Llava(Adapter):
     def layout(self, size: Any) -> ImageLayout:
         """`size`: (height, width) in pixels for a Pixtral tower, else not looked at."""
         vision = self.config.vision_config
-        if vision.model_type == "pixtral":
+        if self.is_pixtral:
             height, width = size
             return ImageLayout.one_grid(height // vision.patch_size, width // vision.patch_size)
         side = vision.image_size // vision.patch_size
@@ -49,11 +54,28 @@ class Llava(Adapter):
         return ImageLayout(side * side + start, (TokenGrid(start, side, side, side),))
 
     @property
-    def attention_layer(self) -> nn.Module:
-        if self.config.vision_config.model_type == "pixtral":
-            raise NotImplementedError("attention of a Pixtral tower is not read: it packs images")
-        return super().attention_layer
+    def is_pixtral(self) -> bool:
+        return self.config.vision_config.model_type == "pixtral"
 
-    def token_attention(self, received: Tensor, sizes: Sequence[Any]) -> list[Tensor]:
+    @property
+    def offers(self) -> frozenset[str]:
+        without = {"attention"} if self.is_pixtral else set()
+        return (super().offers | ({"cls"} if self.num_prefix_tokens else set())) - without
+
+    def why_not(self, method: Method) -> str | None:
+        if self.is_pixtral and "attention" in method.needs:
+            return "needs attention, which is not read of a Pixtral tower: it packs images"
+        return None
+
+    def token_values(self, values: Tensor, sizes: Sequence[Any]) -> list[Tensor]:
+        if self.is_pixtral:
+            return list(values[0].split([self.layout(size).num_tokens for size in sizes]))
         (grid,) = self.layout(None).grids
-        return list(received[:, -grid.num_tokens :])
+        return list(values[:, -grid.num_tokens :])
+
+    def class_tokens(self, output: Any, arguments: Mapping[str, Any]) -> Tensor:
+        chosen = arguments.get("vision_feature_layer")
+        chosen = self.config.vision_feature_layer if chosen is None else chosen
+        layers = [chosen] if isinstance(chosen, int) else chosen
+        states = [output.hidden_states[layer][:, 0] for layer in layers]
+        return self.model.multi_modal_projector(torch.cat(states, dim=-1))

@@ -72,11 +72,10 @@ class LlavaNext(Adapter):
         mosaic = TokenGrid(overview.num_tokens, len(newlines), stride - 1, stride)
         return ImageLayout(len(is_newline), (overview, mosaic))
 
-    def token_attention(self, received: Tensor, sizes: Sequence[Any]) -> list[Tensor]:
-        crops = received[:, :, None].split([self.num_crops(size) for size in sizes])
+    def token_values(self, values: Tensor, sizes: Sequence[Any]) -> list[Tensor]:
+        crops = values.split([self.num_crops(size) for size in sizes])
         return [
-            self.pack(image, size, newline=None)[:, 0]
-            for image, size in zip(crops, sizes, strict=True)
+            self.pack(image, size, newline=None) for image, size in zip(crops, sizes, strict=True)
         ]
 
     @property

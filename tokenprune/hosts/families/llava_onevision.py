@@ -17,6 +17,9 @@ class LlavaOnevision(LlavaNext):
     A budget counts for an image, and is dealt to its overview and its mosaic of crops in proportion
     to their tokens; newline tokens show nothing and go first. Of several images in a prompt each is
     its overview alone.
+
+    A mosaic of more tokens than the host allows is shrunk by bilinear interpolation: what is read
+    of the tower is shrunk with it.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("llava_onevision",)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from tokenprune.hosts.adapter import Adapter, tower_layers
+from tokenprune.hosts.adapter import Adapter, self_attention_of, tower_layers
 from tokenprune.hosts.compat import imported, require_attributes, require_parameters
 from tokenprune.hosts.layout import ImageLayout
 
@@ -21,7 +21,8 @@ class QwenVL(Adapter):
     A budget counts for an image, in tokens after the merger, each of 2 x 2 patches. Deepstack
     features, which Qwen3-VL adds in the language model's first layers, leave with their tokens.
 
-    Attention is read per patch and averaged over the patches that make a token.
+    What is read of the tower is averaged over the patches that make a token. Keys and queries are
+    those of a fused projection, before rotary embedding.
     """
 
     model_types: ClassVar[tuple[str, ...]] = (
@@ -77,13 +78,19 @@ class QwenVL(Adapter):
     def attention_layer(self) -> nn.Module:
         # Windowed layers see one window each: the last full one is asked.
         full = getattr(self.config.vision_config, "fullatt_block_indexes", None)
-        layer = tower_layers(self.vision_tower)[max(full) if full else -1]
-        return layer.get_submodule("attn")
+        return self_attention_of(tower_layers(self.vision_tower)[max(full) if full else -1])
 
-    def token_attention(self, received: Tensor, sizes: Sequence[Any]) -> list[Tensor]:
+    def projection(
+        self, attention: Any, name: str
+    ) -> tuple[nn.Module, Callable[[Tensor], Tensor]] | None:
+        fused = getattr(attention, "qkv", None)
+        third = ("queries", "keys").index(name)
+        return None if fused is None else (fused, lambda output: output.chunk(3, dim=-1)[third])
+
+    def token_values(self, values: Tensor, sizes: Sequence[Any]) -> list[Tensor]:
         # Patches come in groups of one token each.
-        merged = received[0].unflatten(0, (-1, self.merge_size**2)).mean(1)
-        order = self.window_order(sizes, received.device)
+        merged = values[0].unflatten(0, (-1, self.merge_size**2)).mean(1)
+        order = self.window_order(sizes, values.device)
         if order is not None:
             merged = merged[order.argsort()]
         return list(merged.split([self.layout(size).num_tokens for size in sizes]))

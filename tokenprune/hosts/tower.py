@@ -1,0 +1,254 @@
+"""What a method needs of the vision tower besides features, read while the host encodes its images.
+
+Keys and queries are the outputs of their projections, by a forward hook: what methods' papers take,
+the same in all towers, before any norm or rotary embedding. Hidden states are the outputs of
+layers, by the same hook. Attention comes from the queries and keys of one layer, see
+`AttentionReader`. Nothing that is read carries a gradient, and nothing is larger than the outputs
+of the layers that a method names.
+
+Hooks stay as long as the reduction is applied. They tell the reader of the calling thread alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tokenprune.hosts.adapter import Adapter, self_attention_of, tower_layers
+from tokenprune.hosts.attention import AttentionReader
+from tokenprune.hosts.stopwatch import Stopwatch
+from tokenprune.method import OF_TOWER, OF_TOWER_LAYER, Method
+
+
+class Need(NamedTuple):
+    """A field of `VisionTokens` that a method needs of the tower, and the layer that it names."""
+
+    name: str
+    layer: int | None = None
+
+
+def needs_of_tower(method: Method) -> tuple[Need, ...]:
+    """Those of a method; its layers are counted as Python's lists count.
+
+    Raises:
+        ValueError: a field that comes from a layer, and no layer or, of keys or queries, several.
+    """
+    needs: list[Need] = []
+    for name in OF_TOWER:
+        layers = method.tower_layers.get(name, ()) if name in OF_TOWER_LAYER else (None,)
+        if name not in method.needs:
+            continue
+        if not layers or (len(layers) > 1 and name != "hidden_states"):
+            number = "at least one" if name == "hidden_states" else "one"
+            raise ValueError(
+                f"{type(method).__name__}.tower_layers must name {number} for {name}, "
+                f"got {list(layers)}"
+            )
+        needs += [Need(name, layer) for layer in layers]
+    return tuple(needs)
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where something is read.
+
+    Attributes:
+        need: what it is read for.
+        module: of the tower, whose output it is in.
+        part: of that output.
+        head_dim: of keys and queries, else 0.
+    """
+
+    need: Need
+    module: nn.Module
+    part: Callable[[Tensor], Tensor]
+    head_dim: int = 0
+
+
+def points_of(adapter: Adapter, method: Method) -> list[Point]:
+    """Where keys, queries and hidden states are read that a method needs.
+
+    Raises:
+        ValueError: a layer that the tower does not have.
+        NotImplementedError: a tower that is not known.
+    """
+    needs = [need for need in needs_of_tower(method) if need.layer is not None]
+    if not needs:
+        return []
+    layers = tower_layers(adapter.vision_tower)
+    points = []
+    for need in needs:
+        assert need.layer is not None
+        if not -len(layers) <= need.layer < len(layers):
+            raise ValueError(
+                f"{type(method).__name__} needs {need.name} of layer {need.layer}, "
+                f"{type(adapter.vision_tower).__name__} has {len(layers)} layers"
+            )
+        layer = layers[need.layer]
+        if need.name == "hidden_states":
+            points.append(Point(need, layer, lambda output: output))
+            continue
+        attention: Any = self_attention_of(layer)
+        projection = adapter.projection(attention, need.name)
+        assert projection is not None  # the adapter offers it
+        points.append(Point(need, *projection, attention.head_dim))
+    return points
+
+
+@dataclass(frozen=True)
+class TowerValues:
+    """What was read for the visual tokens of one image, or of one of its grids.
+
+    Attributes:
+        of_tokens: for each need [tokens in its grids, D]; attention [tokens in its grids].
+        cls: [D], the class token's output in the space of the features, or None.
+        num_heads: that lie side by side in keys and queries.
+    """
+
+    of_tokens: Mapping[Need, Tensor]
+    cls: Tensor | None = None
+    num_heads: int = 1
+
+    def split(self, sizes: Sequence[int]) -> list[TowerValues]:
+        """For each grid of so many tokens."""
+        parts = [value.split(list(sizes)) for value in self.of_tokens.values()]
+        return [
+            replace(self, of_tokens=dict(zip(self.of_tokens, values, strict=True)))
+            for values in (zip(*parts, strict=True) if parts else [()] * len(sizes))
+        ]
+
+    @staticmethod
+    def fields(values: Sequence[TowerValues], device: torch.device) -> dict[str, Any]:
+        """Of grids of one shape: fields of `VisionTokens`, [G, N, D] each."""
+        if not values:
+            return {}
+        first = values[0]
+        stacked = {
+            need: torch.stack([one.of_tokens[need] for one in values]).to(device)
+            for need in first.of_tokens
+        }
+        fields: dict[str, Any] = {
+            need.name: value for need, value in stacked.items() if need.name != "hidden_states"
+        }
+        states = {
+            need.layer: value for need, value in stacked.items() if need.name == "hidden_states"
+        }
+        if states:
+            fields["hidden_states"] = states
+        if first.cls is not None:
+            fields["cls"] = torch.stack([one.cls for one in values if one.cls is not None])
+            fields["cls"] = fields["cls"].to(device)
+        return fields | {"num_heads": first.num_heads}
+
+
+class TowerReader:
+    """Reads what a method needs, in one call of `get_image_features`.
+
+    Attributes:
+        needs: of the method.
+        stopwatches: time spent on it.
+    """
+
+    def __init__(self, adapter: Adapter, method: Method) -> None:
+        self.needs = needs_of_tower(method)
+        self.stopwatches: list[Stopwatch] = []
+        self._adapter = adapter
+        self._points = points_of(adapter, method)
+        self._parts: dict[Need, list[Tensor]] = {point.need: [] for point in self._points}
+        # Who needs nothing of the tower needs no tower, which not every host has.
+        self._num_prefix_tokens = adapter.num_prefix_tokens if self.needs else 0
+        self._attention = AttentionReader(self._num_prefix_tokens)
+
+    @property
+    def has_hooks(self) -> bool:
+        """Whether hooks in the tower's modules must reach us."""
+        return bool(self._points)
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """For as long as it lasts, this thread's hooks tell us what passes through the tower."""
+        attends = Need("attention") in self.needs
+        token = _reading.set(self)
+        try:
+            with (
+                self._attention.reading(self._adapter.attention_layer) if attends else nullcontext()
+            ):
+                yield
+        finally:
+            _reading.reset(token)
+
+    def note(self, module: nn.Module, output: Any) -> None:
+        states: Tensor = output[0] if isinstance(output, tuple) else output
+        for point in self._points:
+            if point.module is module:
+                self._parts[point.need].append(point.part(states).detach())
+
+    @torch.no_grad()
+    def values(
+        self, output: Any, arguments: Mapping[str, Any], sizes: Sequence[Any]
+    ) -> list[TowerValues] | None:
+        """For each image what was read, or None where the method needs nothing.
+
+        Args:
+            output: of `get_image_features`.
+            arguments: of `get_image_features`.
+            sizes: one entry per image.
+
+        Raises:
+            RuntimeError: a layer that the host did not run.
+        """
+        if not self.needs:
+            return None
+        self.stopwatches += self._attention.stopwatches
+        adapter, read = self._adapter, {}
+        with Stopwatch(next(adapter.vision_tower.parameters()).device) as stopwatch:
+            for need in self.needs:
+                if need.name == "attention":
+                    read[need] = adapter.token_attention(self._attention.joined(), sizes)
+                elif need.name != "cls":
+                    read[need] = adapter.token_values(self._joined(need), sizes)
+            cls = (
+                adapter.class_tokens(output, arguments)
+                if Need("cls") in self.needs
+                else [None] * len(sizes)
+            )
+        self.stopwatches.append(stopwatch)
+        heads = {
+            read[point.need][0].shape[1] // point.head_dim
+            for point in self._points
+            if point.head_dim
+        }
+        if len(heads) > 1:
+            raise NotImplementedError("keys and queries of different numbers of heads")
+        num_heads = heads.pop() if heads else 1
+        return [
+            TowerValues({need: read[need][number] for need in read}, one, num_heads)
+            for number, one in zip(range(len(sizes)), cls, strict=True)
+        ]
+
+    def _joined(self, need: Need) -> Tensor:
+        """[crops, patches, D] of all calls; a tower that packs all images gives [patches, D]."""
+        parts = self._parts[need]
+        if not parts:
+            raise RuntimeError(
+                f"layer {need.layer} of the tower did not run, its {need.name} cannot be read"
+            )
+        if parts[0].ndim == 2:
+            return torch.cat(parts)[None]
+        return torch.cat(parts)[:, self._num_prefix_tokens :]
+
+
+_reading: ContextVar[TowerReader | None] = ContextVar("reading", default=None)
+
+
+def tell_reader(module: nn.Module, args: Any, output: Any) -> None:
+    """The forward hook of the modules that `points_of` names."""
+    reader = _reading.get()
+    if reader is not None:
+        reader.note(module, output)
