@@ -29,8 +29,6 @@ REASONS = {
     "Q-Former": "a Q-Former gives it a few query tokens, of which none stands for a place",
     "early fusion": "it makes images into tokens of its own vocabulary, or takes patches as they "
     "are",
-    "unknown arguments": "its language model is called with further arguments that have columns, "
-    "which are not known here",
     "text alone": "it takes text alone",
     "not a language model": "it does not generate text from a prompt with visual tokens",
     "transformers": "this release of transformers cannot run it",
@@ -53,7 +51,6 @@ MECHANISMS = {
         "nemotron_h_omni glm5_next inkling2 inkling2_loop inkling_mm_model qwen4_exp",
         "chunked attention": "llama4",
         "unknown layers": "minimax_m3_vl unlimited_ocr dots3_note hy_v4_vl mistral_large4",
-        "unknown arguments": "ernie4_5_vl_moe",
         "features elsewhere": "granite4_vision molmo2",
         "features per row": "granite_docling",
         "text alone": "mistral4",
