@@ -21,13 +21,17 @@ from tokenprune.hosts.tested import release_for, results
 
 from .families import FAMILIES
 from .families.common import family, square
+from .families.one_size import docling
 from .families.proof import BATCH, KEEP, ONE, PROOFS
 from .hosts import IMAGE, TEXT, TOWER, Host
 
 LISTED = {host.model_type: host for host in tokenprune.list_hosts()}
 RELEASE = str(hf.__version__)
 # Their layers are ones that methods between layers may enter; others refuse them by name.
-IN_LAYERS = ("glm4v", "glm4v_moe", "glm46v", "glmga", "glm_ocr", "llava_next_video", "qianfan_ocr")
+IN_LAYERS = (
+    *("glm4v", "glm4v_moe", "glm46v", "glmga", "glm_ocr"),
+    *("granite_docling", "llava_next_video", "qianfan_ocr"),
+)
 
 
 @functools.cache
@@ -121,6 +125,20 @@ def test_tokens_leave_between_layers(name):
     method = tokenprune.get_method("fastv", layer=1)
     report = tokenprune.verify(host.model, host.inputs(BATCH), method=method, keep_ratio=KEEP)
     assert report.ok, report
+
+
+@pytest.mark.skipif("granite_docling" not in LISTED, reason="not in this release")
+@pytest.mark.parametrize("what", PROOFS)
+def test_fine_tiles_are_the_masked_model(what):
+    torch.manual_seed(0)
+    PROOFS[what](docling(fine=True))
+
+
+def test_tokens_of_a_resampler_stand_for_no_place():
+    model = build("idefics2").model
+    for name in ("fastervlm", "spatial_pool"):
+        with pytest.raises(NotImplementedError, match="of a resampler stand for no place"):
+            tokenprune.apply(model, name, keep_ratio=0.5)
 
 
 # -- the generic adapter -----------------------------------------------------------------------

@@ -45,14 +45,13 @@ MECHANISMS = {
         "udop",
         "cross attention": "mllama idefics blip",
         "Q-Former": "blip-2 instructblip instructblipvideo",
-        "no placeholders": "kosmos-2 kosmos-2.5 git idefics2",
+        "no placeholders": "kosmos-2 kosmos-2.5 git",
         "early fusion": "chameleon fuyu",
         "recurrent": "qwen3_5 qwen3_5_moe minicpm_ocr minicpmv4_6 minicpmv4_7 lfm2_vl lfm3_vl "
         "nemotron_h_omni glm5_next inkling2 inkling2_loop inkling_mm_model qwen4_exp",
         "chunked attention": "llama4",
         "unknown layers": "minimax_m3_vl unlimited_ocr dots3_note hy_v4_vl mistral_large4",
         "features elsewhere": "granite4_vision molmo2",
-        "features per row": "granite_docling",
         "text alone": "mistral4",
         "not a language model": "pi0 evolla diffusion_gemma",
     }.items()
