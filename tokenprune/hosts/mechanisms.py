@@ -50,7 +50,7 @@ MECHANISMS = {
         "recurrent": "qwen3_5 qwen3_5_moe minicpm_ocr minicpmv4_6 minicpmv4_7 lfm2_vl lfm3_vl "
         "nemotron_h_omni glm5_next inkling2 inkling2_loop inkling_mm_model qwen4_exp",
         "chunked attention": "llama4",
-        "unknown layers": "minimax_m3_vl unlimited_ocr dots3_note hy_v4_vl mistral_large4",
+        "unknown layers": "minimax_m3_vl unlimited_ocr",
         "features elsewhere": "granite4_vision molmo2",
         "text alone": "mistral4",
         "not a language model": "pi0 evolla diffusion_gemma",
