@@ -30,7 +30,7 @@ INDEXED: dict[str, Any] = {
 
 
 def hy_v4_vl() -> Host:
-    """Features hold a newline after each row; the last layer takes the columns of the one before."""
+    """Features hold a newline after each row; the last layer takes the columns of another."""
     config = hf.HYV4VLConfig(
         vision_config={**VIT, "patch_size": 14, "max_image_size": 112, "out_hidden_size": 32},
         text_config={
