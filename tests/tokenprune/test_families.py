@@ -30,7 +30,7 @@ RELEASE = str(hf.__version__)
 # Their layers are ones that methods between layers may enter; others refuse them by name.
 IN_LAYERS = (
     *("glm4v", "glm4v_moe", "glm46v", "glmga", "glm_ocr"),
-    *("granite_docling", "llava_next_video", "qianfan_ocr"),
+    *("granite_docling", "llava_next_video", "molmo2", "qianfan_ocr"),
 )
 
 
@@ -275,6 +275,6 @@ def test_what_the_generic_adapter_does_not_know_is_refused():
 
 def test_a_type_that_is_listed_as_refused_is_refused():
     host = on_the_spot()
-    host.model.config.model_type = host.model.model.config.model_type = "molmo2"
-    with pytest.raises(NotImplementedError, match=REASONS["features elsewhere"]):
+    host.model.config.model_type = host.model.model.config.model_type = "kosmos-2"
+    with pytest.raises(NotImplementedError, match=REASONS["no placeholders"]):
         tokenprune.apply(host.model, "divprune", keep_ratio=0.5)

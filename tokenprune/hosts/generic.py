@@ -22,8 +22,8 @@ from tokenprune.method import LayerMethod, Method
 
 LANGUAGE_MODELS = ("language_model", "text_model")
 IMAGE_TOKENS = ("image_token_id", "image_token_index", "im_patch_id", "image_patch_id")
-# Kinds of layers whose masks the core knows. An indexer ranks the columns that its mask leaves open,
-# and ranks them the same when the others are taken out.
+# Kinds of layers whose masks are known. An indexer ranks the columns that its mask leaves open, and
+# ranks them the same when the others are taken out.
 LAYER_KINDS = {"full_attention", "sliding_attention", "indexed_attention"}
 
 

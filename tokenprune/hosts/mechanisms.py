@@ -51,7 +51,7 @@ MECHANISMS = {
         "nemotron_h_omni glm5_next inkling2 inkling2_loop inkling_mm_model qwen4_exp",
         "chunked attention": "llama4",
         "unknown layers": "minimax_m3_vl unlimited_ocr",
-        "features elsewhere": "granite4_vision molmo2",
+        "features elsewhere": "granite4_vision",
         "text alone": "mistral4",
         "not a language model": "pi0 evolla diffusion_gemma",
     }.items()

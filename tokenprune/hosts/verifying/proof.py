@@ -137,7 +137,8 @@ class Proof:
             self.runs.forward()
         if not given:
             raise NotImplementedError("the images were encoded before; give pixels to see this")
-        there, here = torch.cat(placed).double(), torch.cat(given).double()
+        here = self.runs.adapter.placed(torch.cat(given)).double()
+        there = torch.cat(placed).double()
         if there.shape != here.shape:
             raise RuntimeError(
                 f"get_image_features gave {list(here.shape)}, {list(there.shape)} were placed"
