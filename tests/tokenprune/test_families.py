@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 from typing import Any
 
@@ -19,10 +20,10 @@ from tokenprune.hosts.mechanisms import MECHANISMS, REASONS
 from tokenprune.hosts.registry import find_adapter, known_adapters
 from tokenprune.hosts.tested import release_for, results
 
-from .families import FAMILIES
+from .families import FAMILIES, departing
 from .families.common import family, square
 from .families.one_size import docling
-from .families.proof import BATCH, KEEP, ONE, PROOFS
+from .families.proof import BATCH, KEEP, METHOD, ONE, PROOFS
 from .hosts import IMAGE, TEXT, TOWER, Host
 
 LISTED = {host.model_type: host for host in tokenprune.list_hosts()}
@@ -271,6 +272,34 @@ def test_what_the_generic_adapter_does_not_know_is_refused():
             tokenprune.apply(model, name, keep_ratio=0.5)
     with pytest.raises(NotImplementedError, match="positions='compact' is proven only"):
         tokenprune.apply(model, "divprune", keep_ratio=0.5, positions="compact")
+
+
+# -- a family that keeps none of the conventions -----------------------------------------------
+
+
+def test_a_family_without_conventions_needs_a_small_file(tmp_path, monkeypatch, caplog):
+    torch.manual_seed(0)
+    host = departing.departing()
+    with pytest.raises(NotImplementedError, match=r"no adapter for .*'departing'"):
+        tokenprune.apply(host.model, METHOD(), keep_ratio=KEEP)
+    info = tmp_path / "departing-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: departing\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        f"[tokenprune.adapters]\ndeparting = {departing.__name__}:Departing\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with caplog.at_level(logging.WARNING, "tokenprune"):
+        for proof in PROOFS.values():
+            proof(host)
+    assert not caplog.records
+    grid = "spatial_pool"  # a method that the generic adapter refuses
+    report = tokenprune.verify(host.model, host.inputs(BATCH), method=grid, keep_ratio=KEEP)
+    assert report.ok, report
+    assert len(inspect.getsource(departing.Departing).splitlines()) < 60
+
+
+# -- types that are refused ---------------------------------------------------------------------
 
 
 def test_a_type_that_is_listed_as_refused_is_refused():
