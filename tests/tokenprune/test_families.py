@@ -304,6 +304,6 @@ def test_a_family_without_conventions_needs_a_small_file(tmp_path, monkeypatch, 
 
 def test_a_type_that_is_listed_as_refused_is_refused():
     host = on_the_spot()
-    host.model.config.model_type = host.model.model.config.model_type = "kosmos-2"
+    host.model.config.model_type = host.model.model.config.model_type = "git"
     with pytest.raises(NotImplementedError, match=REASONS["no placeholders"]):
         tokenprune.apply(host.model, "divprune", keep_ratio=0.5)
