@@ -13,8 +13,10 @@ from torch import Tensor
 
 # What this transformers calls the cache, in arguments and outputs alike.
 CACHE = "cache" if Version(hf.__version__) >= Version("5.24") else "past_key_values"
-# Hosts that, whole as they are, say something else without a cache than with one.
-NEEDS_CACHE = {"paligemma"} if Version(hf.__version__) < Version("5.18") else set()
+# Hosts that, whole as they are, say something else without a cache than with one, or fail:
+# generate() does not lengthen ERNIE's `moe_mm_token_type_ids`.
+NEEDS_CACHE = {"ernie4_5_vl_moe"}
+NEEDS_CACHE |= {"paligemma"} if Version(hf.__version__) < Version("5.18") else set()
 IMAGE, VIDEO, START, END, PAD = 100, 101, 102, 103, 0
 TEXT: dict[str, Any] = {
     "vocab_size": 128,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 from typing import Any
 
@@ -19,15 +20,19 @@ from tokenprune.hosts.mechanisms import MECHANISMS, REASONS
 from tokenprune.hosts.registry import find_adapter, known_adapters
 from tokenprune.hosts.tested import release_for, results
 
-from .families import FAMILIES
+from .families import FAMILIES, departing
 from .families.common import family, square
-from .families.proof import BATCH, KEEP, ONE, PROOFS
+from .families.one_size import docling
+from .families.proof import BATCH, KEEP, METHOD, ONE, PROOFS
 from .hosts import IMAGE, TEXT, TOWER, Host
 
 LISTED = {host.model_type: host for host in tokenprune.list_hosts()}
 RELEASE = str(hf.__version__)
 # Their layers are ones that methods between layers may enter; others refuse them by name.
-IN_LAYERS = ("glm4v", "glm4v_moe", "glm46v", "glmga", "glm_ocr", "llava_next_video", "qianfan_ocr")
+IN_LAYERS = (
+    *("glm4v", "glm4v_moe", "glm46v", "glmga", "glm_ocr"),
+    *("granite_docling", "llava_next_video", "molmo2", "qianfan_ocr"),
+)
 
 
 @functools.cache
@@ -121,6 +126,20 @@ def test_tokens_leave_between_layers(name):
     method = tokenprune.get_method("fastv", layer=1)
     report = tokenprune.verify(host.model, host.inputs(BATCH), method=method, keep_ratio=KEEP)
     assert report.ok, report
+
+
+@pytest.mark.skipif("granite_docling" not in LISTED, reason="not in this release")
+@pytest.mark.parametrize("what", PROOFS)
+def test_fine_tiles_are_the_masked_model(what):
+    torch.manual_seed(0)
+    PROOFS[what](docling(fine=True))
+
+
+def test_tokens_of_a_resampler_stand_for_no_place():
+    model = build("idefics2").model
+    for name in ("fastervlm", "spatial_pool"):
+        with pytest.raises(NotImplementedError, match="of a resampler stand for no place"):
+            tokenprune.apply(model, name, keep_ratio=0.5)
 
 
 # -- the generic adapter -----------------------------------------------------------------------
@@ -245,8 +264,36 @@ def test_what_the_generic_adapter_does_not_know_is_refused():
         tokenprune.apply(model, "divprune", keep_ratio=0.5, positions="compact")
 
 
+# -- a family that keeps none of the conventions -----------------------------------------------
+
+
+def test_a_family_without_conventions_needs_a_small_file(tmp_path, monkeypatch, caplog):
+    torch.manual_seed(0)
+    host = departing.departing()
+    with pytest.raises(NotImplementedError, match=r"no adapter for .*'departing'"):
+        tokenprune.apply(host.model, METHOD(), keep_ratio=KEEP)
+    info = tmp_path / "departing-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: departing\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        f"[tokenprune.adapters]\ndeparting = {departing.__name__}:Departing\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with caplog.at_level(logging.WARNING, "tokenprune"):
+        for proof in PROOFS.values():
+            proof(host)
+    assert not caplog.records
+    grid = "spatial_pool"  # a method that the generic adapter refuses
+    report = tokenprune.verify(host.model, host.inputs(BATCH), method=grid, keep_ratio=KEEP)
+    assert report.ok, report
+    assert len(inspect.getsource(departing.Departing).splitlines()) < 60
+
+
+# -- types that are refused ---------------------------------------------------------------------
+
+
 def test_a_type_that_is_listed_as_refused_is_refused():
     host = on_the_spot()
-    host.model.config.model_type = host.model.model.config.model_type = "molmo2"
-    with pytest.raises(NotImplementedError, match=REASONS["features elsewhere"]):
+    host.model.config.model_type = host.model.model.config.model_type = "git"
+    with pytest.raises(NotImplementedError, match=REASONS["no placeholders"]):
         tokenprune.apply(host.model, "divprune", keep_ratio=0.5)

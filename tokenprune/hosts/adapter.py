@@ -104,6 +104,10 @@ class Adapter(ABC):
         """
         return features
 
+    def placed(self, features: Tensor) -> Tensor:
+        """What the host puts at placeholders for `features` [P, D], but for a common scale."""
+        return features
+
     def sizes(
         self, arguments: Mapping[str, Any], features: Any, input_ids: Tensor | None
     ) -> Sequence[Any]:

@@ -16,7 +16,8 @@ FITTED = {
     *("inputs_embeds", "attention_mask", "position_ids", *CACHE_NAMES),
     *("visual_pos_masks", "deepstack_visual_embeds"),
 }
-BY_COLUMN = {"per_layer_inputs"}  # [B or 1, L, ...]: what layers add to a column
+# [B or 1, L, ...]: what layers add to a column, and which experts it goes to.
+BY_COLUMN = {"per_layer_inputs", "moe_mm_token_type_ids"}
 # For the head's loss, which takes labels at the columns that remain; language models pass it on.
 OF_THE_LOSS = {"shift_labels", "num_items_in_batch"}
 

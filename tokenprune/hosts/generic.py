@@ -23,7 +23,9 @@ from tokenprune.method import OF_TOWER, LayerMethod, Method
 
 LANGUAGE_MODELS = ("language_model", "text_model")
 IMAGE_TOKENS = ("image_token_id", "image_token_index", "im_patch_id", "image_patch_id")
-ATTENTION = {"full_attention", "sliding_attention"}  # whose masks the core knows
+# Kinds of attention whose masks are known. An indexer ranks the columns that its mask leaves open,
+# and ranks them the same when the others are taken out.
+ATTENTION = {"full_attention", "sliding_attention", "indexed_attention"}
 POSITIONS = ("pos", "rotary", "relative", "alibi")  # in the names of modules that give some
 
 

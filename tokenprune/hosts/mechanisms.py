@@ -14,13 +14,21 @@ REASONS = {
     "no image token": "its configuration names no image token",
     "no language model": "it does not call a language model with a list of layers with "
     "inputs_embeds, attention_mask and position_ids",
-    "cross attention": "its language model looks at images by cross-attention, not at visual "
-    "tokens in the sequence",
+    "one module": "one module puts image features into the prompt and runs the layers, nothing is "
+    "called in between",
+    "inside the language model": "its language model itself puts the image features into the "
+    "prompt",
+    "cross attention": "its language model looks at images by cross-attention, no visual tokens "
+    "stand in the sequence",
     "chunked attention": "its chunked attention counts columns, which move when tokens leave",
     "recurrent": "its language model has recurrent layers of a kind that is not known here, or "
     "ones that do not take the batch's padding as a mask",
     "counted distances": "its attention counts how many columns lie between two tokens, fewer when "
     "tokens leave",
+    "blocks of columns": "its layers choose among blocks of columns, which hold other columns when "
+    "tokens leave",
+    "prompt beside a window": "its cache keeps the prompt apart from a sliding window over what "
+    "follows, and counts the two apart",
     "unknown layers": "it has kinds of attention layers whose masks are not known here",
     "positions": "its language model has no rotary positions, which leave a token its own when "
     "others are taken out",
@@ -28,16 +36,15 @@ REASONS = {
     "not say where an image ends",
     "features per row": "its get_image_features gives one entry per prompt, which does not say "
     "where an image ends",
-    "Q-Former": "a Q-Former gives it a few query tokens, of which none stands for a place",
-    "early fusion": "it makes images into tokens of its own vocabulary, or takes patches as they "
-    "are",
-    "unknown arguments": "its language model is called with further arguments that have columns, "
-    "which are not known here",
+    "features in layers": "its image features enter in several layers of the language model, zeros "
+    "stand at the placeholders",
+    "Q-Former": "its generate calls the language model's own generate, past the forward in which "
+    "tokens leave",
+    "diffusion": "it writes whole blocks by diffusion, in a decoder that reads another model's "
+    "cache",
     "text alone": "it takes text alone",
-    "not a language model": "it does not generate text from a prompt with visual tokens",
-    "transformers": "this release of transformers cannot run it",
-    "features elsewhere": "the features that it puts into the prompt are not those of "
-    "get_image_features",
+    "proteins": "it takes proteins, not images",
+    "actions": "it gives a robot's actions, not text",
 }
 NOT_TESTED = "not tested"
 
@@ -49,17 +56,20 @@ MECHANISMS = {
         "udop",
         "cross attention": "mllama idefics blip",
         "Q-Former": "blip-2 instructblip instructblipvideo",
-        "no placeholders": "kosmos-2 kosmos-2.5 git idefics2",
-        "early fusion": "chameleon fuyu",
-        "unknown layers": "glm5_next qwen4_exp minimax_m3_vl unlimited_ocr dots3_note hy_v4_vl "
-        "mistral_large4",
+        "no placeholders": "git",
+        "inside the language model": "kosmos-2 kosmos-2.5",
+        "one module": "chameleon",
+        "flat features": "fuyu",
+        "unknown layers": "glm5_next qwen4_exp",
         "counted distances": "inkling_mm_model inkling2 inkling2_loop",
         "chunked attention": "llama4",
-        "unknown arguments": "ernie4_5_vl_moe",
-        "features elsewhere": "granite4_vision molmo2",
-        "features per row": "granite_docling",
+        "blocks of columns": "minimax_m3_vl",
+        "prompt beside a window": "unlimited_ocr",
+        "features in layers": "granite4_vision",
+        "diffusion": "diffusion_gemma",
         "text alone": "mistral4",
-        "not a language model": "pi0 evolla diffusion_gemma",
+        "proteins": "evolla",
+        "actions": "pi0",
     }.items()
     for name in names.split()
 }

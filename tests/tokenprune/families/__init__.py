@@ -6,9 +6,9 @@ import inspect
 from collections.abc import Callable
 
 from ..hosts import HOSTS, Host
-from . import any_size, gemmas, grids_of_patches, one_size, recurrent
+from . import any_size, gemmas, grids_of_patches, indexed, one_size, recurrent
 
-PARTS = (one_size, any_size, grids_of_patches, gemmas, recurrent)
+PARTS = (one_size, any_size, grids_of_patches, indexed, gemmas, recurrent)
 FAMILIES: dict[str, Callable[[], Host]] = dict(HOSTS)
 for part in PARTS:
     FAMILIES |= {

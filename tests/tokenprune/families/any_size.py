@@ -7,8 +7,8 @@ from typing import Any
 import torch
 import transformers as hf
 
-from ..hosts import IMAGE, PINPOINTS, TEXT, TOWER, VIDEO, Host, anyres
-from .common import MOE, SLIDING, VIT, alive, family, sized
+from ..hosts import END, IMAGE, PINPOINTS, START, TEXT, TOWER, VIDEO, Host, anyres
+from .common import MOE, SLIDING, VIT, alive, family, sized, types
 from .one_size import SAM
 
 PIXTRAL = {**VIT, "image_size": 112, "patch_size": 14}
@@ -140,3 +140,47 @@ def apertus1p5() -> Host:
         audio_token_offset=194,
     )
     return family(hf.Apertus1p5ForConditionalGeneration(config), sized(2))
+
+
+def molmo2() -> Host:
+    """An overview, and one crop or two side by side; a token is pooled from 2 x 2 patches."""
+    tower = {**VIT, "num_key_value_heads": 4, "head_dim": 8}
+    pooling = {
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "head_dim": 8,
+        "intermediate_size": 64,
+        "text_hidden_size": 32,
+        "vision_feature_layer": [1, 0],
+    }
+    text = {**TEXT, "head_dim": 8, "additional_vocab_size": 8, "rope_scaling_layers": [0]}
+    config = hf.Molmo2Config(
+        vision_config={**tower, "image_size": [56, 56], "patch_size": 14},
+        adapter_config=pooling,
+        text_config=text,
+        image_patch_id=IMAGE,
+        image_start_token_id=START,
+        image_end_token_id=END,
+    )
+    block = torch.tensor([0, 1, 4, 5])  # patches of a crop's first token, of 4 in a row
+
+    def images(counts: list[int]) -> dict[str, Any]:
+        grids, pooled, crops = [], [], 0
+        for image in range(sum(counts)):
+            across = 1 + image % 2
+            grids.append([2, 2, 2, 2 * across])
+            for crop, width in ((crops, 2), (crops + 1, 2 * across)):
+                pooled += [
+                    16 * (crop + col // 2) + 8 * row + 2 * (col % 2) + block
+                    for row in range(2)
+                    for col in range(width)
+                ]
+            crops += 1 + across
+        return {
+            "pixel_values": torch.randn(crops, 16, 3 * 14**2),
+            "image_token_pooling": torch.stack(pooled),
+            "image_grids": torch.tensor(grids),
+        }
+
+    return family(hf.Molmo2ForConditionalGeneration(config), images, extra=types)

@@ -131,6 +131,34 @@ def hyperclovax_vision_v2() -> Host:
     return family(hf.HyperCLOVAXVisionV2ForConditionalGeneration(config), grids(TWO_FRAMES))
 
 
+def ernie4_5_vl_moe() -> Host:
+    """Visual tokens and the marks around them have experts of their own."""
+    text = {
+        **TEXT,
+        "rope_parameters": MROPE,
+        "mlp_layer_types": ["dense", "sparse"],
+        "moe_intermediate_size": [16, 8],
+        "moe_num_experts": 4,
+        "moe_k": 2,
+        "moe_num_shared_experts": 1,
+    }
+    config = hf.Ernie4_5_VLMoeConfig(
+        vision_config=MERGING,
+        text_config=text,
+        image_token_id=IMAGE,
+        image_start_token_id=START,
+        image_end_token_id=END,
+        video_token_id=VIDEO,
+    )
+    model = hf.Ernie4_5_VLMoeForConditionalGeneration(config)
+    seen = torch.tensor([IMAGE, START, END])
+    return family(
+        model,
+        grids(PATCH),
+        extra=lambda ids: types(ids) | {"moe_mm_token_type_ids": torch.isin(ids, seen).int()},
+    )
+
+
 def glm(config_class: Any, model_class: Any, kind: str = "", **text: Any) -> Host:
     vision = {**MERGING, "image_size": 112}
     rope = {**MROPE, "partial_rotary_factor": 1.0}

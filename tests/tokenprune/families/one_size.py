@@ -7,8 +7,8 @@ from typing import Any
 import torch
 import transformers as hf
 
-from ..hosts import IMAGE, TEXT, TOWER, VIDEO, Host
-from .common import SLIDING, VIT, counted, family, instead_of_timm, square
+from ..hosts import IMAGE, PAD, TEXT, TOWER, VIDEO, Host
+from .common import SLIDING, VIT, alive, counted, family, instead_of_timm, square
 
 SIGLIP = {**TOWER, "vision_use_head": False}
 SAM: dict[str, Any] = {
@@ -23,6 +23,8 @@ SAM: dict[str, Any] = {
     "mlp_dim": 64,
     "initializer_range": 0.02,
 }
+# Its scales are those of large models; at this size attention would look everywhere alike.
+GRANITE = {"attention_multiplier": 1.0, "residual_multiplier": 1.0, "logits_scaling": 1.0}
 
 
 def aria() -> Host:
@@ -206,3 +208,64 @@ def vipllava() -> Host:
         image_token_index=IMAGE,
     )
     return family(hf.VipLlavaForConditionalGeneration(config), square(56))
+
+
+def idefics2() -> Host:
+    """Images are padded to one size, those of a prompt to one number."""
+    config = hf.Idefics2Config(
+        vision_config={**TOWER, "image_size": 112},
+        text_config=hf.MistralConfig(**TEXT, head_dim=8, sliding_window=16),
+        perceiver_config={
+            "hidden_size": 32,
+            "resampler_n_latents": 12,
+            "resampler_depth": 1,
+            "resampler_n_heads": 4,
+            "resampler_head_dim": 8,
+            "num_key_value_heads": 2,
+        },
+        image_token_id=IMAGE,
+    )
+
+    def images(counts: list[int]) -> dict[str, Any]:
+        pixels = torch.zeros(len(counts), max(counts), 3, 112, 112)  # zeros are no images
+        seen = torch.zeros(len(counts), max(counts), 112, 112, dtype=torch.bool)
+        for row, count in enumerate(counts):
+            for image in range(count):
+                height, width = (112, 70) if image % 2 == 0 else (56, 112)
+                pixels[row, image, :, :height, :width] = torch.randn(3, height, width)
+                seen[row, image, :height, :width] = True
+        return {"pixel_values": pixels, "pixel_attention_mask": seen}
+
+    model = alive(hf.Idefics2ForConditionalGeneration(config))
+    return Host(model, images, real_images, crop_tokens=12)
+
+
+def real_images(inputs: dict[str, Any]) -> list[None]:
+    return [None] * int(inputs["pixel_attention_mask"].flatten(2).any(2).sum())
+
+
+def granite_docling() -> Host:
+    return docling(fine=False)
+
+
+def docling(fine: bool) -> Host:
+    """Tiles in any number, padded to the most in a prompt; a fine one has four times the tokens."""
+    vision = {**VIT, "image_size": 112, "patch_size": 14, "scale_factor": 2}
+    config = hf.GraniteDoclingConfig(
+        vision_config={**vision, "deepstack_visual_indexes": [0], "out_hidden_size": 32},
+        text_config={**TEXT, **GRANITE},
+        image_token_id=IMAGE,
+        pad_token_id=PAD,
+    )
+
+    def images(counts: list[int]) -> dict[str, Any]:
+        real = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
+        pixels = torch.randn(*real.shape, 3, 112, 112) * real[:, :, None, None, None]
+        mask = {"tile_fine_mask": torch.ones(len(counts), dtype=torch.bool)} if fine else {}
+        return {"pixel_values": pixels, "pixel_attention_mask": real, **mask}
+
+    def sizes(inputs: dict[str, Any]) -> list[None]:
+        return [None] * int(inputs["pixel_attention_mask"].sum())
+
+    model = alive(hf.GraniteDoclingForConditionalGeneration(config))
+    return Host(model, images, sizes, crop_tokens=64 if fine else 16)
