@@ -54,12 +54,9 @@ def attention_exchanged(layer: Any, function: Attend) -> Iterator[None]:
     with _lock:
         exchange = _exchanges.get(layer)
         if exchange is None:
-            attention_functions()[_NAME] = attend_or_read
             exchange = _exchanges[layer] = Exchange(layer.config, real_attention(layer))
             # Only this layer's own configuration is exchanged.
-            exchanged = copy.copy(layer.config)
-            exchanged._attn_implementation_internal = _NAME
-            layer.config = exchanged
+            layer.config = naming_ours(layer.config)
         exchange.readers += 1
     token = _reading.set((layer, function))
     try:
@@ -73,6 +70,14 @@ def attention_exchanged(layer: Any, function: Attend) -> Iterator[None]:
                 del _exchanges[layer]
 
 
+def naming_ours(config: Any) -> Any:
+    """A copy of a layer's configuration by which it attends by `attend_or_read`."""
+    attention_functions()[_NAME] = attend_or_read
+    ours = copy.copy(config)
+    ours._attn_implementation_internal = _NAME
+    return ours
+
+
 def attend_or_read(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     reading = _reading.get()
     if reading is not None and reading[0] is module:
@@ -82,18 +87,28 @@ def attend_or_read(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return attend(module, *args, **kwargs)
 
 
+class AsItWas:
+    """A layer with its own configuration: FlashAttention takes its kernel from the name there."""
+
+    def __init__(self, layer: nn.Module, config: Any) -> None:
+        self.layer, self.config = layer, config
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.layer, name)
+
+
 def real_attention(layer: Any) -> Attend:
     """The function by which a layer attends."""
     exchange = _exchanges.get(layer)
     if exchange is not None:
         return exchange.attend
-    implementation = attention_implementation(layer)
-    if "flash" in implementation and not hasattr(layer, "layer_idx"):
-        # A tower's packed form takes all images in one call; a layer that is read runs image by
-        # image, in every thread.
-        implementation = "sdpa"
     eager = getattr(sys.modules[type(layer).__module__], "eager_attention_forward", None)
-    attend: Attend = attention_functions().get_interface(implementation, eager)
+    function = attention_functions().get_interface(attention_implementation(layer), eager)
+    config = layer.config
+
+    def attend(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return function(AsItWas(module, config), *args, **kwargs)
+
     return attend
 
 
@@ -194,9 +209,15 @@ def attention_of(
     len_now = hidden.shape[1]
     arguments = {name: _to(device, value) for name, value in given.items()}
     arguments |= {call.cache_name: None, "use_cache": False}
-    with attention_exchanged(attention, noting):
-        # `forward`, not a call: hooks that collect outputs must not see this one.
-        attention.forward(layer.input_layernorm(hidden.to(device)), **arguments)
+    # A twin with the same weights: other threads may be attending in the layer itself.
+    twin = copy.copy(attention)
+    twin.config = naming_ours(attention.config)
+    token = _reading.set((twin, noting))
+    try:
+        # The class's `forward`, not a call: hooks that collect outputs must not see this one.
+        type(twin).forward(twin, layer.input_layernorm(hidden.to(device)), **arguments)
+    finally:
+        _reading.reset(token)
     return noted[0][:, -len_now:]
 
 

@@ -13,7 +13,7 @@ from tokenprune.hosts.column_arguments import BY_COLUMN, refuse_unknown, taken
 from tokenprune.hosts.compat import attention_implementation, prepared_masks
 from tokenprune.hosts.images import ReducedImages, reduce_images
 from tokenprune.hosts.layer_fit import fit_in_layers
-from tokenprune.hosts.masks import fit_prompt_mask, moved, positions_of
+from tokenprune.hosts.masks import bounds_beside_gaps, fit_prompt_mask, moved, positions_of
 from tokenprune.hosts.memory import Memory, Origin, remember
 from tokenprune.hosts.recurrent import KINDS, fit_recurrent_mask, refuse_padding_between
 from tokenprune.hosts.reduction import Reduction
@@ -71,7 +71,9 @@ class BeforeModel(Reduction):
             changed["deepstack_visual_embeds"] = [
                 self.images.applied_to(layer) for layer in given["deepstack_visual_embeds"]
             ]
-        return given | changed | taken(given, columns)
+        attention = attention_implementation(self.adapter.language_model)
+        bounds = bounds_beside_gaps(self.prompt, columns, attention)
+        return given | changed | taken(given, columns) | bounds
 
     def embeddings(self, embeddings: Tensor, columns: KeptColumns) -> Tensor:
         """[B, L, D] -> [B, L', D], with the features that the method made."""

@@ -149,6 +149,25 @@ def fit_prompt_mask(
     raise refused_attention(f"masks of type {type(mask).__name__}")
 
 
+def bounds_beside_gaps(prompt: Prompt, columns: KeptColumns, attention: str) -> dict[str, Any]:
+    """Where the keys of a single sequence that goes on in a cache lie, for FlashAttention.
+
+    transformers would take its positions, which have gaps, for packed sequences without a cache.
+    """
+    if "flash" not in attention or not prompt.past or len(prompt.now) > 1:
+        return {}
+    memory, device = Memory.of(prompt.cache), prompt.now.device
+    earlier, _ = held_before(memory, prompt.past, 1, None, device)
+    length = columns.index.shape[1]
+    total = earlier.shape[1] + length
+    return {
+        "cu_seq_lens_q": torch.tensor([0, length], dtype=torch.int32, device=device),
+        "cu_seq_lens_k": torch.tensor([0, total], dtype=torch.int32, device=device),
+        "max_length_q": length,
+        "max_length_k": total,
+    }
+
+
 def fit_model(
     given: Mapping[str, Any], call: Call, language_model: Any, past: int
 ) -> dict[str, Any]:
