@@ -27,6 +27,7 @@ REASONS = {
     "tokens leave",
     "blocks of columns": "its layers choose among blocks of columns, which hold other columns when "
     "tokens leave",
+    "n-grams": "its layers look up runs of neighboring tokens, which are others when tokens leave",
     "prompt beside a window": "its cache keeps the prompt apart from a sliding window over what "
     "follows, and counts the two apart",
     "unknown layers": "it has kinds of attention layers whose masks are not known here",
@@ -60,11 +61,12 @@ MECHANISMS = {
         "inside the language model": "kosmos-2 kosmos-2.5",
         "one module": "chameleon",
         "flat features": "fuyu",
-        "unknown layers": "glm5_next qwen4_exp",
+        "n-grams": "qwen4_exp",
         "counted distances": "inkling_mm_model inkling2 inkling2_loop",
         "chunked attention": "llama4",
-        "blocks of columns": "minimax_m3_vl",
-        "prompt beside a window": "unlimited_ocr",
+        "blocks of columns": "minimax_m3_vl glm5_next",
+        "n-grams": "its layers look up runs of neighboring tokens, which are others when tokens leave",
+    "prompt beside a window": "unlimited_ocr",
         "features in layers": "granite4_vision",
         "diffusion": "diffusion_gemma",
         "text alone": "mistral4",
