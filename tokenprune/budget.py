@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from tokenprune.ops.common.checks import check_int
 
+PER = ("image", "frame")
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -16,12 +18,16 @@ class Budget:
     Attributes:
         num_keep: tokens per image; an image of fewer keeps them all.
         keep_ratio: share of an image's tokens in (0, 1], rounded half up, at least one token.
+        per: of videos, what it counts for: "image", the whole video, or "frame".
     """
 
     num_keep: int | None = None
     keep_ratio: float | None = None
+    per: str = "image"
 
     def __post_init__(self) -> None:
+        if self.per not in PER:
+            raise ValueError(f"per must be 'image' or 'frame', got {self.per!r}")
         if (self.num_keep is None) == (self.keep_ratio is None):
             raise ValueError(
                 "exactly one of num_keep and keep_ratio must be given, "

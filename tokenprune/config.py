@@ -34,6 +34,7 @@ class ReductionConfig:
         method: a name of `list_methods()`.
         options: of the method; numbers, text, booleans, None, and lists of these.
         num_keep, keep_ratio: the budget, one of them, as `apply` takes it.
+        per: "image" or "frame", what it counts for in videos.
         positions: "original" or "compact".
 
     Raises:
@@ -47,10 +48,11 @@ class ReductionConfig:
     options: Mapping[str, Any] = field(default_factory=dict)
     num_keep: int | None = None
     keep_ratio: float | None = None
+    per: str = "image"
     positions: str = "original"
 
     def __post_init__(self) -> None:
-        Budget(self.num_keep, self.keep_ratio)
+        Budget(self.num_keep, self.keep_ratio, self.per)
         if self.positions not in POSITIONS:
             raise ValueError(f"positions must be 'original' or 'compact', got {self.positions!r}")
         if both := sorted(set(BUDGET) & set(self.options)):
@@ -68,6 +70,7 @@ class ReductionConfig:
         *,
         num_keep: int | None = None,
         keep_ratio: float | None = None,
+        per: str = "image",
         positions: str = "original",
     ) -> ReductionConfig:
         """The configuration of a method, whose own budget is taken where none is given.
@@ -88,7 +91,7 @@ class ReductionConfig:
             if option.name not in BUDGET
             and (value := getattr(method, option.name)) != option.default
         }
-        return ReductionConfig(names[0], options, num_keep, keep_ratio, positions)
+        return ReductionConfig(names[0], options, num_keep, keep_ratio, per, positions)
 
     def build(self) -> Method:
         """The method, with its budget."""

@@ -81,7 +81,12 @@ class Method(ABC):
         return super().__new__(cls)
 
     def __call__(
-        self, model: nn.Module, *, positions: str = "original", strict: bool = True
+        self,
+        model: nn.Module,
+        *,
+        per: str = "image",
+        positions: str = "original",
+        strict: bool = True,
     ) -> Any:
         """Reduces the visual tokens of `model` by this method's own budget.
 
@@ -93,7 +98,7 @@ class Method(ABC):
         Returns:
             The `tokenprune.Handle` of `tokenprune.apply`, which says more.
         """
-        return Method._apply(model, self, positions=positions, strict=strict)
+        return Method._apply(model, self, per=per, positions=positions, strict=strict)
 
     def without_budget(self) -> Self:
         """The same method, for who gives the budget."""

@@ -19,8 +19,12 @@ import transformers
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.tokenprune.families import FAMILIES  # noqa: E402
-from tests.tokenprune.families.proof import PROOFS  # noqa: E402
+from tests.tokenprune.families import FAMILIES, videos  # noqa: E402
+from tests.tokenprune.families.proof import (  # noqa: E402
+    PROOFS,
+    masked_equivalence,
+    second_turn,
+)
 from tokenprune.hosts.compat import imported  # noqa: E402
 from tokenprune.hosts.listing import TYPES  # noqa: E402
 from tokenprune.hosts.registry import find_adapter  # noqa: E402
@@ -43,8 +47,21 @@ def proven(name: str) -> dict[str, Any] | None:
     return {
         "adapter": type(adapter).__name__,
         "positions": "several axes" if adapter.positions_need_grid else "one axis",
-        "video": False,  # no adapter reduces them, all hosts refuse them
+        "video": proves_videos(name),
     }
+
+
+def proves_videos(name: str) -> bool:
+    if name not in videos.BUILD:
+        return False
+    for what, prompt in videos.PROMPTS.items():
+        try:
+            masked_equivalence(videos.with_videos(name), prompt)
+            second_turn(videos.with_videos(name), prompt)
+        except Exception as error:
+            print(f"{name}: {what} fails, {type(error).__name__}: {error}")
+            return False
+    return True
 
 
 def main() -> None:

@@ -58,6 +58,8 @@ class Host:
         crop_tokens: placeholders per image where the host's features are not one entry per image.
         image: the placeholder.
         before, after: what stands around an image's placeholders.
+        videos: videos per row -> the arguments that they come as; None where it takes none.
+        runs: for each of them how many placeholders stand together; a timestamp between two runs.
     """
 
     model: Any
@@ -68,6 +70,8 @@ class Host:
     image: int = IMAGE
     before: tuple[int, ...] = (START,)
     after: tuple[int, ...] = (END,)
+    videos: Callable[[list[int]], dict[str, Any]] | None = None
+    runs: Callable[[dict[str, Any]], list[list[int]]] = lambda inputs: []
 
     @property
     def model_type(self) -> str:
@@ -81,18 +85,24 @@ class Host:
                 ids,
                 inputs["mm_token_type_ids"],
                 image_grid_thw=inputs.get("image_grid_thw"),
+                video_grid_thw=inputs.get("video_grid_thw"),
                 attention_mask=mask,
             )[0]
         # As generate() counts them: padding has none.
         return (mask.cumsum(1) - 1).clamp(min=0)
 
     def inputs(self, rows: list[list[int]], *, seed: int = 0, pad_left: bool = True) -> Any:
-        """One prompt per row: an image for each 0, so many text tokens for each other number."""
+        """One prompt per row: an image for each 0, a video for each -1, so many words for others."""
         generator = torch.Generator().manual_seed(seed)
         torch.manual_seed(seed)
         counts = [row.count(0) for row in rows]
         count = sum(counts)
         images = self.images(counts) if count else {}
+        videos: dict[str, Any] = {}
+        if any(-1 in row for row in rows):
+            assert self.videos is not None
+            videos = self.videos([row.count(-1) for row in rows])
+        runs = iter(self.runs(videos))
         with torch.no_grad():
             lengths = iter(self.lengths(images) if count else [])
         prompts = []
@@ -101,6 +111,10 @@ class Host:
             for part in row:
                 if part == 0:
                     ids += [*self.before, *[self.image] * next(lengths), *self.after]
+                elif part == -1:
+                    for number, length in enumerate(next(runs)):
+                        ids += [] if number == 0 else [60 + number]
+                        ids += [*self.before, *[VIDEO] * length, *self.after]
                 else:
                     ids += torch.randint(5, 90, (part,), generator=generator).tolist()
             prompts.append(ids)
@@ -111,7 +125,8 @@ class Host:
         ]
         input_ids = torch.tensor(padded)
         mask = (input_ids != PAD).long()
-        return {"input_ids": input_ids, "attention_mask": mask, **images, **self.extra(input_ids)}
+        given = {"input_ids": input_ids, "attention_mask": mask, **images, **videos}
+        return given | self.extra(input_ids)
 
     def lengths(self, images: dict[str, Any]) -> list[int]:
         """Placeholders per image, from the host itself."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tokenprune.hosts.compat import ENCODER_OUTPUTS, require
 from tokenprune.hosts.layout import ImageLayout
+from tokenprune.hosts.videos import IMAGE, VIDEO, Modality, Videos
 from tokenprune.method import Method
 
 PROJECTIONS = {"keys": "k_proj", "queries": "q_proj"}  # what towers call them
@@ -89,6 +90,26 @@ class Adapter(ABC):
     @property
     def image_token_id(self) -> int:
         return self.config.image_token_id
+
+    @property
+    def videos(self) -> Videos | None:
+        """What it says of the host's videos; None: they are refused."""
+        return None
+
+    def sources(self) -> list[tuple[Modality, Adapter | Videos]]:
+        """What the host encodes that can be reduced."""
+        videos = self.videos
+        return [(IMAGE, self), *([] if videos is None else [(VIDEO, videos)])]
+
+    @property
+    def token_id(self) -> int:
+        """The placeholder of images, as `Videos.token_id` is that of videos."""
+        return self.image_token_id
+
+    def placeholders(self, ids: Tensor) -> Tensor:
+        """[B, L] input_ids -> [B, L] bool, where visual tokens stand that can be reduced."""
+        marks = ids == self.image_token_id
+        return marks if self.videos is None else marks | (ids == self.videos.token_id)
 
     def encoded_before(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         """What the host is given in place of pixels, under "image" and "video"."""

@@ -20,7 +20,7 @@ from tokenprune.hosts.tower import points_of
 from tokenprune.method import LayerMethod, Method, get_method
 from tokenprune.words import suggestion
 
-OPTIONS = ("num_keep", "keep_ratio", "positions", "strict")
+OPTIONS = ("num_keep", "keep_ratio", "per", "positions", "strict")
 
 
 def apply(
@@ -29,6 +29,7 @@ def apply(
     *,
     num_keep: int | None = None,
     keep_ratio: float | None = None,
+    per: str = "image",
     positions: str = "original",
     strict: bool = True,
     **other: Any,
@@ -56,6 +57,8 @@ def apply(
         num_keep: visual tokens to keep per image; or
         keep_ratio: the share to keep, in (0, 1]. 1 keeps all, to the bit. A method that has a
             budget of its own, as `DivPrune(keep_ratio=0.25)` has, needs neither.
+        per: of videos, what the budget counts for: "image", the whole video, whose frames get
+            equal shares unless the method works over time; or "frame".
         positions: "original" leaves every token the position it had: the result is that of the
             whole model with the dropped tokens masked out. "compact" closes the gaps wherever
             tokens leave.
@@ -74,12 +77,14 @@ def apply(
     if isinstance(method, ReductionConfig):
         if positions not in ("original", method.positions):
             raise ValueError(f"positions must be those of {method}, got {positions!r}")
-        positions, method = method.positions, method.build()
+        if per not in ("image", method.per):
+            raise ValueError(f"per must be that of {method}, got {per!r}")
+        positions, per, method = method.positions, method.per, method.build()
     elif isinstance(method, str):
         method = get_method(method)
     elif not isinstance(method, Method):
         raise TypeError(f"method must be a name or a Method, got {type(method).__name__}")
-    budget = budget_of(method, num_keep, keep_ratio)
+    budget = budget_of(method, num_keep, keep_ratio, per)
     model, adapter = open_host(model)
     check_method(method, adapter)
     if positions == "compact" and (reason := adapter.why_not_compact()) is not None:
@@ -94,7 +99,7 @@ def apply(
 Method._apply = staticmethod(apply)
 
 
-def budget_of(method: Method, num_keep: int | None, keep_ratio: float | None) -> Budget:
+def budget_of(method: Method, num_keep: int | None, keep_ratio: float | None, per: str) -> Budget:
     """The budget that is given, here or on the method.
 
     Raises:
@@ -105,8 +110,8 @@ def budget_of(method: Method, num_keep: int | None, keep_ratio: float | None) ->
     if own and given:
         raise ValueError(f"the budget must be given once, got {given} beside the method's {own}")
     if own:
-        return Budget(method.num_keep, method.keep_ratio)
-    return Budget(num_keep, keep_ratio)
+        return Budget(method.num_keep, method.keep_ratio, per)
+    return Budget(num_keep, keep_ratio, per)
 
 
 def check_method(method: Method, adapter: Adapter) -> None:

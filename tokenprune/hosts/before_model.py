@@ -40,6 +40,10 @@ class BeforeModel(Reduction):
                 "new images after a prompt whose visual tokens were removed in the language model "
                 f"are not supported with {type(method).__name__}; go on with the method that began"
             )
+        if method.over_time and not any(layout.is_video for layout in prompt.layouts):
+            raise NotImplementedError(
+                f"{type(method).__name__} compares the frames of videos, the prompt has none"
+            )
         with Stopwatch(embeddings.device) as self.stopwatch:
             self.images = reduce_images(
                 method,

@@ -20,6 +20,7 @@ from tokenprune.hosts.attention import attention_of
 from tokenprune.hosts.column_arguments import refuse_unknown
 from tokenprune.hosts.compat import check_layer
 from tokenprune.hosts.image_groups import group_images, reduced_images
+from tokenprune.hosts.images import kept_of
 from tokenprune.hosts.layer_arguments import LayerArguments
 from tokenprune.hosts.layer_fit import fit_in_layers
 from tokenprune.hosts.masks import positions_of
@@ -176,7 +177,11 @@ class BetweenLayers(Reduction):
         kept = self.real if self.columns is None else self.columns.keep
         outcome = Outcome(
             reduced_images(
-                self.groups, prompt.layouts, self.applied.budget, self.features, self.scores
+                self.groups,
+                prompt.layouts,
+                [kept_of(self.applied.budget, layout, self.method) for layout in prompt.layouts],
+                self.features,
+                self.scores,
             ),
             self.columns,
             [row.nonzero()[:, 0] + prompt.past for row in kept],

@@ -6,6 +6,7 @@ import functools
 import inspect
 import weakref
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,8 @@ from tokenprune.hosts.adapter import Adapter
 from tokenprune.hosts.compat import image_features
 from tokenprune.hosts.stopwatch import Stopwatch
 from tokenprune.hosts.tower import Need, TowerReader, TowerValues
-from tokenprune.method import Method
+from tokenprune.hosts.videos import Videos
+from tokenprune.method import OF_TOWER, Method
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,9 @@ class EncodedImages:
 
 
 class WatchedEncoder:
-    """`get_image_features`, unchanged but that it tells `report` what passed through.
+    """`get_image_features`, or that of videos, which tells `report` what passed through.
+
+    It is unchanged but for that. One that the other calls tells nothing.
 
     It stands in the model as an attribute, so it also is what refuses to be copied: a copy of the
     model would go on calling the original's tower.
@@ -74,34 +78,42 @@ class WatchedEncoder:
     def __init__(
         self,
         adapter: Adapter,
-        get_image_features: Callable[..., Any],
+        source: Adapter | Videos,
+        encode: Callable[..., Any],
         method: Callable[[], Method],
         input_ids: Callable[[], Tensor | None],
         report: Callable[[EncodedImages], None],
     ) -> None:
         # generate() picks the arguments of this function by its signature.
-        functools.update_wrapper(self, get_image_features)
-        self._adapter = adapter
-        self._encode = get_image_features
-        self._encode_uncompiled = disable(get_image_features)
+        functools.update_wrapper(self, encode)
+        self._adapter, self._source = adapter, source
+        self._encode = encode
+        self._encode_uncompiled = disable(encode)
         self._method = method
         self._input_ids = input_ids
         self._report = report
-        self._signature = inspect.signature(get_image_features)
+        self._signature = inspect.signature(encode)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if _encoding.get():  # videos go through get_image_features in some hosts
+            return self._encode(*args, **kwargs)
         bound = self._signature.bind_partial(*args, **kwargs).arguments
         arguments = {**bound.pop("kwargs", {}), **bound}
-        adapter = self._adapter
-        reader = TowerReader(adapter, self._method())
+        source, method = self._source, self._method()
+        refuse_needs_of_videos(method, source)
+        reader = TowerReader(self._adapter, source, method)
         # A compiled tower does not call the hooks of its linear layers.
         encode = self._encode_uncompiled if reader.has_hooks else self._encode
-        with reader.reading():
-            output = encode(*args, **kwargs)
-        features = adapter.per_image(image_features(output), arguments)
+        token = _encoding.set(True)
+        try:
+            with reader.reading():
+                output = encode(*args, **kwargs)
+        finally:
+            _encoding.reset(token)
+        features = source.per_image(image_features(output), arguments)
         lengths, sizes = (
-            adapter.lengths(features),
-            adapter.sizes(arguments, features, self._input_ids()),
+            source.lengths(features),
+            source.sizes(arguments, features, self._input_ids()),
         )
         tower = reader.values(output, arguments, sizes)
         self._report(
@@ -114,6 +126,22 @@ class WatchedEncoder:
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise NotImplementedError(
             "a model cannot be copied or pickled while a reduction is applied; remove it first"
+        )
+
+
+_encoding: ContextVar[bool] = ContextVar("encoding", default=False)
+
+
+def refuse_needs_of_videos(method: Method, source: Adapter | Videos) -> None:
+    """
+    Raises:
+        NotImplementedError: the method needs of videos what is handed over for images alone.
+    """
+    missing = [name for name in OF_TOWER if name in method.needs and name not in source.offers]
+    if missing and isinstance(source, Videos):
+        raise NotImplementedError(
+            f"{type(method).__name__} needs {', '.join(missing)} of the tower, which "
+            f"{type(source.adapter).__name__} hands over for images, not for videos"
         )
 
 

@@ -15,7 +15,9 @@ from tokenprune.budget import Budget
 from tokenprune.hosts.adapter import Adapter
 from tokenprune.hosts.applied import Applied, Outcome
 from tokenprune.hosts.hooks import HostHooks
-from tokenprune.hosts.images import ReducedImages
+from tokenprune.hosts.images import ReducedImages, kept_of
+from tokenprune.hosts.layout import ImageLayout
+from tokenprune.hosts.videos import Videos
 from tokenprune.method import Method
 from tokenprune.tokens import ReducedTokens
 
@@ -126,9 +128,13 @@ class Handle:
         return columns.take(labels, fill)
 
     def retained_count(
-        self, sizes: Iterable[Any], batch_num_images: Sequence[int] | None = None
+        self,
+        sizes: Iterable[Any],
+        batch_num_images: Sequence[int] | None = None,
+        *,
+        videos: bool = False,
     ) -> list[int]:
-        """How many tokens images will keep, known before any of them is encoded.
+        """How many tokens images or videos will keep, known before any of them is encoded.
 
         Args:
             sizes: one entry per image: the number of its placeholders, or its size as the model is
@@ -137,12 +143,16 @@ class Handle:
                 -OneVision. Hosts whose images all have the same number of tokens take any entry.
             batch_num_images: images in each prompt, as the processor gives them; LLaVA-OneVision
                 shows an image that is not alone in its prompt in fewer tokens.
+            videos: the sizes are those of videos: (frames, rows, cols) of `video_grid_thw` for
+                Qwen-VL, the number of frames for LLaVA-OneVision and LLaVA-NeXT-Video; (frames,
+                tokens) elsewhere.
 
         Returns:
             One number per image.
 
         Raises:
             ValueError: `batch_num_images` does not add up to the sizes.
+            NotImplementedError: videos that the host does not reduce.
         """
         sizes = sizes.tolist() if isinstance(sizes, Tensor) else list(sizes)
         if batch_num_images is not None:
@@ -152,13 +162,21 @@ class Handle:
                     f"got {[int(count) for count in batch_num_images]}"
                 )
             sizes = self._adapter.sizes_in_prompts(sizes, batch_num_images)
-        return [self.budget.kept_of(self._num_tokens(size)) for size in sizes]
+        source = self._adapter.videos if videos else self._adapter
+        if source is None:
+            raise NotImplementedError(
+                f"{type(self._adapter).__name__} reduces no videos, got their sizes"
+            )
+        method = self._applied.method
+        return [kept_of(self.budget, self._layout(size, source), method) for size in sizes]
 
-    def _num_tokens(self, size: Any) -> int:
+    def _layout(self, size: Any, source: Adapter | Videos) -> ImageLayout:
         if isinstance(size, Integral) or (isinstance(size, Tensor) and size.ndim == 0):
-            return int(size)
+            if isinstance(source, Adapter):
+                return ImageLayout.one_grid(1, int(size))
+            return source.layout(int(size))
         size = None if size is None else tuple(int(value) for value in size)
-        return self._adapter.layout(size).num_tokens
+        return source.layout(size)
 
     @property
     def last(self) -> ReducedTokens | list[ReducedTokens] | None:

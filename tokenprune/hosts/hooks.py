@@ -100,14 +100,16 @@ class HostHooks:
             base.register_forward_hook(disable(self._after_host), always_call=True),
         ):
             self._undo.append(hook.remove)
-        watched = WatchedEncoder(
-            self.adapter,
-            base.get_image_features,
-            method=lambda: self.applied[-1].method,
-            input_ids=self._input_ids,
-            report=self._note_encoded,
-        )
-        self._replace(base, "get_image_features", watched)
+        for modality, source in self.adapter.sources():
+            watched = WatchedEncoder(
+                self.adapter,
+                source,
+                getattr(base, modality.encoder),
+                method=lambda: self.applied[-1].method,
+                input_ids=self._input_ids,
+                report=functools.partial(self._note_encoded, modality.name),
+            )
+            self._replace(base, modality.encoder, watched)
         self._replace(base, _ATTRIBUTE, self)
 
     def _install_head(self, head: Any) -> None:
@@ -220,8 +222,8 @@ class HostHooks:
         step = Step.of(self.calls)
         return None if step is None or step.inputs is None else step.inputs.given.get("input_ids")
 
-    def _note_encoded(self, encoded: EncodedImages) -> None:
-        self.thread.encoded = encoded
+    def _note_encoded(self, name: str, encoded: EncodedImages) -> None:
+        self.thread.encoded[name] = encoded
 
     def _loss(self, loss_function: Any) -> Any:
         """The host's own loss, on the labels of the columns that remain."""

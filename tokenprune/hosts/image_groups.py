@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.budget import Budget
-from tokenprune.hosts.images import ReducedGrids, ReducedImages
+from tokenprune.hosts.images import ReducedGrids, ReducedImages, kept_of
 from tokenprune.hosts.layout import ImageLayout
 from tokenprune.method import LayerMethod
 from tokenprune.selection import best, select_tokens
@@ -48,18 +48,20 @@ def group_images(
     num_cuts: int,
     device: torch.device,
 ) -> list[ImageGroup]:
-    members: dict[tuple[int, tuple[int, int]], list[int]] = {}
+    members: dict[tuple[int, int, tuple[int, int]], list[int]] = {}
     offset = 0
     for layout in layouts:
         size = layout.num_tokens
         grid = layout.grids[0]
-        shape = (grid.rows, grid.cols) if grid.num_tokens == size else (1, size)
-        members.setdefault((size, shape), []).append(offset)
+        plain = grid.num_tokens == size and grid.frames == 1
+        shape = (grid.rows, grid.cols) if plain else (1, size)
+        num_keep = kept_of(budget, layout, method)
+        members.setdefault((size, num_keep, shape), []).append(offset)
         offset += size
     groups = []
-    for (size, shape), starts in members.items():
+    for (size, num_keep, shape), starts in members.items():
         numbers = torch.arange(size, device=device).repeat(len(starts), 1)
-        counts = method.counts(size, budget.kept_of(size), num_cuts)
+        counts = method.counts(size, num_keep, num_cuts)
         positions = numbers + torch.tensor(starts, device=device)[:, None]
         groups.append(ImageGroup(positions, shape, counts, numbers))
     return groups
@@ -68,13 +70,14 @@ def group_images(
 def reduced_images(
     groups: Sequence[ImageGroup],
     layouts: Sequence[ImageLayout],
-    budget: Budget,
+    tokens_after: list[int],
     features: Tensor,
     scores: Tensor,
 ) -> ReducedImages:
     """What is left of all images.
 
     Args:
+        tokens_after: per image.
         features: [P, D] of all visual tokens, as they came into the first layer.
         scores: [P], of the last cut.
     """
@@ -86,4 +89,4 @@ def reduced_images(
         reduced = select_tokens(tokens, group.kept, scores[group.positions])
         grids.append(ReducedGrids(group.positions, reduced))
     before = [layout.num_tokens for layout in layouts]
-    return ReducedImages(keep, grids, before, [budget.kept_of(size) for size in before])
+    return ReducedImages(keep, grids, before, tokens_after)

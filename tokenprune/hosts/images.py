@@ -115,18 +115,19 @@ def reduce_images(
         texts: for each image [T, D], the embeddings of its prompt's words, or None.
     """
     keep = torch.zeros(len(features), dtype=torch.bool, device=features.device)
-    groups: dict[tuple[int, int, int, int], list[Grid]] = {}
+    groups: dict[tuple[int, int, int, int, int], list[Grid]] = {}
     before, after, offset = [], [], 0
     for number, layout in enumerate(layouts):
-        num_keep = budget.kept_of(layout.num_tokens)
-        shares = share_out(num_keep, [grid.num_tokens for grid in layout.grids])
+        num_keep = kept_of(budget, layout, method)
         read = None if tower is None else tower[number]
         text = None if texts is None else texts[number]
         shown = torch.zeros(layout.num_tokens, dtype=torch.bool, device=features.device)
-        for grid, share, part in _grids(layout, shares, read):
+        cut = grids_of(layout, method)
+        shares = share_out(num_keep, [grid.num_tokens for grid in cut])
+        for grid, share, part in _with_values(cut, shares, read):
             places = grid.positions(features.device)
             shown[places] = True
-            shape = grid.rows, grid.cols, share, 0 if text is None else len(text)
+            shape = grid.frames, grid.rows, grid.cols, share, 0 if text is None else len(text)
             groups.setdefault(shape, []).append(Grid(places + offset, part, text))
         # What shows nothing is kept last, in order, where the budget still has room.
         rest = (~shown).nonzero()[:, 0][: num_keep - sum(shares)]
@@ -149,31 +150,50 @@ class Grid:
     text: Tensor | None
 
 
-def _grids(
-    layout: ImageLayout, shares: list[int], tower: TowerValues | None
+def kept_of(budget: Budget, layout: ImageLayout, method: Method) -> int:
+    """Tokens that an image or a video keeps."""
+    if method.over_time and not layout.is_video:
+        return layout.num_tokens
+    if budget.per == "frame" and layout.is_video:
+        (grid,) = layout.grids
+        kept = grid.frames * budget.kept_of(grid.num_tokens // grid.frames)
+        return layout.num_tokens if kept == grid.num_tokens else kept
+    return budget.kept_of(layout.num_tokens)
+
+
+def grids_of(layout: ImageLayout, method: Method) -> list[TokenGrid]:
+    """What the method is handed of an image or a video: a video as a whole, or frame by frame."""
+    if method.over_time:
+        return list(layout.grids) if layout.is_video else []
+    return [frame for grid in layout.grids for frame in grid.by_frame()]
+
+
+def _with_values(
+    grids: list[TokenGrid], shares: list[int], tower: TowerValues | None
 ) -> list[tuple[TokenGrid, int, TowerValues | None]]:
-    sizes = [grid.num_tokens for grid in layout.grids]
+    sizes = [grid.num_tokens for grid in grids]
     parts = [None] * len(sizes) if tower is None else tower.split(sizes)
-    return list(zip(layout.grids, shares, parts, strict=True))
+    return list(zip(grids, shares, parts, strict=True))
 
 
 def _reduce_group(
     method: Method,
     features: Tensor,
-    shape: tuple[int, int, int, int],
+    shape: tuple[int, int, int, int, int],
     members: list[Grid],
 ) -> ReducedGrids:
-    rows, cols, num_keep, _ = shape
+    frames, rows, cols, num_keep, _ = shape
     positions = torch.stack([grid.positions for grid in members])
     if num_keep == 0:
         return ReducedGrids(positions, None)
     tokens = VisionTokens(
         features[positions],
         (rows, cols),
+        frames=frames,
         text=_stack([grid.text for grid in members], features),
         **TowerValues.fields([grid.tower for grid in members if grid.tower], features.device),
     )
-    if num_keep == rows * cols:
+    if num_keep == frames * rows * cols:
         return ReducedGrids(positions, whole(tokens))
     result = method.reduce(tokens, num_keep)
     check_reduced(type(method).__name__, result, tokens, num_keep)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +21,10 @@ from tokenprune.hosts.compat import (
 )
 from tokenprune.hosts.encoder import EncodedImages
 from tokenprune.hosts.memory import Memory
-from tokenprune.hosts.prompt import LastPrompt, Prompt, layouts_of, prompt_ends, real_columns
+from tokenprune.hosts.prompt import LastPrompt, Prompt, Shown, layouts_of, prompt_ends, real_columns
 from tokenprune.hosts.sequence import edge_padding
 from tokenprune.hosts.tower import needs_of_tower
+from tokenprune.hosts.videos import IMAGE, VIDEO, Modality, Videos
 from tokenprune.log import refuse
 from tokenprune.method import OF_TOWER
 
@@ -56,11 +57,17 @@ class Filled:
 
 
 class PerThread(threading.local):
-    """What one thread's forwards leave for its next."""
+    """What one thread's forwards leave for its next.
 
-    encoded: EncodedImages | None = None
+    Attributes:
+        encoded: what was encoded last, by the name of its modality.
+    """
+
     last_prompt: LastPrompt | None = None
     filled: Filled | None = None
+
+    def __init__(self) -> None:
+        self.encoded: dict[str, EncodedImages] = {}
 
 
 @dataclass(frozen=True)
@@ -72,8 +79,9 @@ class Inputs:
         ids: [B, L] input_ids, or [B, L, D] inputs_embeds in their stead.
         cache: or None.
         past: columns of the whole sequence that the cache stands for.
-        placeholders: [B, L] bool where images come, else None.
-        encoder_output: images encoded before.
+        placeholders: [B, L] bool where images or videos come, else None.
+        shown: the same for each modality that comes, by name.
+        encoded_before: what the host is given in place of pixels, by name.
     """
 
     given: Mapping[str, Any]
@@ -81,7 +89,8 @@ class Inputs:
     cache: Any
     past: int
     placeholders: Tensor | None
-    encoder_output: Any
+    shown: Mapping[str, Tensor]
+    encoded_before: Mapping[str, Any]
 
     @property
     def mask(self) -> Any:
@@ -98,8 +107,9 @@ def read_inputs(
     cache = calls.host.cache(given)
     ids = given["inputs_embeds" if given.get("input_ids") is None else "input_ids"]
     outputs = calls.adapter.encoded_before(given)
-    placeholders = find_placeholders(given, outputs, cache, calls.adapter, applied.strict)
-    inputs = Inputs(given, ids, cache, past_length(cache), placeholders, outputs.get("image"))
+    shown = find_placeholders(given, outputs, cache, calls.adapter, applied.strict)
+    placeholders = torch.stack([*shown.values()]).any(0) if shown else None
+    inputs = Inputs(given, ids, cache, past_length(cache), placeholders, shown, outputs)
     memory = Memory.of(cache) if inputs.past else None
     if memory is not None:
         check_mask_of_step(inputs, memory)
@@ -139,47 +149,67 @@ def find_placeholders(
     cache: Any,
     adapter: Adapter,
     strict: bool,
-) -> Tensor | None:
-    """[B, L] bool where images come, else None."""
-    videos = given.get("pixel_values_videos") is not None or outputs.get("video") is not None
-    if videos:
-        message = "tokens of videos are not reduced; strict=False lets them pass as they are"
+) -> dict[str, Tensor]:
+    """[B, L] bool for each modality that comes, by name."""
+    coming = [one.name for one in (IMAGE, VIDEO) if comes(one, given, outputs)]
+    sources = {one.name: source for one, source in adapter.sources() if one.name in coming}
+    videos_pass = VIDEO.name in coming and VIDEO.name not in sources
+    if videos_pass:
+        message = (
+            f"tokens of videos are not reduced in {type(adapter.model).__name__}; strict=False "
+            "lets them pass as they are"
+        )
         refuse(strict, NotImplementedError(message))
-    ids, token, past = given.get("input_ids"), adapter.image_token_id, past_length(cache)
-    if outputs.get("image") is None and given.get("pixel_values") is None:
-        if (hidden := hidden_images(given, token, past, videos)) is not None:
-            refuse(strict, hidden)
-        return None
+    if (hidden := hidden_tokens(given, adapter, coming, past_length(cache))) is not None:
+        refuse(strict, hidden)
+    if not sources:
+        return {}
     if getattr(cache, "is_compileable", False):
         raise NotImplementedError(
             "a static cache has its length fixed for the whole prompt; use the default, dynamic"
         )
     check_mask_and_positions(given)
+    return {name: marks_of(given, adapter, source) for name, source in sources.items()}
+
+
+def comes(modality: Modality, given: Mapping[str, Any], outputs: Mapping[str, Any]) -> bool:
+    return given.get(modality.pixels) is not None or outputs.get(modality.name) is not None
+
+
+def marks_of(given: Mapping[str, Any], adapter: Adapter, source: Adapter | Videos) -> Tensor:
+    """[B, L] bool, the placeholders in input_ids, or in inputs_embeds in their stead."""
+    ids = given.get("input_ids")
     if ids is not None:
-        return ids == token
+        return torch.eq(ids, source.token_id)
     embeddings = given["inputs_embeds"]
     placeholder = adapter.model.get_input_embeddings()(
-        torch.tensor(token, device=embeddings.device)
+        torch.tensor(source.token_id, device=embeddings.device)
     )
-    return (embeddings == placeholder).all(-1)
+    return torch.eq(embeddings, placeholder).all(-1)
 
 
-def hidden_images(
-    given: Mapping[str, Any], token: int, past: int, videos: bool
+def hidden_tokens(
+    given: Mapping[str, Any], adapter: Adapter, coming: Sequence[str], past: int
 ) -> Exception | None:
-    """What is wrong where visual tokens may be hidden in a call without images."""
+    """What is wrong where visual tokens may be hidden in a call without what they show."""
     ids = given.get("input_ids")
-    if ids is None and not past and given["inputs_embeds"].shape[1] > 1:
+    if ids is None:
+        if coming or past or given["inputs_embeds"].shape[1] == 1:
+            return None
         return NotImplementedError(
             "inputs_embeds without images: visual tokens cannot be told from text, nothing "
             "would be removed. Pass input_ids with pixel_values; strict=False lets it pass"
         )
-    marks = 0 if ids is None or past else int((ids == token).sum())
-    if marks and not videos:
-        return ValueError(
-            f"input_ids hold {marks} placeholders for image tokens, but no image came: "
-            f"expected pixel_values or {ENCODER_OUTPUTS}, got {', '.join(sorted(given))}"
-        )
+    for modality, source in adapter.sources():
+        # Some hosts mark the frames of videos as images.
+        if past or modality.name in coming or (modality is IMAGE and coming):
+            continue
+        if marks := int((ids == source.token_id).sum()):
+            return ValueError(
+                f"input_ids hold {marks} placeholders for {modality.name} tokens, but no "
+                f"{modality.name} came: expected {modality.pixels} or {ENCODER_OUTPUTS}, "
+                f"got {', '.join(sorted(given))}"
+            )
     return None
 
 
@@ -261,8 +291,12 @@ def find_prompt(
     """The prompt with images, as the language model is given it."""
     assert inputs.placeholders is not None  # who calls has looked
     placeholders = inputs.placeholders.to(given["inputs_embeds"].device)
-    encoded = find_encoded(inputs, calls.adapter, applied, thread)
-    layouts, tower = layouts_of(calls.adapter, encoded, placeholders)
+    shown = [
+        Shown(source, find_encoded(inputs, modality, source, applied, thread), marks)
+        for modality, source in calls.adapter.sources()
+        if (marks := inputs.shown.get(modality.name)) is not None
+    ]
+    layouts, tower = layouts_of(shown)
     now = real_columns(inputs.mask, placeholders)
     last = thread.last_prompt
     if last is not None and last.goes_on_in(inputs.ids):
@@ -280,14 +314,19 @@ def find_prompt(
         layouts=layouts,
         tower=tower,
         ends=last.ends,
-        stopwatches=encoded.stopwatches,
+        stopwatches=[watch for one in shown for watch in one.encoded.stopwatches],
     )
 
 
 def find_encoded(
-    inputs: Inputs, adapter: Adapter, applied: Applied, thread: PerThread
+    inputs: Inputs,
+    modality: Modality,
+    source: Adapter | Videos,
+    applied: Applied,
+    thread: PerThread,
 ) -> EncodedImages:
-    encoded, output = thread.encoded, inputs.encoder_output
+    name = modality.name
+    encoded, output = thread.encoded.get(name), inputs.encoded_before.get(name)
     if output is not None and (encoded is None or not encoded.is_of(output)):
         if encoded is not None and ENCODER_OUTPUTS in inputs.given and encoded.has_piece(output):
             raise NotImplementedError(
@@ -295,18 +334,18 @@ def find_encoded(
                 "unset, what enters the language model is short already"
             )
         # Encoded by the caller, outside of our sight.
-        features = adapter.per_image(image_features(output), inputs.given)
-        sizes = adapter.sizes(inputs.given, features, inputs.given.get("input_ids"))
-        encoded = EncodedImages(sizes, adapter.lengths(features), None, lambda: None)
+        features = source.per_image(image_features(output), inputs.given)
+        sizes = source.sizes(inputs.given, features, inputs.given.get("input_ids"))
+        encoded = EncodedImages(sizes, source.lengths(features), None, lambda: None)
     if encoded is None:
         raise RuntimeError(
-            f"{type(adapter.model).__name__} did not encode its images in "
-            "get_image_features, the adapter does not fit it"
+            f"the host did not encode its {name}s in {modality.encoder}, the adapter does not "
+            "fit it"
         )
     if missing := set(needs_of_tower(applied.method)) - {*encoded.needs}:
         names = ", ".join(name for name in OF_TOWER if name in {need.name for need in missing})
         raise ValueError(
             f"{type(applied.method).__name__} needs {names} of the vision tower, "
-            "got images that were encoded before; pass pixel_values"
+            f"got {name}s that were encoded before; pass {modality.pixels}"
         )
     return encoded

@@ -89,7 +89,7 @@ def profile(
         triton=triton_version(),
         prompts=len(given["input_ids"]),
         columns=given["input_ids"].shape[1],
-        tokens=int((given["input_ids"] == adapter.image_token_id).sum()),
+        tokens=int(adapter.placeholders(given["input_ids"]).sum()),
         new_tokens=new_tokens,
         repeats=repeats,
         rows=rows,
@@ -120,7 +120,7 @@ def cases_of(methods: Sequence[str | Method], keep_ratios: Sequence[float]) -> I
 def measured(runs: Runs, cases: Sequence[Case], repeats: int) -> tuple[ProfileRow, ...]:
     """A row for the whole model, then one for each case."""
     whole = Case(WHOLE)
-    placeholders = runs.inputs["input_ids"] == runs.adapter.image_token_id
+    placeholders = runs.adapter.placeholders(runs.inputs["input_ids"])
     runs.run(whole)
     refusals = [refusal(runs, case) for case in cases]
     pairs: list[list[tuple[Run, Run]]] = [[] for _ in cases]

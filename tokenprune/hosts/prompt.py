@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from tokenprune.hosts.encoder import EncodedImages
 from tokenprune.hosts.layout import ImageLayout
 from tokenprune.hosts.stopwatch import Stopwatch
 from tokenprune.hosts.tower import TowerValues
+from tokenprune.hosts.videos import Videos
 
 
 @dataclass(frozen=True)
@@ -54,28 +56,62 @@ class Prompt:
         return texts
 
 
-def layouts_of(
-    adapter: Adapter, encoded: EncodedImages, placeholders: Tensor
-) -> tuple[list[ImageLayout], list[TowerValues] | None]:
-    """Layout and tower values of every image that the placeholders stand for, in their order.
+@dataclass(frozen=True)
+class Shown:
+    """The images of a prompt, or its videos.
+
+    Attributes:
+        source: the adapter, or its videos.
+        encoded: what the host made of them.
+        placeholders: [B, L] bool, where they stand.
+    """
+
+    source: Adapter | Videos
+    encoded: EncodedImages
+    placeholders: Tensor
+
+
+def layouts_of(shown: Sequence[Shown]) -> tuple[list[ImageLayout], list[TowerValues] | None]:
+    """Layout and tower values of every image and video, in the order of their placeholders.
 
     Raises:
         RuntimeError: an image has another number of tokens than its size says.
+        NotImplementedError: tokens of an image stand between those of a video.
     """
-    order = images_of_rows(placeholders.sum(1).tolist(), encoded.lengths)
-    layouts = {size: adapter.layout(size) for size in set(encoded.sizes)}
-    for number in order:
-        layout = layouts[encoded.sizes[number]]
-        if layout.num_tokens != encoded.lengths[number]:
+    places: list[tuple[int, int, int, ImageLayout, TowerValues | None]] = []
+    for one in shown:
+        encoded, layouts = one.encoded, layouts_by_size(one)
+        rows = images_of_rows(one.placeholders.sum(1).tolist(), encoded.lengths)
+        for row, numbers in enumerate(rows):
+            columns: Sequence[int] = range(one.placeholders.shape[1])
+            if len(shown) > 1:
+                columns = one.placeholders[row].nonzero()[:, 0].tolist()
+            begin = 0
+            for number in numbers:
+                end = begin + encoded.lengths[number]
+                tower = None if encoded.tower is None else encoded.tower[number]
+                layout = layouts[encoded.sizes[number]]
+                places.append((row, columns[begin], columns[end - 1], layout, tower))
+                begin = end
+    if len(shown) > 1:
+        places.sort(key=lambda place: place[:2])
+        for before, after in pairwise(places):
+            if before[0] == after[0] and after[1] < before[2]:
+                raise NotImplementedError("tokens of an image stand between those of a video")
+    values = [place[4] for place in places if place[4] is not None]
+    return [place[3] for place in places], values if len(values) == len(places) else None
+
+
+def layouts_by_size(shown: Shown) -> dict[Any, ImageLayout]:
+    encoded = shown.encoded
+    layouts = {size: shown.source.layout(size) for size in set(encoded.sizes)}
+    for size, length in zip(encoded.sizes, encoded.lengths, strict=True):
+        if layouts[size].num_tokens != length:
             raise RuntimeError(
-                f"an image of size {encoded.sizes[number]} was expected to give "
-                f"{layout.num_tokens} tokens, the host made {encoded.lengths[number]}"
+                f"an image of size {size} was expected to give {layouts[size].num_tokens} "
+                f"tokens, the host made {length}"
             )
-    tower = encoded.tower
-    return (
-        [layouts[encoded.sizes[number]] for number in order],
-        None if tower is None else [tower[number] for number in order],
-    )
+    return layouts
 
 
 def real_columns(mask: Tensor | None, placeholders: Tensor) -> Tensor:
@@ -119,8 +155,8 @@ def prompt_ends(now: Tensor, placeholders: Tensor, head: Mapping[str, Any]) -> T
     return (prompt * columns).amax(1)
 
 
-def images_of_rows(tokens_per_row: list[int], lengths: list[int]) -> list[int]:
-    """Which encoded image each run of placeholders stands for.
+def images_of_rows(tokens_per_row: list[int], lengths: list[int]) -> list[list[int]]:
+    """For each row, which encoded images its placeholders stand for.
 
     Images come in the order of their placeholders, row by row; generation with beams repeats rows,
     not images: a row's images then stand again in each of its copies.
@@ -134,7 +170,7 @@ def images_of_rows(tokens_per_row: list[int], lengths: list[int]) -> list[int]:
         raise ValueError(
             f"the prompt has {total} placeholders for image tokens, the images have {encoded}"
         )
-    order: list[int] = []
+    rows: list[list[int]] = []
     first = 0
     for row in range(0, len(tokens_per_row), copies):
         last, missing = first, tokens_per_row[row]
@@ -143,6 +179,6 @@ def images_of_rows(tokens_per_row: list[int], lengths: list[int]) -> list[int]:
             last += 1
         if missing:
             raise ValueError(f"the placeholders of row {row} end within an image")
-        order += list(range(first, last)) * copies
+        rows += [list(range(first, last))] * copies
         first = last
-    return order
+    return rows

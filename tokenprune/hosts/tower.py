@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tokenprune.hosts.adapter import Adapter, self_attention_of, tower_layers
 from tokenprune.hosts.attention import AttentionReader
 from tokenprune.hosts.stopwatch import Stopwatch
+from tokenprune.hosts.videos import Videos
 from tokenprune.method import OF_TOWER, OF_TOWER_LAYER, Method
 
 
@@ -148,15 +149,19 @@ class TowerValues:
 
 
 class TowerReader:
-    """Reads what a method needs, in one call of `get_image_features`.
+    """Reads what a method needs, in one call of the function that encodes.
+
+    Args:
+        source: what is encoded, the adapter's images or its videos.
 
     Attributes:
         needs: of the method.
         stopwatches: time spent on it.
     """
 
-    def __init__(self, adapter: Adapter, method: Method) -> None:
+    def __init__(self, adapter: Adapter, source: Adapter | Videos, method: Method) -> None:
         self.needs = needs_of_tower(method)
+        self._source = source
         self.stopwatches: list[Stopwatch] = []
         self._adapter = adapter
         self._points = points_of(adapter, method)
@@ -206,15 +211,15 @@ class TowerReader:
         if not self.needs:
             return None
         self.stopwatches += self._attention.stopwatches
-        adapter, read = self._adapter, {}
+        adapter, source, read = self._adapter, self._source, {}
         with Stopwatch(next(adapter.vision_tower.parameters()).device) as stopwatch:
             for need in self.needs:
                 if need.name == "attention":
-                    read[need] = adapter.token_attention(self._attention.joined(), sizes)
+                    read[need] = source.token_attention(self._attention.joined(), sizes)
                 elif need.name != "cls":
-                    read[need] = adapter.token_values(self._joined(need), sizes)
+                    read[need] = source.token_values(self._joined(need), sizes)
             cls = (
-                adapter.class_tokens(output, arguments)
+                source.class_tokens(output, arguments)
                 if Need("cls") in self.needs
                 else [None] * len(sizes)
             )

@@ -115,7 +115,7 @@ def check_inputs(inputs: Mapping[str, Any], adapter: Adapter) -> dict[str, Any]:
     ids = inputs.get("input_ids")
     if not isinstance(ids, Tensor) or ids.ndim != 2:
         raise ValueError("inputs must have input_ids [B, L]")
-    if not bool((ids == adapter.image_token_id).any()):
+    if not bool(adapter.placeholders(ids).any()):
         raise ValueError(
             f"inputs must hold an image, got no placeholder (id {adapter.image_token_id})"
         )

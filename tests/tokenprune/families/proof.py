@@ -57,7 +57,7 @@ def verified(host: Host, rows: list[list[int]]) -> tokenprune.VerifyReport:
     )
 
 
-def one_position_off(host: Host) -> None:
+def one_position_off(host: Host, rows: list[list[int]] = ONE) -> None:
     """A planted fault must not pass: half of what is kept is one position off.
 
     Where a model has no positions but the order, one place off.
@@ -77,20 +77,20 @@ def one_position_off(host: Host) -> None:
     fault = ("embeddings", moved) if host.model_type in NO_POSITIONS else ("positions", off)
     with mock.patch.object(BeforeModel, *fault), torch.no_grad():
         adapter = find_adapter(host.model)
-        proof = Proof(Runs(host.model, adapter, host.inputs(ONE), METHOD(), 1), "", KEEP)
+        proof = Proof(Runs(host.model, adapter, host.inputs(rows), METHOD(), 1), "", KEEP)
         proof.prompt(proof.runs.run())
     assert proof.checks[0].name == "prompt"
     assert proof.checks[0].status == "failed", proof.checks
 
 
-def second_turn(host: Host) -> None:
+def second_turn(host: Host, rows: list[list[int]] = BATCH) -> None:
     """An answer, and another question in the cache: as the whole model with the tokens hidden."""
-    inputs = host.inputs(BATCH)
+    inputs = host.inputs(rows)
     with tokenprune.apply(host.model, METHOD(), keep_ratio=KEEP):
         short = two_turns(host, inputs)
     with tokenprune.apply(host.model, METHOD(), keep_ratio=KEEP) as handle, torch.no_grad():
         host.model(**inputs)
-        hidden = inputs["input_ids"] == host.image
+        hidden = find_adapter(host.model).placeholders(inputs["input_ids"])
         for row, kept in zip(hidden, handle.kept_positions, strict=True):
             row[kept] = False
     assert hidden.any()

@@ -16,6 +16,7 @@ from tokenprune.hosts.compat import (
     require_parameters,
 )
 from tokenprune.hosts.layout import ImageLayout, TokenGrid
+from tokenprune.hosts.videos import Videos
 
 CROP_COUNT = "transformers.models.llava_next.modeling_llava_next", "image_size_to_num_patches"
 
@@ -79,6 +80,10 @@ class LlavaNext(Adapter):
         ]
 
     @property
+    def videos(self) -> PooledVideos | None:
+        return PooledVideos(self) if self.config.model_type == "llava_next_video" else None
+
+    @property
     def crop_side(self) -> int:
         return self.config.vision_config.image_size // self.config.vision_config.patch_size
 
@@ -92,3 +97,30 @@ class LlavaNext(Adapter):
         """[crops, patches, D] -> [tokens, D], as the host does it."""
         strategy = self.config.vision_feature_select_strategy
         return self.model.pack_image_features([crops], [size], strategy, newline)[0][0]
+
+
+class PooledVideos(Videos):
+    """LLaVA-NeXT-Video's: each frame is one crop, pooled; its tokens follow each other."""
+
+    adapter: LlavaNext
+    newlines: ClassVar[int] = 0  # tokens after the last frame that show nothing
+
+    @property
+    def token_id(self) -> int:
+        config = self.adapter.config
+        return getattr(config, "video_token_id", None) or config.video_token_index
+
+    @property
+    def side(self) -> int:
+        """Tokens along a side of a frame."""
+        return self.adapter.crop_side // self.adapter.config.spatial_pool_stride
+
+    def sizes(
+        self, arguments: Mapping[str, Any], features: Any, input_ids: Tensor | None
+    ) -> Sequence[Any]:
+        a_frame = self.side**2
+        return [(length - self.newlines) // a_frame for length in self.lengths(features)]
+
+    def layout(self, size: Any) -> ImageLayout:
+        """`size`: the number of frames."""
+        return ImageLayout.video(size, self.side, self.side, after=self.newlines)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from tokenprune.hosts.compat import require_attributes, require_parameters
-from tokenprune.hosts.families.llava_next import LlavaNext
+from tokenprune.hosts.families.llava_next import LlavaNext, PooledVideos
 
 
 class LlavaOnevision(LlavaNext):
@@ -46,6 +46,10 @@ class LlavaOnevision(LlavaNext):
         alone = [int(count) == 1 for count in num_images for _ in range(int(count))]
         return [size if one else None for size, one in zip(sizes, alone, strict=True)]
 
+    @property
+    def videos(self) -> OnevisionVideos:
+        return OnevisionVideos(self)
+
     def num_crops(self, size: Any) -> int:
         """`size` None: an image that is not alone in its prompt."""
         return 1 if size is None else super().num_crops(size)
@@ -54,3 +58,13 @@ class LlavaOnevision(LlavaNext):
         return self.model.pack_image_features(
             [crops], [size], newline, self.config.vision_aspect_ratio
         )[0][0]
+
+
+class OnevisionVideos(PooledVideos):
+    """Each frame is one crop, shrunk to half its side; a newline token closes the video."""
+
+    newlines: ClassVar[int] = 1
+
+    @property
+    def side(self) -> int:
+        return (self.adapter.crop_side + 1) // 2

@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from tokenprune.hosts.adapter import Adapter, self_attention_of, tower_layers
 from tokenprune.hosts.compat import imported, require_attributes, require_parameters
 from tokenprune.hosts.layout import ImageLayout
+from tokenprune.hosts.videos import Videos
 
+# Others write a video's frames as images.
+WITH_VIDEOS = {
+    *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"),
+    "cosmos3_omni",
+}
 WINDOW_INDEX = "transformers.vision_utils", "get_vision_window_index"
 
 
@@ -75,6 +81,10 @@ class QwenVL(Adapter):
         return ImageLayout.one_grid(frames * rows // self.merge_size, cols // self.merge_size)
 
     @property
+    def videos(self) -> QwenVideos | None:
+        return QwenVideos(self) if self.config.model_type in WITH_VIDEOS else None
+
+    @property
     def attention_layer(self) -> nn.Module:
         # Windowed layers see one window each: the last full one is asked.
         full = getattr(self.config.vision_config, "fullatt_block_indexes", None)
@@ -105,3 +115,27 @@ class QwenVL(Adapter):
             torch.tensor(sizes), self.merge_size, vision.window_size, vision.patch_size
         )
         return order.to(device)
+
+
+class QwenVideos(Videos):
+    """Frames of 2 x 2 patches to a token, each of two pictures; Qwen3-VL writes times between."""
+
+    adapter: QwenVL
+
+    @property
+    def offers(self) -> frozenset[str]:
+        return self.adapter.offers
+
+    def sizes(
+        self, arguments: Mapping[str, Any], features: Any, input_ids: Tensor | None
+    ) -> Sequence[Any]:
+        return [tuple(map(int, grid)) for grid in arguments["video_grid_thw"]]
+
+    def layout(self, size: Any) -> ImageLayout:
+        """`size`: (frames, rows, cols) of patches, as `video_grid_thw` holds it."""
+        frames, rows, cols = size
+        merge = self.adapter.merge_size
+        return ImageLayout.video(frames, rows // merge, cols // merge)
+
+    def token_values(self, values: Tensor, sizes: Sequence[Any]) -> list[Tensor]:
+        return self.adapter.token_values(values, sizes)

@@ -23,6 +23,7 @@ from tokenprune.hosts.sequence import edge_padding
 from tokenprune.hosts.verifying.compare import attributes, farthest, largest, replaced
 from tokenprune.hosts.verifying.report import FAILED, NOT_CHECKED, OK, Check, VerifyReport
 from tokenprune.hosts.verifying.runs import Kept, Run, Runs
+from tokenprune.hosts.videos import Modality
 
 # What a check tolerates, in units of what rounding the embeddings once does to the logits. Between
 # equal models it was at most 1.7 in float32, float16 and bfloat16, over 2 and over 24 layers.
@@ -107,42 +108,47 @@ class Proof:
 
     def features(self) -> None:
         """Hosts may scale features on their way, so directions are compared."""
-        given: list[Tensor] = []
+        adapter, ids = self.runs.adapter, self.runs.inputs["input_ids"]
+        sources = [
+            (modality, bool((ids == source.token_id).any()), ids == source.token_id)
+            for modality, source in adapter.sources()
+        ]
+        given: dict[str, list[Tensor]] = {}
         placed: list[Tensor] = []
-        host = self.runs.adapter.model
-        encode = host.get_image_features
-        marks = self.runs.inputs["input_ids"] == self.runs.adapter.image_token_id
-        call = check_language_model(self.runs.adapter.language_model)
+        call = check_language_model(adapter.language_model)
+        encoding: list[str] = []
 
-        def noting(*args: Any, **kwargs: Any) -> Any:
+        def noting(modality: Modality, encode: Any, *args: Any, **kwargs: Any) -> Any:
+            encoding.append(modality.name)  # one may call another
             output = encode(*args, **kwargs)
-            given.extend(part.reshape(-1, part.shape[-1]) for part in parts_of(output))
+            encoding.pop()
+            if not encoding:
+                parts = given.setdefault(modality.name, [])
+                parts.extend(part.reshape(-1, part.shape[-1]) for part in parts_of(output))
             return output
 
         def before_language_model(module: Any, args: Any, kwargs: Any) -> None:
             embeddings = call.named(args, kwargs)["inputs_embeds"]
-            placed.append(embeddings[marks.to(embeddings.device)])
+            placed.extend(embeddings[marks.to(embeddings.device)] for _, _, marks in sources)
 
         with ExitStack() as stack:
             stack.callback(
-                self.runs.adapter.language_model.register_forward_pre_hook(
+                adapter.language_model.register_forward_pre_hook(
                     before_language_model, with_kwargs=True
                 ).remove
             )
-            stack.enter_context(
-                replaced(
-                    self.runs.adapter.model, "get_image_features", functools.wraps(encode)(noting)
-                )
-            )
+            for modality, _, _ in sources:
+                encode = getattr(adapter.model, modality.encoder)
+                noted = functools.wraps(encode)(functools.partial(noting, modality, encode))
+                stack.enter_context(replaced(adapter.model, modality.encoder, noted))
             self.runs.forward()
-        if not given:
+        if any(shown and modality.name not in given for modality, shown, _ in sources):
             raise NotImplementedError("the images were encoded before; give pixels to see this")
-        here = self.runs.adapter.placed(torch.cat(given)).double()
+        parts = [part for modality, _, _ in sources for part in given.get(modality.name, [])]
+        here = adapter.placed(torch.cat(parts)).double()
         there = torch.cat(placed).double()
         if there.shape != here.shape:
-            raise RuntimeError(
-                f"get_image_features gave {list(here.shape)}, {list(there.shape)} were placed"
-            )
+            raise RuntimeError(f"{list(here.shape)} were encoded, {list(there.shape)} were placed")
         one, other = (nn.functional.normalize(side, dim=1) for side in (there, here.to(there)))
         apart = (one - other).norm(dim=1).max().item()
         moved = (other.roll(1, 0) - other).norm(dim=1).max().item()

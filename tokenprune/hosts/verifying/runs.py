@@ -104,7 +104,7 @@ class Runs:
 
     def kept(self, handle: Handle) -> Kept:
         ids = self.inputs["input_ids"]
-        placeholders = ids == self.adapter.image_token_id
+        placeholders = self.adapter.placeholders(ids)
         if isinstance(self.method, LayerMethod):
             hidden = [
                 torch.zeros_like(placeholders)
@@ -151,7 +151,7 @@ class Runs:
             rounded: the embeddings are moved by one rounding.
             shift: added to all positions from `first_gap` on.
         """
-        placeholders = self.inputs["input_ids"] == self.adapter.image_token_id
+        placeholders = self.adapter.placeholders(self.inputs["input_ids"])
         language_model = self.adapter.language_model
         call = check_language_model(language_model)
         everywhere = not isinstance(self.method, LayerMethod)
