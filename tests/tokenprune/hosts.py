@@ -92,7 +92,7 @@ class Host:
         return (mask.cumsum(1) - 1).clamp(min=0)
 
     def inputs(self, rows: list[list[int]], *, seed: int = 0, pad_left: bool = True) -> Any:
-        """One prompt per row: an image for each 0, a video for each -1, so many words for others."""
+        """One prompt per row: 0 is an image, -1 a video, another number so many words."""
         generator = torch.Generator().manual_seed(seed)
         torch.manual_seed(seed)
         counts = [row.count(0) for row in rows]
