@@ -29,6 +29,7 @@ class EncodedImages:
         attention: for each image [tokens in its grids] float32, or None where no one asked.
         output: weak reference to what the host passes on as `mm_encoder_outputs`.
         stopwatches: time spent on reading attention.
+        features: of an output, as `Adapter.features` takes them.
     """
 
     sizes: Sequence[Any]
@@ -36,13 +37,14 @@ class EncodedImages:
     attention: list[Tensor] | None
     output: Callable[[], Any]
     stopwatches: Sequence[Stopwatch] = ()
+    features: Callable[[Any], Any] = image_features
 
     def is_of(self, output: Any) -> bool:
         """Whether these images are those of `output`, itself or copied to another device."""
         known = self.output()
         if known is None or known is output:
             return known is output
-        ours, theirs = parts_of(known), parts_of(output)
+        ours, theirs = parts_of(self.features(known)), parts_of(self.features(output))
         return len(ours) == len(theirs) and all(
             one.shape == other.shape and torch.equal(one.to(other.device), other)
             for one, other in zip(ours, theirs, strict=True)
@@ -54,7 +56,7 @@ class EncodedImages:
         if known is None:
             return False
         ours, theirs = (
-            torch.cat([part.reshape(-1, part.shape[-1]) for part in parts_of(one)])
+            torch.cat([part.reshape(-1, part.shape[-1]) for part in parts_of(self.features(one))])
             for one in (known, output)
         )
         first = theirs[:1].to(ours.device)
@@ -93,14 +95,21 @@ class WatchedEncoder:
         reader = AttentionReader(adapter.num_prefix_tokens if wanted else 0)
         with reader.reading(adapter.attention_layer) if wanted else nullcontext():
             output = self._encode(*args, **kwargs)
-        features = adapter.per_image(image_features(output), arguments)
+        features = adapter.per_image(adapter.features(output), arguments)
         lengths, sizes = (
             adapter.lengths(features),
             adapter.sizes(arguments, features, self._input_ids()),
         )
         attention = adapter.token_attention(reader.joined(), sizes) if wanted else None
         self._report(
-            EncodedImages(sizes, lengths, attention, reference_to(output), reader.stopwatches)
+            EncodedImages(
+                sizes,
+                lengths,
+                attention,
+                reference_to(output),
+                reader.stopwatches,
+                adapter.features,
+            )
         )
         return output
 
@@ -110,9 +119,8 @@ class WatchedEncoder:
         )
 
 
-def parts_of(output: Any) -> Sequence[Tensor]:
+def parts_of(features: Any) -> Sequence[Tensor]:
     """All features that an encoder gave, of one image or more in each part."""
-    features = image_features(output)
     return [features] if isinstance(features, Tensor) else features
 
 

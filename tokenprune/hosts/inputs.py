@@ -15,7 +15,6 @@ from tokenprune.hosts.applied import Applied
 from tokenprune.hosts.compat import (
     ENCODER_OUTPUTS,
     Call,
-    image_features,
     past_length,
     require,
 )
@@ -293,7 +292,7 @@ def find_encoded(
                 "unset, what enters the language model is short already"
             )
         # Encoded by the caller, outside of our sight.
-        features = adapter.per_image(image_features(output), inputs.given)
+        features = adapter.per_image(adapter.features(output), inputs.given)
         if "attention" in applied.method.needs:
             raise ValueError(
                 f"{type(applied.method).__name__} needs the attention of the vision tower, "

@@ -109,35 +109,34 @@ class Proof:
         """Hosts may scale features on their way, so directions are compared."""
         given: list[Tensor] = []
         placed: list[Tensor] = []
-        host = self.runs.adapter.model
-        encode = host.get_image_features
-        marks = self.runs.inputs["input_ids"] == self.runs.adapter.image_token_id
-        call = check_language_model(self.runs.adapter.language_model)
+        adapter = self.runs.adapter
+        encode = adapter.model.get_image_features
+        marks = self.runs.inputs["input_ids"] == adapter.image_token_id
+        call = check_language_model(adapter.language_model)
 
         def noting(*args: Any, **kwargs: Any) -> Any:
             output = encode(*args, **kwargs)
-            given.extend(part.reshape(-1, part.shape[-1]) for part in parts_of(output))
+            parts = parts_of(adapter.features(output))
+            given.extend(part.reshape(-1, part.shape[-1]) for part in parts)
             return output
 
         def before_language_model(module: Any, args: Any, kwargs: Any) -> None:
-            embeddings = call.named(args, kwargs)["inputs_embeds"]
+            embeddings = adapter.known(call.named(args, kwargs))["inputs_embeds"]
             placed.append(embeddings[marks.to(embeddings.device)])
 
         with ExitStack() as stack:
             stack.callback(
-                self.runs.adapter.language_model.register_forward_pre_hook(
+                adapter.language_model.register_forward_pre_hook(
                     before_language_model, with_kwargs=True
                 ).remove
             )
             stack.enter_context(
-                replaced(
-                    self.runs.adapter.model, "get_image_features", functools.wraps(encode)(noting)
-                )
+                replaced(adapter.model, "get_image_features", functools.wraps(encode)(noting))
             )
             self.runs.forward()
         if not given:
             raise NotImplementedError("the images were encoded before; give pixels to see this")
-        here = self.runs.adapter.placed(torch.cat(given)).double()
+        here = adapter.placed(torch.cat(given)).double()
         there = torch.cat(placed).double()
         if there.shape != here.shape:
             raise RuntimeError(
