@@ -64,7 +64,9 @@ def main() -> None:
 
     kept = ops.max_min_select(features, quotas(features.float()))
     assert kept.cu_seqlens is not None
-    print(f"tokens kept of {TOKENS}: {kept.cu_seqlens.diff().tolist()}, packed {list(kept.features.shape)}")
+    print(
+        f"tokens kept of {TOKENS}: {kept.cu_seqlens.diff().tolist()}, packed {list(kept.features.shape)}"
+    )
 
     projection = nn.Linear(WIDTH, 3 * WIDTH, device=device, dtype=dtype)
     parts = projection(kept.features).unflatten(1, (3, HEADS, -1)).unbind(1)

@@ -60,6 +60,7 @@ class Host:
         before, after: what stands around an image's placeholders.
         videos: videos per row -> the arguments that they come as; None where it takes none.
         runs: for each of them how many placeholders stand together; a timestamp between two runs.
+        features: per image, of what get_image_features gives.
     """
 
     model: Any
@@ -72,6 +73,7 @@ class Host:
     after: tuple[int, ...] = (END,)
     videos: Callable[[list[int]], dict[str, Any]] | None = None
     runs: Callable[[dict[str, Any]], list[list[int]]] = lambda inputs: []
+    features: Callable[[Any], Any] = lambda output: output.pooler_output
 
     @property
     def model_type(self) -> str:
@@ -132,8 +134,8 @@ class Host:
         """Placeholders per image, from the host itself."""
         if self.crop_tokens:
             return [self.crop_tokens] * len(self.sizes(images))
-        features = self.model.base_model.get_image_features(**images, return_dict=True)
-        return [len(feature) for feature in features.pooler_output]
+        output = self.model.base_model.get_image_features(**images, return_dict=True)
+        return [len(feature) for feature in self.features(output)]
 
 
 def fixed(model: Any, side: int = 56, **options: Any) -> Host:
@@ -154,7 +156,7 @@ def llava(text_config: Any = None) -> Host:
     return fixed(hf.LlavaForConditionalGeneration(config))
 
 
-def anyres(model: Any) -> Host:
+def anyres(model: Any, **options: Any) -> Host:
     sizes = [(100, 90), (60, 120), (112, 40), (50, 50)]
     crops = {(100, 90): 5, (60, 120): 3, (112, 40): 3, (50, 50): 3}
 
@@ -166,7 +168,7 @@ def anyres(model: Any) -> Host:
             pixels[i, : crops[size]] = torch.randn(crops[size], 3, 56, 56)
         return {"pixel_values": pixels, "image_sizes": torch.tensor(chosen)}
 
-    return Host(model.eval(), images, lambda inputs: inputs["image_sizes"].tolist())
+    return Host(model.eval(), images, lambda inputs: inputs["image_sizes"].tolist(), **options)
 
 
 def llava_next() -> Host:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from tokenprune.hosts.compat import ENCODER_OUTPUTS, require
+from tokenprune.hosts.compat import ENCODER_OUTPUTS, image_features, require
 from tokenprune.hosts.layout import ImageLayout
 from tokenprune.hosts.videos import IMAGE, VIDEO, Modality, Videos
 from tokenprune.method import Method
@@ -116,11 +116,27 @@ class Adapter(ABC):
         outputs = arguments.get(ENCODER_OUTPUTS)
         return outputs if isinstance(outputs, Mapping) else {"image": outputs}
 
+    def features(self, output: Any) -> Any:
+        """What the host places of the output of its get_image_features: its `pooler_output`."""
+        return image_features(output)
+
+    def known(self, given: dict[str, Any]) -> dict[str, Any]:
+        """The language model's arguments, by the names that the core knows.
+
+        Features stand at the placeholders in `inputs_embeds`; those that layers add are in
+        `deepstack_visual_embeds`, at `visual_pos_masks`.
+        """
+        return given
+
+    def own(self, known: dict[str, Any]) -> dict[str, Any]:
+        """What `known` gave, back by the language model's own names."""
+        return known
+
     def per_image(self, features: Any, arguments: Mapping[str, Any]) -> Any:
         """Features with one entry per image, [tokens, D], where the host's are not so.
 
         Args:
-            features: the host's `pooler_output`, or a tensor that it has in its stead.
+            features: as `features` takes them.
             arguments: as for `sizes`.
         """
         return features

@@ -32,8 +32,9 @@ class BeforeModel(Reduction):
 
     def begin(self, given: dict[str, Any]) -> dict[str, Any]:
         prompt, method = self.prompt, self.applied.method
-        refuse_unknown(given, type(self.adapter.language_model).__name__, BY_COLUMN)
-        embeddings = given["inputs_embeds"]
+        known = self.adapter.known(given)
+        refuse_unknown(known, type(self.adapter.language_model).__name__, BY_COLUMN)
+        embeddings = known["inputs_embeds"]
         memory = Memory.of(prompt.cache)
         if memory is not None and not memory.uniform:
             raise NotImplementedError(
@@ -60,7 +61,7 @@ class BeforeModel(Reduction):
             keep[prompt.placeholders] &= self.images.keep
             self.columns = KeptColumns.of(keep, pad_left=pad_left)
             refuse_padding_between(self.adapter.language_model, prompt, self.columns)
-            return self.shortened(given, self.columns)
+            return self.adapter.own(self.shortened(known, self.columns))
 
     def shortened(self, given: dict[str, Any], columns: KeptColumns) -> dict[str, Any]:
         embeddings = given["inputs_embeds"]

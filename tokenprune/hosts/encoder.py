@@ -33,6 +33,7 @@ class EncodedImages:
         output: weak reference to what the host passes on as `mm_encoder_outputs`.
         needs: what `tower` was read for.
         stopwatches: time spent on reading it.
+        features: of an output, as `Adapter.features` takes them.
     """
 
     sizes: Sequence[Any]
@@ -41,13 +42,14 @@ class EncodedImages:
     output: Callable[[], Any]
     needs: Sequence[Need] = ()
     stopwatches: Sequence[Stopwatch] = ()
+    features: Callable[[Any], Any] = image_features
 
     def is_of(self, output: Any) -> bool:
         """Whether these images are those of `output`, itself or copied to another device."""
         known = self.output()
         if known is None or known is output:
             return known is output
-        ours, theirs = parts_of(known), parts_of(output)
+        ours, theirs = parts_of(self.features(known)), parts_of(self.features(output))
         return len(ours) == len(theirs) and all(
             one.shape == other.shape and torch.equal(one.to(other.device), other)
             for one, other in zip(ours, theirs, strict=True)
@@ -59,7 +61,7 @@ class EncodedImages:
         if known is None:
             return False
         ours, theirs = (
-            torch.cat([part.reshape(-1, part.shape[-1]) for part in parts_of(one)])
+            torch.cat([part.reshape(-1, part.shape[-1]) for part in parts_of(self.features(one))])
             for one in (known, output)
         )
         first = theirs[:1].to(ours.device)
@@ -110,7 +112,7 @@ class WatchedEncoder:
                 output = encode(*args, **kwargs)
         finally:
             _encoding.reset(token)
-        features = source.per_image(image_features(output), arguments)
+        features = source.per_image(source.features(output), arguments)
         lengths, sizes = (
             source.lengths(features),
             source.sizes(arguments, features, self._input_ids()),
@@ -118,7 +120,13 @@ class WatchedEncoder:
         tower = reader.values(output, arguments, sizes)
         self._report(
             EncodedImages(
-                sizes, lengths, tower, reference_to(output), reader.needs, reader.stopwatches
+                sizes,
+                lengths,
+                tower,
+                reference_to(output),
+                reader.needs,
+                reader.stopwatches,
+                source.features,
             )
         )
         return output
@@ -145,9 +153,8 @@ def refuse_needs_of_videos(method: Method, source: Adapter | Videos) -> None:
         )
 
 
-def parts_of(output: Any) -> Sequence[Tensor]:
+def parts_of(features: Any) -> Sequence[Tensor]:
     """All features that an encoder gave, of one image or more in each part."""
-    features = image_features(output)
     return [features] if isinstance(features, Tensor) else features
 
 

@@ -15,7 +15,6 @@ from tokenprune.hosts.applied import Applied
 from tokenprune.hosts.compat import (
     ENCODER_OUTPUTS,
     Call,
-    image_features,
     past_length,
     require,
 )
@@ -334,7 +333,7 @@ def find_encoded(
                 "unset, what enters the language model is short already"
             )
         # Encoded by the caller, outside of our sight.
-        features = source.per_image(image_features(output), inputs.given)
+        features = source.per_image(source.features(output), inputs.given)
         sizes = source.sizes(inputs.given, features, inputs.given.get("input_ids"))
         encoded = EncodedImages(sizes, source.lengths(features), None, lambda: None)
     if encoded is None:

@@ -37,8 +37,6 @@ REASONS = {
     "not say where an image ends",
     "features per row": "its get_image_features gives one entry per prompt, which does not say "
     "where an image ends",
-    "features in layers": "its image features enter in several layers of the language model, zeros "
-    "stand at the placeholders",
     "Q-Former": "its generate calls the language model's own generate, past the forward in which "
     "tokens leave",
     "diffusion": "it writes whole blocks by diffusion, in a decoder that reads another model's "
@@ -66,7 +64,6 @@ MECHANISMS = {
         "chunked attention": "llama4",
         "blocks of columns": "minimax_m3_vl glm5_next",
         "prompt beside a window": "unlimited_ocr",
-        "features in layers": "granite4_vision",
         "diffusion": "diffusion_gemma",
         "text alone": "mistral4",
         "proteins": "evolla",

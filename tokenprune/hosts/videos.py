@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tokenprune.hosts.compat import image_features
 from tokenprune.hosts.layout import ImageLayout
 
 
@@ -51,6 +52,10 @@ class Videos(ABC):
     def offers(self) -> frozenset[str]:
         """The fields of `VisionTokens` that methods are handed for videos."""
         return frozenset({"features", "text"})
+
+    def features(self, output: Any) -> Any:
+        """What the host places of the output of its get_video_features: its `pooler_output`."""
+        return image_features(output)
 
     def per_image(self, features: Any, arguments: Mapping[str, Any]) -> Any:
         """One entry per video, [tokens, D]."""

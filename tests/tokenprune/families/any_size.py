@@ -9,7 +9,7 @@ import transformers as hf
 
 from ..hosts import END, IMAGE, PINPOINTS, START, TEXT, TOWER, VIDEO, Host, anyres
 from .common import MOE, SLIDING, VIT, alive, family, sized, types
-from .one_size import SAM
+from .one_size import GRANITE, SAM
 
 PIXTRAL = {**VIT, "image_size": 112, "patch_size": 14}
 
@@ -184,3 +184,29 @@ def molmo2() -> Host:
         }
 
     return family(hf.Molmo2ForConditionalGeneration(config), images, extra=types)
+
+
+def granite4_vision() -> Host:
+    """Features of three layers of the tower are added in four layers, zeros are placed."""
+    config = hf.Granite4VisionConfig(
+        vision_config=hf.SiglipVisionConfig(**{**TOWER, "hidden_size": 64}, vision_use_head=False),
+        text_config={**TEXT, **GRANITE, "num_hidden_layers": 4},
+        qformer_config={
+            "model_type": "blip_2_qformer",
+            "hidden_size": 64,
+            "encoder_hidden_size": 64,
+            "num_attention_heads": 1,
+            "num_hidden_layers": 1,
+            "intermediate_size": 64,
+            "cross_attention_frequency": 1,
+            "use_qformer_text_input": False,
+        },
+        downsample_rate="2/4",
+        deepstack_layer_map=[[-2, 0], [-1, 2]],
+        spatial_target_layers=[1, 3, 2, 1],
+        image_grid_pinpoints=PINPOINTS,
+        vision_feature_select_strategy="full",
+        image_token_index=IMAGE,
+    )
+    model = alive(hf.Granite4VisionForConditionalGeneration(config))
+    return anyres(model, features=lambda output: output.deepstack_features[0][1])

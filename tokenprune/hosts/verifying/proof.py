@@ -110,25 +110,26 @@ class Proof:
         """Hosts may scale features on their way, so directions are compared."""
         adapter, ids = self.runs.adapter, self.runs.inputs["input_ids"]
         sources = [
-            (modality, bool((ids == source.token_id).any()), ids == source.token_id)
-            for modality, source in adapter.sources()
+            (modality, source, ids == source.token_id) for modality, source in adapter.sources()
         ]
         given: dict[str, list[Tensor]] = {}
         placed: list[Tensor] = []
         call = check_language_model(adapter.language_model)
         encoding: list[str] = []
 
-        def noting(modality: Modality, encode: Any, *args: Any, **kwargs: Any) -> Any:
+        def noting(modality: Modality, source: Any, encode: Any, *args: Any, **kwargs: Any) -> Any:
             encoding.append(modality.name)  # one may call another
             output = encode(*args, **kwargs)
             encoding.pop()
             if not encoding:
                 parts = given.setdefault(modality.name, [])
-                parts.extend(part.reshape(-1, part.shape[-1]) for part in parts_of(output))
+                parts.extend(
+                    part.reshape(-1, part.shape[-1]) for part in parts_of(source.features(output))
+                )
             return output
 
         def before_language_model(module: Any, args: Any, kwargs: Any) -> None:
-            embeddings = call.named(args, kwargs)["inputs_embeds"]
+            embeddings = adapter.known(call.named(args, kwargs))["inputs_embeds"]
             placed.extend(embeddings[marks.to(embeddings.device)] for _, _, marks in sources)
 
         with ExitStack() as stack:
@@ -137,12 +138,13 @@ class Proof:
                     before_language_model, with_kwargs=True
                 ).remove
             )
-            for modality, _, _ in sources:
+            for modality, source, _ in sources:
                 encode = getattr(adapter.model, modality.encoder)
-                noted = functools.wraps(encode)(functools.partial(noting, modality, encode))
-                stack.enter_context(replaced(adapter.model, modality.encoder, noted))
+                noted = functools.partial(noting, modality, source, encode)
+                watched = functools.wraps(encode)(noted)
+                stack.enter_context(replaced(adapter.model, modality.encoder, watched))
             self.runs.forward()
-        if any(shown and modality.name not in given for modality, shown, _ in sources):
+        if any(bool(marks.any()) and one.name not in given for one, _, marks in sources):
             raise NotImplementedError("the images were encoded before; give pixels to see this")
         parts = [part for modality, _, _ in sources for part in given.get(modality.name, [])]
         here = adapter.placed(torch.cat(parts)).double()

@@ -161,7 +161,9 @@ class Runs:
             given = call.named(args, kwargs)
             embeddings = given["inputs_embeds"]
             if kept.images is not None:
-                given |= with_features(given, kept.images, placeholders)
+                known = self.adapter.known(given)
+                known |= with_features(known, kept.images, placeholders)
+                given = self.adapter.own(known)
             if rounded:
                 given["inputs_embeds"] = moved_by_rounding(given["inputs_embeds"])
             if shift:
