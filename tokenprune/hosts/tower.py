@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -104,48 +104,39 @@ def points_of(adapter: Adapter, method: Method) -> list[Point]:
 
 @dataclass(frozen=True)
 class TowerValues:
-    """What was read for the visual tokens of one image, or of one of its grids.
+    """What was read for one image, or for one of its grids.
 
     Attributes:
-        of_tokens: for each need [tokens in its grids, D]; attention [tokens in its grids].
-        cls: [D], the class token's output in the space of the features, or None.
+        values: for each need [tokens in its grids, D]; attention [tokens in its grids], and the
+            class token [D].
         num_heads: that lie side by side in keys and queries.
     """
 
-    of_tokens: Mapping[Need, Tensor]
-    cls: Tensor | None = None
+    values: Mapping[Need, Tensor]
     num_heads: int = 1
 
     def split(self, sizes: Sequence[int]) -> list[TowerValues]:
         """For each grid of so many tokens."""
-        parts = [value.split(list(sizes)) for value in self.of_tokens.values()]
-        return [
-            replace(self, of_tokens=dict(zip(self.of_tokens, values, strict=True)))
-            for values in (zip(*parts, strict=True) if parts else [()] * len(sizes))
-        ]
+        parts: list[dict[Need, Tensor]] = [{} for _ in sizes]
+        for need, value in self.values.items():
+            of_grids = [value] * len(sizes) if need.name == "cls" else value.split(list(sizes))
+            for part, of_grid in zip(parts, of_grids, strict=True):
+                part[need] = of_grid
+        return [TowerValues(part, self.num_heads) for part in parts]
 
     @staticmethod
-    def fields(values: Sequence[TowerValues], device: torch.device) -> dict[str, Any]:
-        """Of grids of one shape: fields of `VisionTokens`, [G, N, D] each."""
-        if not values:
+    def fields(grids: Sequence[TowerValues], device: torch.device) -> dict[str, Any]:
+        """Fields of `VisionTokens` for G grids of one shape: [G, N, D], or [G, N] and [G, D]."""
+        if not grids:
             return {}
-        first = values[0]
-        stacked = {
-            need: torch.stack([one.of_tokens[need] for one in values]).to(device)
-            for need in first.of_tokens
-        }
-        fields: dict[str, Any] = {
-            need.name: value for need, value in stacked.items() if need.name != "hidden_states"
-        }
-        states = {
-            need.layer: value for need, value in stacked.items() if need.name == "hidden_states"
-        }
-        if states:
-            fields["hidden_states"] = states
-        if first.cls is not None:
-            fields["cls"] = torch.stack([one.cls for one in values if one.cls is not None])
-            fields["cls"] = fields["cls"].to(device)
-        return fields | {"num_heads": first.num_heads}
+        fields: dict[str, Any] = {"num_heads": grids[0].num_heads}
+        for need in grids[0].values:
+            value = torch.stack([grid.values[need] for grid in grids]).to(device)
+            if need.name == "hidden_states":
+                fields.setdefault(need.name, {})[need.layer] = value
+            else:
+                fields[need.name] = value
+        return fields
 
 
 class TowerReader:
@@ -192,7 +183,7 @@ class TowerReader:
         states: Tensor = output[0] if isinstance(output, tuple) else output
         for point in self._points:
             if point.module is module:
-                self._parts[point.need].append(point.part(states).detach())
+                self._parts[point.need].append(point.part(states))
 
     @torch.no_grad()
     def values(
@@ -210,32 +201,38 @@ class TowerReader:
         """
         if not self.needs:
             return None
-        self.stopwatches += self._attention.stopwatches
-        adapter, source, read = self._adapter, self._source, {}
+        adapter, source = self._adapter, self._source
+        read: dict[Need, Sequence[Tensor]] = {}
         with Stopwatch(next(adapter.vision_tower.parameters()).device) as stopwatch:
             for need in self.needs:
                 if need.name == "attention":
                     read[need] = source.token_attention(self._attention.joined(), sizes)
-                elif need.name != "cls":
+                elif need.name == "cls":
+                    read[need] = list(source.class_tokens(output, arguments))
+                else:
                     read[need] = source.token_values(self._joined(need), sizes)
-            cls = (
-                source.class_tokens(output, arguments)
-                if Need("cls") in self.needs
-                else [None] * len(sizes)
-            )
-        self.stopwatches.append(stopwatch)
-        heads = {
+                if len(read[need]) != len(sizes):
+                    raise RuntimeError(
+                        f"{need.name} of {len(sizes)} images expected from "
+                        f"{type(adapter).__name__}, got those of {len(read[need])}"
+                    )
+        self.stopwatches += [*self._attention.stopwatches, stopwatch]
+        num_heads = self._num_heads(read)
+        return [
+            TowerValues({need: values[number] for need, values in read.items()}, num_heads)
+            for number in range(len(sizes))
+        ]
+
+    def _num_heads(self, read: Mapping[Need, Sequence[Tensor]]) -> int:
+        """That lie side by side in keys and queries; 1 where none are read."""
+        found = {
             read[point.need][0].shape[1] // point.head_dim
             for point in self._points
-            if point.head_dim
+            if point.head_dim and read[point.need]
         }
-        if len(heads) > 1:
-            raise NotImplementedError("keys and queries of different numbers of heads")
-        num_heads = heads.pop() if heads else 1
-        return [
-            TowerValues({need: read[need][number] for need in read}, one, num_heads)
-            for number, one in zip(range(len(sizes)), cls, strict=True)
-        ]
+        if len(found) > 1:
+            raise NotImplementedError("keys and queries have different numbers of heads")
+        return found.pop() if found else 1
 
     def _joined(self, need: Need) -> Tensor:
         """[crops, patches, D] of all calls; a tower that packs all images gives [patches, D]."""
