@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from .hosts import HOSTS
 
@@ -21,6 +22,31 @@ def test_reduce_any_vlm(monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert all(f"\n{name}\n" in printed for name in HOSTS)
     assert printed.count("KV cache saved") == len(HOSTS)
+
+
+def test_prune_video(monkeypatch, capsys, tmp_path):
+    script, picture = str(EXAMPLES / "prune_video.py"), tmp_path / "kept.png"
+    monkeypatch.setattr(sys, "argv", [script, "--picture", str(picture)])
+    runpy.run_path(script, run_name="__main__")
+    printed = capsys.readouterr().out
+    kept = [int(count) for count in re.findall(r"frame \d: (\d+) of 16 tokens", printed)]
+    assert len(kept) == 6
+    assert kept[0] == 16
+    assert sum(kept) == round(0.4 * 96)
+    with Image.open(picture) as drawn:
+        assert drawn.size == (6 * 128, 128)
+
+
+def test_conversation(monkeypatch, capsys):
+    script = str(EXAMPLES / "conversation.py")
+    monkeypatch.setattr(sys, "argv", [script, "--max-new-tokens", "4"])
+    runpy.run_path(script, run_name="__main__")
+    printed = capsys.readouterr().out
+    numbers = re.findall(r"has (\d+) tokens, the cache holds (\d+)", printed)
+    turns = [(int(columns), int(held)) for columns, held in numbers]
+    assert len(turns) == 3
+    assert {columns - held for columns, held in turns} == {12}  # the dropped of 16 visual tokens
+    assert [columns for columns, _ in turns] == sorted(columns for columns, _ in turns)
 
 
 def test_varlen_attention(capsys):
