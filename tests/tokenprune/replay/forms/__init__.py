@@ -1,0 +1,8 @@
+"""How each recorded form is given to the library's method, and what of its result is compared."""
+
+from __future__ import annotations
+
+from .. import Form
+from . import images, videos
+
+FORMS: dict[str, Form] = {**images.FORMS, **videos.FORMS}
