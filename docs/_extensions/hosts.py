@@ -86,31 +86,36 @@ def family_of(adapter: Any) -> Family:
 
 
 def tiny(model_types: Iterable[str]) -> list[Any]:
-    """A model for each type that the tests build, and prompts for it."""
+    """Models of the types that the tests build most, else of the first type, and their prompts."""
     import torch
 
     from tests.geollava.model import test_apply
-    from tests.tokenprune import hosts
+    from tests.tokenprune.families import FAMILIES
+    from tests.tokenprune.hosts import HOSTS, TEXT
 
+    known = [name for name in model_types if name in FAMILIES]
     made = []
-    with mock.patch.dict(hosts.TEXT, num_hidden_layers=4), torch.random.fork_rng():
-        for model_type in model_types:
+    with mock.patch.dict(TEXT, num_hidden_layers=4), torch.random.fork_rng():
+        for name in [name for name in known if name in HOSTS] or known[:1]:
             torch.manual_seed(0)
-            if model_type in hosts.HOSTS:
-                made.append(hosts.HOSTS[model_type]())
-            elif model_type == "geollava":
-                made.append(test_apply.built(test_apply.AFTER, test_apply.NUM_KEEP))
+            made.append(FAMILIES[name]())
+        if "geollava" in model_types:
+            torch.manual_seed(0)
+            made.append(test_apply.built(test_apply.AFTER, test_apply.NUM_KEEP))
     if not made:
-        raise ValueError(f"tests/tokenprune/hosts.py must build one of {', '.join(model_types)}")
+        raise ValueError(f"tests/tokenprune/families must build one of {', '.join(model_types)}")
     return made
 
 
 def attention_of(models: Iterable[Any]) -> str:
+    from tokenprune import get_method
     from tokenprune.hosts.registry import find_adapter
 
     towers: dict[str, list[str]] = {}
     for made in models:
         adapter = find_adapter(made.model)
+        if adapter.why_not(get_method("fastervlm")) is not None:
+            return "not read"
         tower = adapter.config.vision_config.model_type.removesuffix("_model")
         whom = "the class token" if adapter.num_prefix_tokens else "all tokens"
         towers.setdefault(whom, []).append(tower.removesuffix("_vision"))

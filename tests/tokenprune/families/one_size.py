@@ -214,7 +214,7 @@ def idefics2() -> Host:
     """Images are padded to one size, those of a prompt to one number."""
     config = hf.Idefics2Config(
         vision_config={**TOWER, "image_size": 112},
-        text_config=hf.MistralConfig(**TEXT, head_dim=8, sliding_window=16),
+        text_config=hf.MistralConfig(**TEXT, head_dim=8, sliding_window=24),
         perceiver_config={
             "hidden_size": 32,
             "resampler_n_latents": 12,
