@@ -44,6 +44,7 @@ def proven(name: str) -> dict[str, Any] | None:
         "adapter": type(adapter).__name__,
         "positions": "several axes" if adapter.positions_need_grid else "one axis",
         "video": False,  # no adapter reduces them, all hosts refuse them
+        "offers": sorted(adapter.offers),
     }
 
 
