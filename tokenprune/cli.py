@@ -37,7 +37,9 @@ from tokenprune.version import __version__
 HEADINGS = (
     "method", "what it does", "needs", "query-agnostic", "merges", "paper", "departs from it in",
 )  # fmt: skip
-HOST_HEADINGS = ("model type", "supported", "adapter", "positions", "video", "reason")
+HOST_HEADINGS = (
+    "model type", "supported", "adapter", "positions", "video", "hands over", "reason",
+)  # fmt: skip
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 APPROXIMATION = " (approximation)"  # beside the name of a method that is not quite its paper's
 
@@ -97,6 +99,7 @@ def host_rows() -> list[tuple[str, ...]]:
             host.adapter or "-",
             host.positions or "-",
             "yes" if host.video else "-",
+            ", ".join(host.offers) or "-",
             host.reason or "-",
         )
         for host in tokenprune.list_hosts()

@@ -15,7 +15,8 @@ class VisionTokens:
     """Patch tokens of a batch of crops, as a vision tower hands them over.
 
     Features are always there. All else is None unless a method declares that it needs it, see
-    `Method.needs` and `Method.tower_layers`.
+    `Method.needs` and `Method.tower_layers`. Under `tokenprune.apply` the N tokens are those that
+    enter the language model; what is read of several patches that make one is their mean.
 
     Attributes:
         features: [B, N, D] floating point, the patch tokens in raster order, without class token;
@@ -28,7 +29,8 @@ class VisionTokens:
             the projection; the heads lie side by side.
         queries: [B, N, Dk], their queries in the layer that the method names.
         hidden_states: for each further tower layer that the method names, its output [B, N, D'].
-        text: [B, T, D], embeddings of the question's words in the space of the features.
+        text: [B, T, D], embeddings of the question's words in the space of the features. In hosts
+            the language model's, of the prompt's other tokens: none has a text tower.
         num_heads: how many heads lie side by side in keys and queries; it divides Dk.
         frames: of a video, or 1. Only a method that works `over_time` takes more.
     """

@@ -48,6 +48,7 @@ def proven(name: str) -> dict[str, Any] | None:
         "adapter": type(adapter).__name__,
         "positions": "several axes" if adapter.positions_need_grid else "one axis",
         "video": proves_videos(name),
+        "offers": sorted(adapter.offers),
     }
 
 

@@ -3,7 +3,7 @@
 ```{hosts}            one row for each family, and what a budget counts for
 ```{hosts} listed     every type of the installed transformers, as `list_hosts` has it
 ```{hosts} refused    every method that a family refuses, in the words of the error
-```{refusals} PATH    the errors that files of the project raise, in their words
+```{refusals} PATH    the errors that files of the project raise, and reasons of adapters
 
 What an adapter says of itself is its docstring: the first line names the models, the paragraph that
 begins with "A budget counts for" says what a budget counts. The rest is tried, on the tiny models
@@ -43,6 +43,7 @@ class Family:
         budget: the same at length, a sentence.
         positions: how many axes they have.
         attention: whom the tokens' attention comes from, and the tower of the model that was tried.
+        offers: what methods are handed beside features and text, by the models that were tried.
         refused: method -> the error's text.
     """
 
@@ -52,6 +53,7 @@ class Family:
     budget: str
     positions: str
     attention: str
+    offers: str
     refused: dict[str, str]
 
 
@@ -78,6 +80,7 @@ def family_of(adapter: Any) -> Family:
         budget=budget[0].removeprefix(BUDGET),
         positions="several axes" if adapter.positions_need_grid else "one axis",
         attention=attention_of([made for made, _ in tried]),
+        offers=offers_of([made for made, _ in tried]),
         refused={name: text for _, found in tried for name, text in found.items()},
     )
 
@@ -122,6 +125,17 @@ def attention_of(models: Iterable[Any]) -> str:
     return "; ".join(f"{whom} ({', '.join(names)})" for whom, names in towers.items())
 
 
+def offers_of(models: Iterable[Any]) -> str:
+    from tokenprune.hosts.registry import find_adapter
+
+    offered = set().union(*(find_adapter(made.model).offers for made in models))
+    return in_code(sorted(offered - {"features", "text"}))
+
+
+def in_code(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names) or "-"
+
+
 def refusals(made: Any) -> dict[str, str]:
     """The methods that the host does not take -> why, by trying each of them on a prompt."""
     import torch
@@ -164,11 +178,14 @@ def hosts_table() -> str:
                 family.unit,
                 family.positions,
                 family.attention,
+                family.offers,
                 f"{others}, see below" if others else "-",
             )
         )
         budgets.append(f"- **{family.names}**: {family.budget}")
-    headings = ("hosts", "`model_type`", "budget per", "positions", "attention of", "refuses")
+    headings = (
+        "hosts", "`model_type`", "budget per", "positions", "attention of", "hands over", "refuses",
+    )  # fmt: skip
     return "\n\n".join((table(headings, body), "A budget counts for", "\n".join(budgets)))
 
 
@@ -193,12 +210,15 @@ def listed_table() -> str:
 
     listed = list_hosts()
     supported = [host for host in listed if host.supported]
-    body = [(f"`{one.model_type}`", f"`{one.adapter}`", one.positions) for one in supported]
+    body = [
+        (f"`{one.model_type}`", f"`{one.adapter}`", one.positions, in_code(one.offers))
+        for one in supported
+    ]
     refused = [(f"`{one.model_type}`", one.reason) for one in listed if not one.supported]
     return "\n\n".join(
         (
             f"{len(supported)} types of {len(listed)} are shown to work:",
-            table(("`model_type`", "adapter", "positions"), body),
+            table(("`model_type`", "adapter", "positions", "hands over"), body),
             "The others are not:",
             table(("`model_type`", "reason"), refused),
         )
@@ -217,15 +237,23 @@ def without_class(text: str) -> str:
 
 
 def raised_in(paths: Iterable[Path], kind: str) -> list[tuple[str, str]]:
-    """(file, text) of each error of a kind that is made in files, values as "…"."""
+    """(file, text) of each error of a kind that is made in files, values as "…".
+
+    What a `why_not` gives becomes an error where it is asked.
+    """
     found = []
     for path in paths:
         texts: dict[str, ast.expr] = {}  # "message = ...", then "Error(message)"
         for node in walk_in_order(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
                 texts[node.targets[0].id] = node.value
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == kind and node.args:
-                argument = node.args[0]
+            said: list[ast.expr] = []
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == kind:
+                said = node.args[:1]
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("why_not"):
+                given = [one.value for one in ast.walk(node) if isinstance(one, ast.Return)]
+                said = [one for one in given if one is not None and ast.unparse(one) != "None"]
+            for argument in said:
                 if isinstance(argument, ast.Name):
                     argument = texts.get(argument.id, argument)
                 text = spelled(argument)

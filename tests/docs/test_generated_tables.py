@@ -33,6 +33,8 @@ def test_hosts_are_listed_with_what_they_take():
     assert listed["qwen2_vl"].positions == "several axes"
     assert listed["llava"].attention == "the class token (clip)"
     assert listed["paligemma"].attention == "all tokens (siglip)"
+    assert listed["llava"].offers.startswith("`attention`, `cls`, `hidden_states`, `keys`")
+    assert "`cls`" not in listed["llava_next"].offers
     assert listed["internvl"].budget.startswith("a crop")
     known = set(tokenprune.list_methods())
     for family in hosts.families():
@@ -47,7 +49,9 @@ def test_hosts_are_listed_with_what_they_take():
 def test_every_type_of_transformers_is_listed():
     table = hosts.listed_table()
     for host in tokenprune.list_hosts():
-        cells = (f"`{host.adapter}`", host.positions) if host.supported else (host.reason,)
+        offers = ", ".join(f"`{name}`" for name in host.offers) or "-"
+        shown = (f"`{host.adapter}`", host.positions, offers)
+        cells = shown if host.supported else (host.reason,)
         assert f"| {' | '.join((f'`{host.model_type}`', *cells))} |" in table
 
 

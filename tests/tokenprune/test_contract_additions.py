@@ -15,7 +15,7 @@ from tokenprune.testing import check_method, example_tokens
 from tokenprune.tokens import refuse_extra
 
 from .cases import fields
-from .hosts import llava
+from .families import FAMILIES
 from .test_methods import ALONE, build
 
 PUBLISHED = {"compared": "keys", "merging": "sum", "keep_cls": True}
@@ -222,10 +222,14 @@ def test_where_extra_rows_have_no_place():
 
 
 @pytest.mark.parametrize(
-    ("options", "missing"), [({"compared": "keys"}, "keys"), ({"keep_cls": True}, "cls")]
+    ("build", "options", "missing"),
+    [
+        (FAMILIES["aya_vision"], {"compared": "keys"}, "attention, keys of the tower"),
+        (FAMILIES["qwen2_vl"], {"keep_cls": True}, "cls, Qwen2VLModel hands over attention, f"),
+    ],
 )
-def test_a_host_that_cannot_hand_it_over_refuses_by_name(options, missing):
-    model = llava().model
+def test_a_host_that_cannot_hand_it_over_refuses_by_name(build, options, missing):
+    model = build().model
     with pytest.raises(NotImplementedError, match=f"VisionZip needs {missing}"):
         tokenprune.apply(model, get_method("visionzip", **options), num_keep=3)
 

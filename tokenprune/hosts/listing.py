@@ -24,6 +24,9 @@ class Host:
         positions: "one axis" or "several axes" (mRoPE), None where it is not supported.
         video: whether tokens of videos are reduced; where not, videos are refused.
         reason: why it is not supported, one sentence; None where it is.
+        offers: the fields of `VisionTokens` that methods are handed, ascending, as tried on the
+            tiny model that was tested: another tower may give more or less, see `Adapter.offers`.
+            Empty where the host is not supported.
     """
 
     model_type: str
@@ -32,6 +35,7 @@ class Host:
     positions: str | None
     video: bool
     reason: str | None
+    offers: tuple[str, ...] = ()
 
 
 def list_hosts() -> list[Host]:
@@ -52,7 +56,9 @@ def list_hosts() -> list[Host]:
 def _host(model_type: str, own: type | None) -> Host:
     shown = results()[1].get(model_type)
     if shown is not None and is_tested(model_type):
-        return Host(model_type, True, shown.adapter, shown.positions, shown.video, None)
+        return Host(
+            model_type, True, shown.adapter, shown.positions, shown.video, None, shown.offers
+        )
     if shown is not None or own is not None:
         adapter = own.__name__ if own is not None else None
         return Host(model_type, False, adapter, None, False, NOT_TESTED)

@@ -24,12 +24,14 @@ class Tested:
         positions: "one axis" or "several axes".
         video: whether tokens of videos are reduced.
         transformers: releases of it on which the tests passed.
+        offers: what it hands to methods, ascending; empty in entries that do not say it.
     """
 
     adapter: str
     positions: str
     video: bool
     transformers: tuple[str, ...]
+    offers: tuple[str, ...] = ()
 
 
 @functools.cache
@@ -37,7 +39,13 @@ def results() -> tuple[tuple[str, ...], dict[str, Tested]]:
     """(releases of transformers that were tested, oldest first; model_type -> what was shown)."""
     read = json.loads(RESULTS.read_text(encoding="utf-8"))
     hosts = {
-        name: Tested(**{**values, "transformers": tuple(values["transformers"])})
+        name: Tested(
+            values["adapter"],
+            values["positions"],
+            values["video"],
+            tuple(values["transformers"]),
+            tuple(values.get("offers", ())),
+        )
         for name, values in read["hosts"].items()
     }
     return tuple(read["transformers"]), hosts

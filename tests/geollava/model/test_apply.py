@@ -18,6 +18,7 @@ from geollava.model.token_reduction import check_method, crop_methods, host_meth
 from tests.geollava.conftest import noise
 from tests.tokenprune import hosts, test_apply, test_layers, test_turns
 from tests.tokenprune.hosts import IMAGE, VIDEO
+from tests.tokenprune.test_towers import needing
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "fastv": {"layer": 1},
@@ -370,6 +371,36 @@ def test_alone_means_the_grid_and_the_attention_of_the_tower(name):
 
 
 # -- which methods there are ----------------------------------------------------------------------
+
+
+def test_layers_of_the_tower_are_read_crop_by_crop(after):
+    """Crops come to the tower two at a time; its last layer but one is the last that runs."""
+    host = built(ALONE, PER_CROP)
+    inputs = host.inputs([[3, 0, 4, 0, 5]])
+    method = needing(hidden_states=(-2,), keys=(0,))
+    report = tokenprune.verify(host.model, inputs, method=method, keep_ratio=0.4, new_tokens=2)
+    assert report.ok, report
+    tower = host.model.model.vision_tower
+    with torch.no_grad():
+        whole = tower(inputs["pixel_values"])[:, 1:]
+        first = tower.encoder.encoder.layers[0]
+        embedded = tower.encoder.pre_layrnorm(tower.encoder.embeddings(inputs["pixel_values"]))
+        keys = first.self_attn.k_proj(first.layer_norm1(embedded))[:, 1:]
+    seen = set()
+    for tokens in method.noted:
+        for states, of_first in zip(tokens.hidden_states[-2], tokens.keys, strict=True):
+            crop = int((whole - states).abs().amax((1, 2)).argmin())
+            torch.testing.assert_close(states, whole[crop], atol=1e-6, rtol=0)
+            torch.testing.assert_close(of_first, keys[crop], atol=1e-6, rtol=0)
+            seen.add(crop)
+    assert seen == {0, 1, 2}
+    for layer in (-1, 2):
+        with pytest.raises(
+            NotImplementedError, match=f"keys of layer {layer}, the vision tower runs 2 of its 3"
+        ):
+            tokenprune.apply(host.model, needing(keys=(layer,)), keep_ratio=0.5)
+    with pytest.raises(NotImplementedError, match="needs the vision tower's keys of a crop's"):
+        tokenprune.apply(after.model, needing(keys=(0,)), keep_ratio=0.5)
 
 
 def test_methods_are_used_on_crops_or_on_the_host_never_both():
