@@ -3,8 +3,8 @@
     python examples/varlen_attention.py
 
 Each crop keeps as many tokens as its detail deserves. The kept tokens lie packed, and `cu_seqlens`
-says where each crop begins, as FlashAttention's varlen functions take it. They run on a GPU with
-the extra `flash`; elsewhere PyTorch's attention runs with a mask that the same bounds make.
+says where each crop begins, as FlashAttention's varlen functions take it. On a GPU with the extra
+`flash` they run; elsewhere PyTorch's attention, with a mask that the same bounds make.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BUDGET = 600  # tokens of all crops together
 
 
 def quotas(features: Tensor) -> Tensor:
-    """[B, N, D] -> [B] int64, by how far a crop's tokens lie from their mean; BUDGET in all."""
+    """[B, N, D] -> [B] int64, by how far tokens lie from their crop's mean; BUDGET in all."""
     detail = (features - features.mean(1, keepdim=True)).norm(dim=-1).mean(1)
     kept = (BUDGET * detail / detail.sum()).long().clamp(1, features.shape[1])
     kept[kept.argmin()] += BUDGET - kept.sum()
