@@ -28,7 +28,9 @@ TESTED = json.loads((ROOT / "tools" / "tested_versions.json").read_text())
 TESTS = {
     "transformers": [
         "tests/tokenprune/test_apply.py",
+        "tests/tokenprune/test_deployment.py",
         "tests/tokenprune/test_families.py",
+        "tests/tokenprune/test_flash.py",
         "tests/tokenprune/test_layers.py",
         "tests/tokenprune/test_compat.py",
         "tests/tokenprune/test_verify.py",

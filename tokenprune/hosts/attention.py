@@ -173,13 +173,9 @@ def attention_of(
         [B, C] float32, softmax over all that the token sees, mean over heads.
 
     Raises:
-        NotImplementedError: its weights are not here.
+        NotImplementedError: its weights are nowhere, or earlier keys are quantized.
     """
-    device = next(layer.parameters()).device
-    if device.type == "meta":
-        raise NotImplementedError(
-            "layers whose weights are offloaded cannot be read ahead; keep them on a device"
-        )
+    device = device_of(layer)
     rows = torch.arange(len(hidden), device=device)
     queries = queries.to(device)
     attention = layer.self_attn
@@ -219,6 +215,21 @@ def attention_of(
     finally:
         _reading.reset(token)
     return noted[0][:, -len_now:]
+
+
+def device_of(layer: Any) -> torch.device:
+    """Where a layer computes."""
+    device = next(layer.parameters()).device
+    if device.type != "meta":
+        return device
+    # accelerate has offloaded its weights; hooks in its parts bring them there when they run.
+    found = getattr(getattr(layer, "_hf_hook", None), "execution_device", None)
+    if found is None:
+        raise NotImplementedError(
+            f"{type(layer).__name__} cannot be read ahead of its run: its weights are on the meta "
+            "device, and no hook of accelerate says where it runs; keep them on a device"
+        )
+    return torch.device(found)
 
 
 def _to(device: torch.device, value: Any) -> Any:
