@@ -39,8 +39,7 @@ REASONS = {
     "where an image ends",
     "Q-Former": "its generate calls the language model's own generate, past the forward in which "
     "tokens leave",
-    "diffusion": "it writes whole blocks by diffusion, in a decoder that reads another model's "
-    "cache",
+    "diffusion": "it writes whole blocks by diffusion, in a decoder that reads the encoder's cache",
     "text alone": "it takes text alone",
     "proteins": "it takes proteins, not images",
     "actions": "it gives a robot's actions, not text",
