@@ -17,6 +17,8 @@ CACHE = "cache" if Version(hf.__version__) >= Version("5.24") else "past_key_val
 # generate() does not lengthen ERNIE's `moe_mm_token_type_ids`.
 NEEDS_CACHE = {"ernie4_5_vl_moe"}
 NEEDS_CACHE |= {"paligemma"} if Version(hf.__version__) < Version("5.18") else set()
+# Methods that no prompt of images alone is for, and how they are refused.
+NOT_OF_IMAGES = {"evs": "compares the frames of videos"}
 IMAGE, VIDEO, START, END, PAD = 100, 101, 102, 103, 0
 TEXT: dict[str, Any] = {
     "vocab_size": 128,

@@ -124,6 +124,11 @@ def check_method(method: Method, adapter: Adapter) -> None:
     """
     if (reason := adapter.why_not(method)) is not None:
         raise NotImplementedError(f"{type(method).__name__} {reason}")
+    if method.over_time and adapter.videos is None:
+        raise NotImplementedError(
+            f"{type(method).__name__} compares the frames of videos, which "
+            f"{type(adapter).__name__} does not reduce"
+        )
     if isinstance(method, LayerMethod):
         check_layers(adapter, method)
         return

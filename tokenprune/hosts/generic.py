@@ -165,6 +165,8 @@ def why_layers_are_refused(language_model: Any) -> str | None:
     names = [name.rsplit(".", 1)[-1].lower() for name, _ in language_model.named_modules()]
     if any(mark in name for name in names for mark in ("cross_att", "crossatt", "encoder_att")):
         return REASONS["cross attention"]
+    if any(name.startswith("index_") and "pool" in name for name in config.to_dict()):
+        return REASONS["blocks of columns"]
     if unknown := sorted(set(kinds or ()) - ATTENTION - KINDS - TOKENWISE):
         return f"{REASONS['unknown layers']} ({', '.join(unknown)})"
     recurrent = mixers(language_model)
