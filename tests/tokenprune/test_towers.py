@@ -46,7 +46,12 @@ def llava_pixtral() -> Host:
     return family(hf.LlavaForConditionalGeneration(config), sized(14))
 
 
-OTHERS = {"llava_pixtral": llava_pixtral, "shieldgemma2": shieldgemma2, "glm4v": FAMILIES["glm4v"]}
+OTHERS = {
+    "llava_pixtral": llava_pixtral,
+    "shieldgemma2": shieldgemma2,
+    "glm4v": FAMILIES["glm4v"],
+    "granite_docling": FAMILIES["granite_docling"],
+}
 BUILD = {**HOSTS, **OTHERS}
 
 
@@ -81,6 +86,10 @@ class Noting(Method):
         compared = next(iter(read_of(tokens).values()))
         scores = compared.norm(dim=2)
         return select_tokens(tokens, best(scores, num_keep), scores)
+
+
+def transformers_types() -> set[str]:
+    return {host.model_type for host in tokenprune.list_hosts()}
 
 
 def needing(**layers: tuple[int, ...]) -> Noting:
@@ -434,6 +443,17 @@ def test_what_is_not_handed_over_is_refused_by_name():
         with pytest.raises(NotImplementedError, match=f"Noting {message}"):
             tokenprune.apply(generic, needing(**needs), num_keep=3)
     assert find_adapter(generic).offers == {"features", "text"}
+
+
+@pytest.mark.parametrize("name", ["idefics2", "molmo2", "granite4_vision"])
+def test_hosts_whose_tokens_are_of_no_patches_of_their_own_refuse(name):
+    if name not in transformers_types():
+        pytest.skip(f"this transformers has no {name}")
+    model = FAMILIES[name]().model
+    assert find_adapter(model).offers == {"features", "text"}
+    for needs in ({"keys": (-1,)}, {"hidden_states": (-1,)}):
+        with pytest.raises(NotImplementedError, match=r"Noting (needs|is refused)"):
+            tokenprune.apply(model, needing(**needs), keep_ratio=0.5)
 
 
 def test_layers_that_are_not_there_are_refused(llava):

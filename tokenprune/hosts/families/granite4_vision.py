@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokenprune.hosts.compat import require_parameters
 from tokenprune.hosts.families.llava_next import LlavaNext
-from tokenprune.method import LayerMethod, Method
+from tokenprune.method import OF_TOWER, LayerMethod, Method
 
 
 class Granite4Vision(LlavaNext):
@@ -26,8 +26,12 @@ class Granite4Vision(LlavaNext):
         super().check()
         require_parameters(self.language_model.forward, "vision_mask", "deepstack_features")
 
+    @property
+    def offers(self) -> frozenset[str]:
+        return frozenset({"features", "text"})
+
     def why_not(self, method: Method) -> str | None:
-        if "attention" in method.needs or isinstance(method, LayerMethod):
+        if isinstance(method, LayerMethod) or any(name in OF_TOWER for name in method.needs):
             return "is refused: the tower is read, and features are added, in several layers"
         return None
 

@@ -52,6 +52,6 @@ class GraniteDocling(Adapter):
         side = math.isqrt(self.model.image_seq_len if size is None else size)
         return ImageLayout.one_grid(side, side)
 
-    def token_attention(self, received: Tensor, sizes: Sequence[Any]) -> list[Tensor]:
+    def token_values(self, values: Tensor, sizes: Sequence[Any]) -> list[Tensor]:
         (grid,) = self.layout(sizes[0]).grids
-        return list(pool_patches(received, grid.rows, grid.cols))
+        return list(pool_patches(values, grid.rows, grid.cols))

@@ -9,7 +9,7 @@ from torch import nn
 from tokenprune.hosts.adapter import Adapter
 from tokenprune.hosts.compat import require_attributes
 from tokenprune.hosts.layout import ImageLayout
-from tokenprune.method import Method
+from tokenprune.method import OF_TOWER, Method
 
 
 class Idefics2(Adapter):
@@ -27,8 +27,12 @@ class Idefics2(Adapter):
         super().check()
         require_attributes(self.config.perceiver_config, "resampler_n_latents")
 
+    @property
+    def offers(self) -> frozenset[str]:
+        return frozenset({"features", "text"})
+
     def why_not(self, method: Method) -> str | None:
-        if "attention" in method.needs or method.uses_grid:
+        if method.uses_grid or any(name in OF_TOWER for name in method.needs):
             return "needs to know where tokens lie, those of a resampler stand for no place"
         return None
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from tokenprune.hosts.adapter import Adapter
 from tokenprune.hosts.compat import require_parameters
 from tokenprune.hosts.layout import ImageLayout, TokenGrid
-from tokenprune.method import LayerMethod, Method
+from tokenprune.method import OF_TOWER, LayerMethod, Method
 
 
 class Molmo2(Adapter):
@@ -28,9 +28,14 @@ class Molmo2(Adapter):
         super().check()
         require_parameters(self.model.get_image_features, "image_grids")
 
+    @property
+    def offers(self) -> frozenset[str]:
+        return frozenset({"features", "text"})
+
     def why_not(self, method: Method) -> str | None:
-        if "attention" in method.needs:
-            return "needs attention of the tower, which is not read: its crops overlap"
+        if of_tower := [name for name in method.needs if name in OF_TOWER]:
+            names = ", ".join(of_tower)
+            return f"needs {names} of the tower, which is not read: its crops overlap"
         if isinstance(method, LayerMethod) and self.config.text_config.norm_after:
             return "reads attention of normalized states, layers with norm_after take others"
         return None
