@@ -47,7 +47,6 @@ def proven(name: str) -> dict[str, Any] | None:
     return {
         "adapter": type(adapter).__name__,
         "positions": "several axes" if adapter.positions_need_grid else "one axis",
-        "video": proves_videos(name),
         "offers": sorted(adapter.offers),
     }
 
@@ -65,6 +64,10 @@ def proves_videos(name: str) -> bool:
     return True
 
 
+def with_release(releases: list[str], release: str, passed: bool) -> list[str]:
+    return sorted(({*releases} - {release}) | ({release} if passed else set()), key=number_of)
+
+
 def main() -> None:
     release = str(transformers.__version__)
     written = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
@@ -73,10 +76,11 @@ def main() -> None:
     installed = set(imported(*TYPES))
     for name in sorted(FAMILIES):
         shown = proven(name) if name in installed else None
-        before = hosts.pop(name, {"transformers": []})
-        passed = ({*before["transformers"]} - {release}) | ({release} if shown else set())
+        before = hosts.pop(name, {"video": [], "transformers": []})
+        passed = with_release(before["transformers"], release, shown is not None)
+        video = with_release(before["video"], release, shown is not None and proves_videos(name))
         if passed:
-            hosts[name] = (shown or before) | {"transformers": sorted(passed, key=number_of)}
+            hosts[name] = (shown or before) | {"video": video, "transformers": passed}
     RESULTS.write_text(
         json.dumps(
             {

@@ -24,4 +24,5 @@ def hosts_shown() -> str:
 
 @figure
 def hosts_with_videos() -> str:
-    return str(sum(host["video"] for host in shown()[1]))
+    newest, hosts = shown()
+    return str(sum(newest in host["video"] for host in hosts))

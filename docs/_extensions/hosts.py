@@ -117,7 +117,8 @@ def attention_of(models: Iterable[Any]) -> str:
     towers: dict[str, list[str]] = {}
     for made in models:
         adapter = find_adapter(made.model)
-        if adapter.why_not(get_method("fastervlm")) is not None:
+        refused = adapter.why_not(get_method("fastervlm")) is not None
+        if refused or "attention" not in adapter.offers:
             return "not read"
         tower = adapter.config.vision_config.model_type.removesuffix("_model")
         whom = "the class token" if adapter.num_prefix_tokens else "all tokens"

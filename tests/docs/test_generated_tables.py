@@ -65,7 +65,7 @@ def test_alternatives_say_which_methods_are_here():
 
 def test_refusals_are_read_from_the_code():
     table = hosts.refusals_table("tokenprune/hosts")
-    assert "| tokens of videos are not reduced; strict=False lets them pass" in table
+    assert "| tokens of videos are not reduced in …; strict=False lets them pass" in table
     assert "| a static cache has its length fixed" in table
     assert "Pixtral" in hosts.refusals_table("tokenprune/hosts/families")
 

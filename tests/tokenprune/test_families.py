@@ -61,9 +61,9 @@ def test_what_is_listed_is_what_was_tested():
         adapter = find_adapter(build(name).model)
         positions = "several axes" if adapter.positions_need_grid else "one axis"
         kind = type(adapter).__name__
-        # Entries of a release before offers were written down have none.
-        offers = tuple(sorted(adapter.offers)) if results()[1][name].offers else ()
-        assert listed == Listed(name, True, kind, positions, False, None, offers)
+        offers = tuple(sorted(adapter.offers))
+        assert listed == Listed(name, True, kind, positions, listed.video, None, offers)
+        assert not listed.video or adapter.videos is not None
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tokenprune.hosts.compat import imported
+from tokenprune.hosts.compat import imported, transformers_version
 from tokenprune.hosts.mechanisms import NOT_TESTED, reason_of
 from tokenprune.hosts.registry import known_adapters
-from tokenprune.hosts.tested import is_tested, results
+from tokenprune.hosts.tested import is_tested, release_for, results
 
 TYPES = "transformers.models.auto.modeling_auto", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES"
 
@@ -56,9 +56,8 @@ def list_hosts() -> list[Host]:
 def _host(model_type: str, own: type | None) -> Host:
     shown = results()[1].get(model_type)
     if shown is not None and is_tested(model_type):
-        return Host(
-            model_type, True, shown.adapter, shown.positions, shown.video, None, shown.offers
-        )
+        video = release_for(transformers_version()) in shown.video
+        return Host(model_type, True, shown.adapter, shown.positions, video, None, shown.offers)
     if shown is not None or own is not None:
         adapter = own.__name__ if own is not None else None
         return Host(model_type, False, adapter, None, False, NOT_TESTED)

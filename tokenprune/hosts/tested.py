@@ -22,16 +22,16 @@ class Tested:
     Attributes:
         adapter: the name of its class.
         positions: "one axis" or "several axes".
-        video: whether tokens of videos are reduced.
+        video: releases of transformers on which those of videos passed, too.
         transformers: releases of it on which the tests passed.
-        offers: what it hands to methods, ascending; empty in entries that do not say it.
+        offers: what it hands to methods, ascending.
     """
 
     adapter: str
     positions: str
-    video: bool
+    video: tuple[str, ...]
     transformers: tuple[str, ...]
-    offers: tuple[str, ...] = ()
+    offers: tuple[str, ...]
 
 
 @functools.cache
@@ -42,9 +42,9 @@ def results() -> tuple[tuple[str, ...], dict[str, Tested]]:
         name: Tested(
             values["adapter"],
             values["positions"],
-            values["video"],
+            tuple(values["video"]),
             tuple(values["transformers"]),
-            tuple(values.get("offers", ())),
+            tuple(values["offers"]),
         )
         for name, values in read["hosts"].items()
     }

@@ -62,7 +62,8 @@ class Videos(ABC):
         return features
 
     def lengths(self, features: Any) -> list[int]:
-        return [len(feature) for feature in features]
+        """Tokens of each video; some releases give them frame by frame, [frames, tokens, D]."""
+        return [int(feature.shape[:-1].numel()) for feature in features]
 
     @abstractmethod
     def sizes(

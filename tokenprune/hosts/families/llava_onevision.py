@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from tokenprune.hosts.compat import require_attributes, require_parameters
+from tokenprune.hosts.compat import Call, require_attributes, require_parameters
 from tokenprune.hosts.families.llava_next import LlavaNext, PooledVideos
 
 
@@ -47,8 +47,10 @@ class LlavaOnevision(LlavaNext):
         return [size if one else None for size, one in zip(sizes, alone, strict=True)]
 
     @property
-    def videos(self) -> OnevisionVideos:
-        return OnevisionVideos(self)
+    def videos(self) -> OnevisionVideos | None:
+        # Before 5.18 the newline comes after get_video_features.
+        names = Call.parameters(self.model.get_video_features)
+        return OnevisionVideos(self) if "pixel_values_videos" in names else None
 
     def num_crops(self, size: Any) -> int:
         """`size` None: an image that is not alone in its prompt."""

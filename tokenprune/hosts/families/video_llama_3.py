@@ -14,7 +14,10 @@ from tokenprune.hosts.videos import Videos
 
 
 class VideoLlama3(Adapter):
-    """VideoLLaMA 3. A budget counts for an image, or for a video."""
+    """VideoLLaMA 3.
+
+    A budget counts for an image, or for a video.
+    """
 
     model_types: ClassVar[tuple[str, ...]] = ("video_llama_3",)
 
