@@ -35,7 +35,8 @@ from tokenprune.ops.common.checks import check_int
 from tokenprune.version import __version__
 
 HEADINGS = (
-    "method", "what it does", "needs", "query-agnostic", "merges", "paper", "departs from it in",
+    "method", "what it does", "needs", "query-agnostic", "merges", "faithful", "paper",
+    "departs from it in",
 )  # fmt: skip
 HOST_HEADINGS = ("model type", "supported", "adapter", "positions", "video", "reason")
 DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -59,6 +60,7 @@ def _row(name: str, method: type[Method]) -> tuple[str, ...]:
         ", ".join(needs) or "-",
         "yes" if method.query_agnostic else "no",
         "yes" if method.merges else "-",
+        method.faithful or "-",
         method.paper or "-",
         method.approximates or "-",
     )

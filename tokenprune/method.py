@@ -51,6 +51,10 @@ class Method(ABC):
         over_time: the result depends on the order of a video's frames. Such a method is handed
             whole videos, and images not at all; all others are handed each frame by itself.
         paper: arXiv number; None for a method without a paper.
+        faithful: "faithful to OWNER/REPOSITORY@COMMIT" where outputs recorded from that code are
+            reproduced; "variant" where the method departs from its paper's code; "control" where it
+            has none to follow; None where nothing is said. As `approximates`, an option may change
+            it.
         approximates: in what the method departs from its paper's official code, in a few words;
             None where it does not depart, or has no paper. An option that lifts a departure changes
             the method's own value, see `declare`.
@@ -66,6 +70,7 @@ class Method(ABC):
     uses_grid: ClassVar[bool] = False
     over_time: ClassVar[bool] = False
     paper: ClassVar[str | None] = None
+    faithful: ClassVar[str | None] = None
     approximates: ClassVar[str | None] = None
     _apply: ClassVar[Callable[..., Any]]  # `tokenprune.apply` sets it, which knows methods
     strict: bool = True

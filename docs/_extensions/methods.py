@@ -87,6 +87,7 @@ def declarations(name: str, method: type[Method]) -> str:
         ("reads the question", "no" if method.query_agnostic else "yes"),
         ("merges", "yes" if method.merges else "no, tokens stay as they are"),
         ("operators", ", ".join(used) or "-"),
+        ("faithful", method.faithful or "-"),
         ("paper", f"[arXiv {method.paper}]({ARXIV}{method.paper})" if method.paper else "-"),
         ("class", f"`{method.__module__}.{method.__name__}`"),
     ]
@@ -244,7 +245,7 @@ def score(cell: dict[str, Any]) -> str:
 def methods_table() -> str:
     """All methods, each with a link to its page."""
     body = []
-    for shown, summary, needs, agnostic, merges, paper, departs in method_rows():
+    for shown, summary, needs, agnostic, merges, checked, paper, departs in method_rows():
         name = shown.partition(" ")[0]
         notes = {
             "asks": agnostic == "no",
@@ -257,10 +258,11 @@ def methods_table() -> str:
                 summary,
                 needs,
                 ", ".join(note for note, holds in notes.items() if holds) or "-",
+                checked,
                 paper if paper == "-" else f"[{paper}]({ARXIV}{paper})",
             )
         )
-    return table(("method", "what it does", "needs", "notes", "paper"), body)
+    return table(("method", "what it does", "needs", "notes", "faithful", "paper"), body)
 
 
 def write_pages(app: Any) -> None:

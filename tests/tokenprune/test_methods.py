@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import replace
 
 import pytest
@@ -233,7 +234,7 @@ def test_a_method_is_one_file(tmp_path, monkeypatch):
     )
     assert "first_tokens" in list_methods()
     check_method(build("first_tokens"))
-    row = ("first_tokens", "keeps the first tokens", "-", "yes", "-", "-", "-")
+    row = ("first_tokens", "keeps the first tokens", "-", "yes", "-", "-", "-", "-")
     assert row in cli.method_rows()
 
 
@@ -245,6 +246,23 @@ def test_approximations_say_so_beside_their_names():
         mark = " (approximation)" if name in departing else ""
         assert f"\n| `{name}`{mark} | " in cli.markdown_table()
         assert f"\n{name}{mark}  " in cli.text_table()
+
+
+def test_every_method_says_to_which_code_it_is_faithful(golden):
+    """A commit is one of those from which outputs are recorded."""
+    recorded = (golden / "methods" / "README.md").read_text("utf-8")
+    for name in list_methods():
+        value = method_class(name).faithful
+        if name == "background_anchored":  # recorded beside the other methods, without a commit
+            assert value == "faithful to GeoLLaVA-8K as published"
+            continue
+        found = re.fullmatch(r"variant|control|faithful to ([\w.-]+/[\w.-]+)@([0-9a-f]{7})", value)
+        assert found, f"{name}: {value}"
+        repository, commit = found.groups()
+        assert not repository or re.search(rf"{repository}\b.* at {commit}", recorded), value
+        assert f" | {value} | " in next(
+            line for line in cli.markdown_table().splitlines() if line.startswith(f"| `{name}`")
+        )
 
 
 def test_the_table_lists_every_method(capsys):

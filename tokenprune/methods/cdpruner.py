@@ -67,6 +67,7 @@ class CDPruner(Method):
     needs: ClassVar[tuple[str, ...]] = ("text",)
     query_agnostic: ClassVar[bool] = False
     paper: ClassVar[str | None] = "2506.10967"
+    faithful: ClassVar[str | None] = "variant"
     approximates: ClassVar[str | None] = (
         "relevance and kernel from features and text as given, not in CLIP's joint space, and "
         "relevance is the mean cosine, not its negative"

@@ -65,6 +65,7 @@ class HoloV(Method):
     needs: ClassVar[tuple[str, ...]] = ("attention",)
     uses_grid: ClassVar[bool] = True
     paper: ClassVar[str | None] = "2510.02912"
+    faithful: ClassVar[str | None] = "variant"
     approximates: ClassVar[str | None] = (
         "square windows, softmax shares and another score inside a window"
     )

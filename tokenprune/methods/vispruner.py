@@ -59,6 +59,7 @@ class VisPruner(Method):
 
     needs: ClassVar[tuple[str, ...]] = ("attention",)
     paper: ClassVar[str | None] = "2412.01818"
+    faithful: ClassVar[str | None] = "variant"
     approximates: ClassVar[str | None] = (
         "the rest is thinned out in raster order, not in order of attention; attention's part of "
         "the budget rounds up"
