@@ -15,7 +15,7 @@ from typing import Any
 import figures
 from sections import Docstring, table
 from tokenprune import LayerMethod, Method, list_methods, method_class, ops
-from tokenprune.cli import method_rows
+from tokenprune.cli import APPROXIMATION, is_approximation, method_rows
 from tokenprune.method import BUDGET, required_options
 
 ARXIV = "https://arxiv.org/abs/"
@@ -104,7 +104,12 @@ def operators_of(method: type[Method]) -> list[str]:
 
 def faithful(method: type[Method], doc: Docstring) -> str:
     parts = []
-    if method.approximates:
+    if method.approximates and not is_approximation(method):
+        parts.append(
+            f"**{method.faithful}**, whose recorded outputs it reproduces. With its defaults one "
+            f"thing differs: {method.approximates}."
+        )
+    elif method.approximates:
         parts.append(
             "**An approximation.** With its defaults it departs from its paper's official code in: "
             f"{method.approximates}. Do not report it as the paper's method."
@@ -245,12 +250,12 @@ def score(cell: dict[str, Any]) -> str:
 def methods_table() -> str:
     """All methods, each with a link to its page."""
     body = []
-    for shown, summary, needs, agnostic, merges, checked, paper, departs in method_rows():
-        name = shown.partition(" ")[0]
+    for shown, summary, needs, agnostic, merges, checked, paper, _ in method_rows():
+        name = shown.removesuffix(APPROXIMATION)
         notes = {
             "asks": agnostic == "no",
             "merges": merges == "yes",
-            "approximation": departs != "-",
+            "approximation": shown != name,
         }
         body.append(
             (

@@ -11,7 +11,6 @@ import torch
 from torch.nn import functional
 
 from tokenprune import VisionTokens, get_method
-from tokenprune.methods.spatial_pool import window_roots
 from tokenprune.testing import example_tokens
 
 SEEDS = range(20)
@@ -153,36 +152,47 @@ def test_sparsevlm(seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("options", [{}, {"num_windows": 4, "temperature": 0.2}])
-def test_holov(seed, options):
+@pytest.mark.parametrize("options", [{}, {"num_windows": 4}, {"num_windows": None}])
+@pytest.mark.parametrize("official", [False, True])
+def test_holov(seed, options, official):
     tokens, num_keep = tokens_of(seed)
-    roots = window_roots(GRID, options.get("num_windows", 16)).tolist()
-    windows = {
-        root: [t for t in range(NUM_TOKENS) if roots[t] == root] for root in sorted(set(roots))
-    }
-    variance = torch.zeros(NUM_TOKENS, dtype=torch.float64)
-    for token in range(NUM_TOKENS):
-        others = [other for other in windows[roots[token]] if other != token]
-        if others:
-            likeness = cosines(tokens.features[0, [token]], tokens.features[0, others])[0]
-            variance[token] = likeness.var(correction=0)
-    attention = tokens.attention[0]
-    scores = attention / attention.mean() + variance / variance.mean()
-    means = torch.stack([scores[members].mean() for members in windows.values()])
-    shares = dict(zip(windows, (means / options.get("temperature", 1.0)).softmax(0), strict=True))
-    kept = {root: [] for root in windows}
-    left = {
-        root: sorted(members, key=lambda token: -float(scores[token]))
-        for root, members in windows.items()
-    }
-    for _ in range(num_keep):  # Webster: the next seat goes where share / (seats + 1/2) is largest
-        root = max(
-            (root for root in windows if left[root]),
-            key=lambda root: float(shares[root]) / (len(kept[root]) + 0.5),
-        )
-        kept[root].append(left[root].pop(0))
-    result = get_method("holov", **options).reduce(tokens, num_keep)
-    assert result.keep_indices[0].tolist() == sorted(itertools.chain(*kept.values()))
+    attention = tokens.attention[0].tolist()
+    count = options.get("num_windows", 16) or max(1, int(1024 / 576 * NUM_TOKENS / num_keep))
+    sizes = [NUM_TOKENS // count + (run < NUM_TOKENS % count) for run in range(count)]
+    ends = list(itertools.accumulate(sizes))
+    runs = [list(range(end - size, end)) for size, end in zip(sizes, ends, strict=True) if size]
+    scores = []
+    for run in runs:
+        likeness = cosines(tokens.features[0, run], tokens.features[0, run]).fill_diagonal_(0)
+        variance = []
+        for row in likeness.tolist():
+            mean = sum(row) / max(len(run) - 1, 1)
+            variance.append(sum((value - mean) ** 2 for value in row) / max(len(run) - 1, 1))
+        scale = 1000 * sum(attention[token] for token in run) / (sum(variance) + len(run) * 1e-6)
+        values = [
+            1000 * attention[token] + 0.09 * scale * spread
+            for token, spread in zip(run, variance, strict=True)
+        ]
+        scores.append(sum(values) / len(run))
+    shares = [score / (sum(scores) + 1e-6) for score in scores]
+    quotas = [math.floor(share * num_keep) for share in shares]
+    largest = sorted(range(len(runs)), key=lambda run: -shares[run])
+    for run in largest[: num_keep - sum(quotas)]:
+        quotas[run] += 1
+    surplus = sum(max(quota - len(run), 0) for quota, run in zip(quotas, runs, strict=True))
+    full = [[*run] for run in runs]
+    while surplus and not official:
+        for run in largest:
+            if surplus and quotas[run] < len(full[run]):
+                quotas[run] += 1
+                surplus -= 1
+        quotas = [min(quota, len(run)) for quota, run in zip(quotas, full, strict=True)]
+    kept = []
+    for run, quota in zip(runs, quotas, strict=True):
+        kept += sorted(run, key=lambda token: -attention[token])[:quota]
+    result = get_method("holov", official=official, **options).reduce(tokens, num_keep)
+    assert result.keep_indices[0, result.valid[0]].tolist() == sorted(kept)
+    assert int((~result.valid).sum()) == num_keep - len(kept)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -48,14 +48,6 @@ def test_vispruner_is_an_approximation_as_it_says(golden):
     assert not torch.equal(result.keep_indices[0], tensors["out.kept"])
 
 
-def test_holov_is_an_approximation_as_it_says(golden):
-    tensors, options, tokens = attended(golden, "holov_n576_p16_k64")
-    method = get_method("holov", num_windows=options["num_patches"])
-    result = method.reduce(tokens, options["new_image_token_num"])
-    assert method.approximates
-    assert not torch.equal(result.keep_indices[0], tensors["out.kept"])
-
-
 def test_the_official_relevance_of_cdpruner_has_the_other_sign(golden):
     """Its page says so: what the official code takes for relevant is what is unlike the text."""
     from tokenprune.methods.cdpruner import text_relevance
