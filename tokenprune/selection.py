@@ -8,6 +8,8 @@ from torch import Tensor
 from tokenprune import ops
 from tokenprune.tokens import ReducedTokens, VisionTokens
 
+FEATURE_LAYER = -2  # of a tower: its output is what LLaVA's projector takes
+
 
 def best(scores: Tensor, num_keep: int) -> Tensor:
     """[B, N] scores -> [B, K] indices of the highest, ascending; ties go to the lowest index."""
@@ -28,9 +30,15 @@ def rows(features: Tensor, indices: Tensor) -> Tensor:
 
 
 def compared_rows(tokens: VisionTokens, compared: str) -> Tensor:
-    """[B, N, D']: what similarity is measured on, "features" or "keys" (their mean over heads)."""
+    """[B, N, D']: what similarity is measured on.
+
+    Args:
+        compared: "features"; "keys", their mean over heads; or "hidden_states", of `FEATURE_LAYER`.
+    """
     if compared == "features":
         return tokens.features
+    if compared == "hidden_states":
+        return tokens.layer_outputs[FEATURE_LAYER]
     assert tokens.keys is not None  # who compares keys has them in `needs`
     return tokens.keys.unflatten(2, (tokens.num_heads, -1)).mean(2)
 

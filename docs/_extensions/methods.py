@@ -25,7 +25,7 @@ NEEDED = {  # as a reader calls it, and as random numbers for the example
     "attention": ("the tower's attention", "torch.rand(2, 576).softmax(1)"),
     "keys": ("a tower layer's keys", "torch.randn(2, 576, 64)"),
     "queries": ("a tower layer's queries", "torch.randn(2, 576, 64)"),
-    "hidden_states": ("outputs of tower layers", None),
+    "hidden_states": ("outputs of tower layers", "torch.randn(2, 576, 64)"),
     "text": ("the question's embeddings", "torch.randn(2, 8, 64)"),
     "layers": ("the language model's layers, through `tokenprune.apply`", None),
 }
@@ -151,9 +151,7 @@ def example(name: str, method: type[Method], doc: Docstring) -> str:
             "{py:func}`tokenprune.apply`, by the same name."
         )
         return f"{words}\n\n" + "\n".join(["```python", *code, "```"])
-    given = [
-        f"    {need}={NEEDED[need][1]}," for need in method.needs if NEEDED[need][1] is not None
-    ]
+    given = [f"    {need}={random_numbers(need, method)}," for need in method.needs]
     code = [
         "import torch",
         "",
@@ -174,6 +172,13 @@ def example(name: str, method: type[Method], doc: Docstring) -> str:
         "see {py:func}`tokenprune.apply`."
     )
     return "\n".join(["```python", *code, "```", "", in_a_model])
+
+
+def random_numbers(need: str, method: type[Method]) -> str:
+    _, numbers = NEEDED[need]
+    if need != "hidden_states":
+        return str(numbers)
+    return f"{{{', '.join(f'{layer}: {numbers}' for layer in method.tower_layers[need])}}}"
 
 
 # -- measured rows --------------------------------------------------------------------------------

@@ -49,20 +49,24 @@ def test_uniform(seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("options", [{}, {"step": 1, "important_ratio": 0.2}])
+@pytest.mark.parametrize(
+    "options", [{}, {"step": 1, "important_ratio": 0.2}, {"compared": "features"}]
+)
 def test_vispruner(seed, options):
     tokens, num_keep = tokens_of(seed)
-    important = by_attention(tokens, math.ceil(num_keep * options.get("important_ratio", 0.5)))
-    rest = [token for token in range(NUM_TOKENS) if token not in important]
-    features = tokens.features[0]
-    while len(rest) > num_keep - len(important) > 0:
+    ranking = by_attention(tokens, NUM_TOKENS)
+    num_important = int(num_keep * options.get("important_ratio", 0.5))
+    rest, num_distinct = ranking[num_important:], num_keep - num_important
+    while len(rest) > num_distinct > 0:
         first, second = rest[::2], rest[1::2]
-        likeness = cosines(features[first], features[second]).amax(1).tolist()
-        surplus = len(rest) - (num_keep - len(important))
-        drop = min(options.get("step", 8), surplus, len(second))
-        ranking = sorted(range(len(first)), key=lambda place: (likeness[place], place))
-        rest = sorted([first[place] for place in ranking[: len(first) - drop]] + second)
-    expected = sorted(important + rest[: num_keep - len(important)])
+        states = tokens.hidden_states[-2][0]
+        if options.get("compared") == "features":
+            states = tokens.features[0]
+        likeness = cosines(states[first], states[second]).amax(1).tolist()
+        drop = min(options.get("step", 8), len(rest) - num_distinct, len(first))
+        order = sorted(range(len(first)), key=lambda place: -likeness[place])
+        rest = [first[place] for place in order[drop:]] + second
+    expected = sorted(ranking[:num_important] + rest[:num_distinct])
     result = get_method("vispruner", **options).reduce(tokens, num_keep)
     assert result.keep_indices[0].tolist() == expected
 

@@ -30,24 +30,6 @@ def test_fastervlm_as_published(golden, case):
     assert torch.equal(result.keep_indices[0], tensors["out.kept"])
 
 
-def attended(golden, name):
-    tensors, options = recorded(golden, name)
-    features = tensors["in.features"][None]
-    attention = tensors.get("in.attention")
-    if attention is None:
-        attention = tensors["in.cls_attention"].mean(0)
-    side = int(features.shape[1] ** 0.5)
-    return tensors, options, VisionTokens(features, (side, side), attention=attention[None])
-
-
-def test_vispruner_is_an_approximation_as_it_says(golden):
-    tensors, options, tokens = attended(golden, "vispruner_n576_k128_i0.5")
-    method = get_method("vispruner", important_ratio=options["important_ratio"])
-    result = method.reduce(tokens, options["visual_token_num"])
-    assert method.approximates
-    assert not torch.equal(result.keep_indices[0], tensors["out.kept"])
-
-
 def test_the_official_relevance_of_cdpruner_has_the_other_sign(golden):
     """Its page says so: what the official code takes for relevant is what is unlike the text."""
     from tokenprune.methods.cdpruner import text_relevance

@@ -49,7 +49,12 @@ def test_contract(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("holov", {"official": True}), ("holov", {"num_windows": None})]
+    ("name", "options"),
+    [
+        ("holov", {"official": True}),
+        ("holov", {"num_windows": None}),
+        ("vispruner", {"compared": "features"}),
+    ],
 )
 def test_contract_with_options(name, options):
     check_method(get_method(name, **options))

@@ -19,4 +19,21 @@ def holov(case: Recorded) -> Iterator[Compared]:
     yield "rows", kept.sort().values, case.official("order").sort().values
 
 
-FORMS: dict[str, Form] = {"holov": holov}
+def tower_tokens(case: Recorded) -> VisionTokens:
+    """Features that are the tower's, and the class token's attention, of several heads."""
+    features = case.given("features")[None]
+    return VisionTokens(
+        features,
+        (1, features.shape[1]),
+        attention=case.given("cls_attention").mean(0, keepdim=True),
+        hidden_states={-2: features},
+    )
+
+
+def vispruner(case: Recorded) -> Iterator[Compared]:
+    method = get_method("vispruner", important_ratio=case.options["important_ratio"])
+    result = method.reduce(tower_tokens(case), case.options["visual_token_num"])
+    yield "kept", result.keep_indices[0], case.official("kept")
+
+
+FORMS: dict[str, Form] = {"holov": holov, "vispruner": vispruner}
