@@ -139,7 +139,7 @@ def kept_tokens(tokens: VisionTokens, result: ReducedTokens) -> VisionTokens:
     kept = {
         name: value.gather(1, places) if value.ndim == 2 else rows(value, places)
         for name, value in tokens.tensors().items()
-        if name not in ("features", "cls", "text")
+        if name not in ("features", "cls", "text", "text_embeds")
     }
     return tokens.with_tensors(
         kept | {"features": result.features}, grid_size=(1, places.shape[1]), frames=1

@@ -18,7 +18,8 @@ __all__ = ["check_method", "check_packed", "check_result", "example_tokens", "to
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 NUM_HEADS = 2
-NEEDS = (*OF_TOWER, "text", "layers")
+JOINT_WIDTH = 8
+NEEDS = (*OF_TOWER, "text", "image_embeds", "text_embeds", "layers")
 
 
 def example_tokens(
@@ -55,6 +56,8 @@ def example_tokens(
         queries=of_a_layer(NUM_HEADS * 4),
         hidden_states={layer: of_a_layer(width) for layer in hidden_layers},
         text=text,
+        image_embeds=of_a_layer(JOINT_WIDTH),
+        text_embeds=of_a_layer(JOINT_WIDTH)[:, :2],
         num_heads=NUM_HEADS,
         frames=frames,
     )

@@ -29,6 +29,9 @@ class VisionTokens:
         queries: [B, N, Dk], their queries in the layer that the method names.
         hidden_states: for each further tower layer that the method names, its output [B, N, D'].
         text: [B, T, D], embeddings of the question's words in the space of the features.
+        image_embeds: [B, N, C], the patches in the joint space of a contrastive model, such as
+            CLIP's. No host hands it over.
+        text_embeds: [B, T, C], the question in that space, in one piece or several.
         num_heads: how many heads lie side by side in keys and queries; it divides Dk.
         frames: of a video, or 1. Only a method that works `over_time` takes more.
     """
@@ -41,6 +44,8 @@ class VisionTokens:
     queries: Tensor | None = None
     hidden_states: Mapping[int, Tensor] | None = None
     text: Tensor | None = None
+    image_embeds: Tensor | None = None
+    text_embeds: Tensor | None = None
     num_heads: int = 1
     frames: int = 1
 
@@ -77,7 +82,12 @@ class VisionTokens:
         for layer, states in self.layer_outputs.items():
             check_of_patches(f"hidden_states[{layer}]", states, "[B, N, D']", self.features)
         if self.text is not None:
-            check_text(self.text, self.features)
+            check_text("text", self.text, self.features)
+        if self.image_embeds is not None:
+            check_of_patches("image_embeds", self.image_embeds, "[B, N, C]", self.features)
+        if self.text_embeds is not None:
+            like = self.features if self.image_embeds is None else self.image_embeds
+            check_text("text_embeds", self.text_embeds, like)
 
     @property
     def layer_outputs(self) -> Mapping[int, Tensor]:

@@ -27,6 +27,8 @@ NEEDED = {  # as a reader calls it, and as random numbers for the example
     "queries": ("a tower layer's queries", "torch.randn(2, 576, 64)"),
     "hidden_states": ("outputs of tower layers", "torch.randn(2, 576, 64)"),
     "text": ("the question's embeddings", "torch.randn(2, 8, 64)"),
+    "image_embeds": ("tokens in a joint space", "torch.randn(2, 576, 32)"),
+    "text_embeds": ("the question in that space", "torch.randn(2, 1, 32)"),
     "layers": ("the language model's layers, through `tokenprune.apply`", None),
 }
 CONTROLS = ("random", "spatial_pool")  # beside every measured method

@@ -123,10 +123,13 @@ def test_dart(seed, num_pivots):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_cdpruner(seed):
+@pytest.mark.parametrize("text", ["embeddings", "joint"])
+def test_cdpruner(seed, text):
     tokens, _ = tokens_of(seed)
     num_keep = 1 + seed % 7  # within the rank of eight channels
     relevance = cosines(tokens.features[0], tokens.text[0]).mean(1)
+    if text == "joint":
+        relevance = -cosines(tokens.image_embeds[0], tokens.text_embeds[0]).mean(1)
     relevance = (relevance - relevance.min()) / (relevance.max() - relevance.min()) + 1e-6
     relevance = relevance.clamp(max=1)
     kernel = relevance[:, None] * cosines(tokens.features[0], tokens.features[0]) * relevance
@@ -137,7 +140,7 @@ def test_cdpruner(seed):
             for token in range(NUM_TOKENS)
         ]
         kept.append(determinants.index(max(determinants)))
-    result = get_method("cdpruner").reduce(tokens, num_keep)
+    result = get_method("cdpruner", text=text).reduce(tokens, num_keep)
     assert result.keep_indices[0].tolist() == sorted(kept)
 
 

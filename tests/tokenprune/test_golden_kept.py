@@ -30,13 +30,15 @@ def test_fastervlm_as_published(golden, case):
     assert torch.equal(result.keep_indices[0], tensors["out.kept"])
 
 
-def test_the_official_relevance_of_cdpruner_has_the_other_sign(golden):
-    """Its page says so: what the official code takes for relevant is what is unlike the text."""
-    from tokenprune.methods.cdpruner import text_relevance
+@pytest.mark.parametrize("case", ["n64_m1_k8", "n144_m3_k40"])
+def test_the_official_relevance_of_cdpruner_is_what_is_unlike_the_text(golden, case):
+    from tokenprune.methods.cdpruner import stretched, text_likeness
 
-    tensors, _ = recorded(golden, "cdpruner_n144_m3_k40")
-    ours = text_relevance(tensors["in.image_embeds"][None], tensors["in.text_embeds"][None])[0]
-    torch.testing.assert_close(1 - ours, tensors["out.relevance"], atol=1e-4, rtol=0)
+    tensors, _ = recorded(golden, f"cdpruner_{case}")
+    alike = text_likeness(tensors["in.image_embeds"][None], tensors["in.text_embeds"][None])
+    expected = tensors["out.relevance"]
+    torch.testing.assert_close(stretched(-alike)[0], expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(1 - stretched(alike)[0], expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("case", ["f3_t64_q0.9", "f4_t64_q0.5", "f8_t48_q0.8"])

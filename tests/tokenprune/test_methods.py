@@ -54,6 +54,7 @@ def test_contract(name):
         ("holov", {"official": True}),
         ("holov", {"num_windows": None}),
         ("vispruner", {"compared": "features"}),
+        ("cdpruner", {"text": "joint"}),
     ],
 )
 def test_contract_with_options(name, options):
@@ -307,6 +308,18 @@ def test_text_is_checked():
     ):
         with pytest.raises(error, match=message):
             VisionTokens(features, (2, 3), text=text)
+    patches = torch.zeros(2, 6, 5)
+    for joint, error, message in (
+        ({"image_embeds": patches[:, :4]}, ValueError, r"image_embeds must be \[B, N, C\]"),
+        ({"image_embeds": patches.int()}, TypeError, "image_embeds must be floating point"),
+        (
+            {"image_embeds": patches, "text_embeds": torch.zeros(2, 1, 4)},
+            ValueError,
+            r"text_embeds must be \[B, T, D\] = \[2, 1, 5\], got \[2, 1, 4\]",
+        ),
+    ):
+        with pytest.raises(error, match=message):
+            VisionTokens(features, (2, 3), **joint)
 
 
 @pytest.mark.parametrize(

@@ -100,8 +100,8 @@ class VisPruner(Method):
 
     def _thin_out(self, compared: Tensor, rest: Tensor, num_distinct: int) -> Tensor:
         """[B, N, D] and the list [B, R] of a few crops -> [B, num_distinct] of it."""
-        # Dozens of rounds read the same similarities: they are computed once. Of unit vectors, as in
-        # the official code: among thousands of scores some are as near as rounding.
+        # Dozens of rounds read the same similarities: they are computed once. Of unit vectors, as
+        # in the official code: among thousands of scores some are as near as rounding.
         units = functional.normalize(compared.to(wide_dtype(compared.dtype)), dim=2)
         similarity = units @ units.mT
         # Equal directions are equally similar, so that ties stay ties.

@@ -36,4 +36,16 @@ def vispruner(case: Recorded) -> Iterator[Compared]:
     yield "kept", result.keep_indices[0], case.official("kept")
 
 
-FORMS: dict[str, Form] = {"holov": holov, "vispruner": vispruner}
+def cdpruner(case: Recorded) -> Iterator[Compared]:
+    projected = case.given("projected")[None]
+    tokens = VisionTokens(
+        projected,
+        (1, projected.shape[1]),
+        image_embeds=case.given("image_embeds")[None],
+        text_embeds=case.given("text_embeds")[None],
+    )
+    result = get_method("cdpruner", text="joint").reduce(tokens, case.options["visual_token_num"])
+    yield "kept", result.keep_indices[0], case.official("kept")
+
+
+FORMS: dict[str, Form] = {"cdpruner": cdpruner, "holov": holov, "vispruner": vispruner}
