@@ -63,6 +63,19 @@ def select_tokens(tokens: VisionTokens, keep_indices: Tensor, scores: Tensor) ->
     )
 
 
+def keep_ordered(tokens: VisionTokens, order: Tensor, gains: Tensor) -> ReducedTokens:
+    """Keeps tokens unchanged that were chosen one by one.
+
+    Args:
+        tokens: B crops of N tokens.
+        order: [B, K] int64, distinct, as chosen.
+        gains: [B, K], the rank that chose each.
+    """
+    scores = torch.full(tokens.features.shape[:2], -torch.inf, device=order.device)
+    scores = scores.scatter(1, order, gains.float())
+    return select_tokens(tokens, order.sort(1).values, scores)
+
+
 def merge_tokens(
     tokens: VisionTokens,
     keep_indices: Tensor,

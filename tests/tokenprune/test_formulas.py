@@ -72,6 +72,28 @@ def test_vispruner(seed, options):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("options", [{}, {"alpha": 0.4}, {"alpha": 1.5, "compared": "features"}])
+def test_scope(seed, options):
+    tokens, num_keep = tokens_of(seed)
+    states = tokens.features if "compared" in options else tokens.hidden_states[-2]
+    likeness = cosines(states[0], states[0]).tolist()
+    weight = [value ** options.get("alpha", 1.0) for value in tokens.attention[0].tolist()]
+    kept, covered = [], [0.0] * NUM_TOKENS
+    for _ in range(num_keep):
+        gains = [
+            -1.0
+            if token in kept
+            else weight[token]
+            * sum(max(0.0, likeness[other][token] - covered[other]) for other in range(NUM_TOKENS))
+            for token in range(NUM_TOKENS)
+        ]
+        kept.append(gains.index(max(gains)))
+        covered = [max(covered[other], likeness[other][kept[-1]]) for other in range(NUM_TOKENS)]
+    result = get_method("scope", **options).reduce(tokens, num_keep)
+    assert result.keep_indices[0].tolist() == sorted(kept)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("ratio", [0.0, 10 / 64, 0.5])
 def test_visionzip(seed, ratio):
     tokens, num_keep = tokens_of(seed)

@@ -55,6 +55,7 @@ def test_contract(name):
         ("holov", {"num_windows": None}),
         ("vispruner", {"compared": "features"}),
         ("cdpruner", {"text": "joint"}),
+        ("scope", {"compared": "features", "alpha": 0.0}),
     ],
 )
 def test_contract_with_options(name, options):
@@ -326,6 +327,7 @@ def test_text_is_checked():
     ("name", "options", "message"),
     [
         ("vispruner", {"important_ratio": 0.0}, r"important_ratio must lie in \(0, 1\], got 0.0"),
+        ("scope", {"alpha": -1.0}, "alpha must not be negative, got -1.0"),
         ("vispruner", {"step": 0}, "step must be at least 1, got 0"),
         ("visionzip", {"contextual_ratio": 1.0}, r"contextual_ratio must lie in \[0, 1\), got 1.0"),
         ("dart", {"num_pivots": 0}, "num_pivots must be at least 1, got 0"),

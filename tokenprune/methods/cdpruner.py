@@ -63,9 +63,10 @@ class CDPruner(Method):
 
     Faithful:
         `CDPruner(text="joint")` keeps the tokens recorded from the official code in four cases
-        (`tests/tokenprune/test_replay.py::test_every_recorded_case_of_a_known_form_is_equal`). Its relevance goes from the least to the most relevant token of a crop, of the whole batch
-        in the official code. The default is a variant, for hosts without a joint space: relevance
-        is the mean cosine to the language model's embeddings, and keeps its sign.
+        (`tests/tokenprune/test_replay.py::test_every_recorded_case_of_a_known_form_is_equal`).
+        Relevance goes from the least to the most relevant token of a crop, in the official code of
+        the whole batch. The default is a variant, for hosts without a joint space: relevance is the
+        mean cosine to the language model's embeddings, and keeps its sign.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("text",)

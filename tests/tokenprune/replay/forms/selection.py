@@ -48,4 +48,18 @@ def cdpruner(case: Recorded) -> Iterator[Compared]:
     yield "kept", result.keep_indices[0], case.official("kept")
 
 
-FORMS: dict[str, Form] = {"cdpruner": cdpruner, "holov": holov, "vispruner": vispruner}
+def scope(case: Recorded) -> Iterator[Compared]:
+    result = get_method("scope", alpha=case.options["ALPHA"]).reduce(
+        tower_tokens(case), case.options["num_selected_token"]
+    )
+    yield "kept", result.keep_indices[0], case.official("kept")
+    order = result.scores[0].argsort(descending=True, stable=True)  # gains never grow
+    yield "order", result.keep_indices[0, order], case.official("order")
+
+
+FORMS: dict[str, Form] = {
+    "cdpruner": cdpruner,
+    "holov": holov,
+    "scope": scope,
+    "vispruner": vispruner,
+}
