@@ -94,6 +94,28 @@ def test_scope(seed, options):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("options", [{}, {"mmr_lambda": 0.2, "parallel_k": 3}])
+def test_idpruner(seed, options):
+    tokens, num_keep = tokens_of(seed)
+    weight, parallel = options.get("mmr_lambda", 0.5), options.get("parallel_k", 1)
+    likeness = cosines(tokens.features[0], tokens.features[0]).tolist()
+    attention = tokens.attention[0].tolist()
+    span = max(attention) - min(attention) + 1e-6
+    importance = [(value - min(attention)) / span for value in attention]
+    kept = sorted(range(NUM_TOKENS), key=lambda token: -importance[token])[:parallel]
+    while len(kept) < num_keep:
+        left = [token for token in range(NUM_TOKENS) if token not in kept]
+        value = {
+            token: weight * importance[token]
+            - (1 - weight) * max(likeness[token][other] for other in kept)
+            for token in left
+        }
+        kept += sorted(left, key=lambda token, value=value: -value[token])[:parallel]
+    result = get_method("idpruner", **options).reduce(tokens, num_keep)
+    assert result.keep_indices[0].tolist() == sorted(kept[:num_keep])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("ratio", [0.0, 10 / 64, 0.5])
 def test_visionzip(seed, ratio):
     tokens, num_keep = tokens_of(seed)

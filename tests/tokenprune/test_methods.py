@@ -56,6 +56,7 @@ def test_contract(name):
         ("vispruner", {"compared": "features"}),
         ("cdpruner", {"text": "joint"}),
         ("scope", {"compared": "features", "alpha": 0.0}),
+        ("idpruner", {"parallel_k": 4, "mmr_lambda": 1.0}),
     ],
 )
 def test_contract_with_options(name, options):
@@ -327,6 +328,8 @@ def test_text_is_checked():
     ("name", "options", "message"),
     [
         ("vispruner", {"important_ratio": 0.0}, r"important_ratio must lie in \(0, 1\], got 0.0"),
+        ("idpruner", {"mmr_lambda": 1.5}, r"mmr_lambda must lie in \[0, 1\], got 1.5"),
+        ("idpruner", {"parallel_k": 0}, "parallel_k must be at least 1, got 0"),
         ("scope", {"alpha": -1.0}, "alpha must not be negative, got -1.0"),
         ("vispruner", {"step": 0}, "step must be at least 1, got 0"),
         ("visionzip", {"contextual_ratio": 1.0}, r"contextual_ratio must lie in \[0, 1\), got 1.0"),

@@ -57,9 +57,21 @@ def scope(case: Recorded) -> Iterator[Compared]:
     yield "order", result.keep_indices[0, order], case.official("order")
 
 
+def idpruner(case: Recorded) -> Iterator[Compared]:
+    features, options = case.given("features")[None], case.options
+    num_tokens = features.shape[1]
+    tokens = VisionTokens(features, (1, num_tokens), attention=case.given("scores")[None])
+    method = get_method(
+        "idpruner", mmr_lambda=options["mmr_lambda"], parallel_k=options["parallel_k"]
+    )
+    result = method.reduce(tokens, round(num_tokens * (1 - options["ratio"])))
+    yield "kept", result.keep_indices[0], case.official("kept")
+
+
 FORMS: dict[str, Form] = {
     "cdpruner": cdpruner,
     "holov": holov,
+    "idpruner": idpruner,
     "scope": scope,
     "vispruner": vispruner,
 }
