@@ -9,7 +9,7 @@ import torch
 
 from tokenprune.method import LayerMethod, Method
 from tokenprune.selection import rows
-from tokenprune.tokens import ReducedTokens, VisionTokens
+from tokenprune.tokens import BY_LAYER, ReducedTokens, VisionTokens
 
 
 class Chain(Method):
@@ -126,7 +126,7 @@ def _layers_of(stages: Sequence[Method]) -> dict[str, tuple[int, ...]]:
     for stage in stages:
         for name, wanted in stage.tower_layers.items():
             layers[name] = tuple(sorted({*layers.get(name, ()), *wanted}))
-            if name != "hidden_states" and len(layers[name]) > 1:
+            if name not in BY_LAYER and len(layers[name]) > 1:
                 raise ValueError(
                     f"stages must need {name} of one layer, got those of {list(layers[name])}"
                 )

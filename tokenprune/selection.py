@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tokenprune import ops
-from tokenprune.tokens import ReducedTokens, VisionTokens
+from tokenprune.tokens import ReducedTokens, VisionTokens, cu_seqlens_of
 
 FEATURE_LAYER = -2  # of a tower: its output is what LLaVA's projector takes
 
@@ -38,7 +38,7 @@ def compared_rows(tokens: VisionTokens, compared: str) -> Tensor:
     if compared == "features":
         return tokens.features
     if compared == "hidden_states":
-        return tokens.layer_outputs[FEATURE_LAYER]
+        return tokens.of_layers("hidden_states")[FEATURE_LAYER]
     assert tokens.keys is not None  # who compares keys has them in `needs`
     return tokens.keys.unflatten(2, (tokens.num_heads, -1)).mean(2)
 
@@ -60,6 +60,27 @@ def select_tokens(tokens: VisionTokens, keep_indices: Tensor, scores: Tensor) ->
         assignment=torch.arange(num_tokens, device=features.device).repeat(batch, 1),
         scores=scores.gather(1, keep_indices).float(),
         grid_size=tokens.grid_size,
+    )
+
+
+def select_marked(tokens: VisionTokens, marked: Tensor, scores: Tensor) -> ReducedTokens:
+    """Keeps the marked tokens unchanged, a number of its own for each crop, packed.
+
+    Args:
+        tokens: B crops of N tokens.
+        marked: [B, N] bool.
+        scores: [B, N], the rank by which they were chosen.
+    """
+    crops, kept = marked.nonzero(as_tuple=True)
+    batch, num_tokens = marked.shape
+    return ReducedTokens(
+        features=tokens.features[crops, kept],
+        keep_indices=kept,
+        valid=torch.ones_like(kept, dtype=torch.bool),
+        assignment=torch.arange(num_tokens, device=kept.device).repeat(batch, 1),
+        scores=scores[crops, kept].float(),
+        grid_size=tokens.grid_size,
+        cu_seqlens=cu_seqlens_of(marked.sum(1)),
     )
 
 

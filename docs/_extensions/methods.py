@@ -17,6 +17,7 @@ from sections import Docstring, table
 from tokenprune import LayerMethod, Method, list_methods, method_class, ops
 from tokenprune.cli import APPROXIMATION, is_approximation, method_rows
 from tokenprune.method import BUDGET, required_options
+from tokenprune.tokens import BY_LAYER
 
 ARXIV = "https://arxiv.org/abs/"
 OWN_PACKAGE = "tokenprune.methods."
@@ -26,6 +27,7 @@ NEEDED = {  # as a reader calls it, and as random numbers for the example
     "keys": ("a tower layer's keys", "torch.randn(2, 576, 64)"),
     "queries": ("a tower layer's queries", "torch.randn(2, 576, 64)"),
     "hidden_states": ("outputs of tower layers", "torch.randn(2, 576, 64)"),
+    "received": ("attention received in tower layers", "torch.rand(2, 576)"),
     "text": ("the question's embeddings", "torch.randn(2, 8, 64)"),
     "image_embeds": ("tokens in a joint space", "torch.randn(2, 576, 32)"),
     "text_embeds": ("the question in that space", "torch.randn(2, 1, 32)"),
@@ -178,7 +180,7 @@ def example(name: str, method: type[Method], doc: Docstring) -> str:
 
 def random_numbers(need: str, method: type[Method]) -> str:
     _, numbers = NEEDED[need]
-    if need != "hidden_states":
+    if need not in BY_LAYER:
         return str(numbers)
     return f"{{{', '.join(f'{layer}: {numbers}' for layer in method.tower_layers[need])}}}"
 

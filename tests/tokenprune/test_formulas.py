@@ -116,6 +116,26 @@ def test_idpruner(seed, options):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("alpha", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("official", [False, True])
+def test_hiprune(seed, alpha, official):
+    tokens, num_keep = tokens_of(seed)
+    objects, deep = (tokens.received[layer][0].tolist() for layer in (8, -2))
+    anchors = sorted(range(NUM_TOKENS), key=lambda token: -objects[token])
+    anchors = anchors[: round(num_keep * alpha / 5)]
+    around = {anchor + step for anchor in anchors for step in (0, -1, 1, -GRID[1], GRID[1])}
+    first = {min(max(token, 0), NUM_TOKENS - 1) for token in around}
+    if official:
+        left = sorted(range(NUM_TOKENS), key=lambda token: -deep[token] + (token in first))
+    else:
+        first = set(sorted(first, key=lambda token: -objects[token])[:num_keep])
+        left = sorted({*range(NUM_TOKENS)} - first, key=lambda token: -deep[token])
+    expected = first | {*left[: max(num_keep - len(first), 0)]}
+    result = get_method("hiprune", alpha=alpha, official=official).reduce(tokens, num_keep)
+    assert result.keep_indices.flatten().tolist() == sorted(expected)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("ratio", [0.0, 10 / 64, 0.5])
 def test_visionzip(seed, ratio):
     tokens, num_keep = tokens_of(seed)

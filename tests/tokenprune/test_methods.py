@@ -57,6 +57,8 @@ def test_contract(name):
         ("cdpruner", {"text": "joint"}),
         ("scope", {"compared": "features", "alpha": 0.0}),
         ("idpruner", {"parallel_k": 4, "mmr_lambda": 1.0}),
+        ("hiprune", {"alpha": 1.0}),
+        ("hiprune", {"object_layer": 15, "deep_layer": -1, "official": True}),
     ],
 )
 def test_contract_with_options(name, options):
@@ -89,6 +91,8 @@ def test_every_grid_and_budget(name, batch, rows, cols, dtype, levels, data):
 def test_declarations(name):
     """What a method says it needs is enough, and a pruned token is untouched unless it merges."""
     method, tokens = build(name), example_tokens()
+    if name == "hiprune":  # with its defaults so small a budget has no anchors, whose grid matters
+        method = get_method(name, alpha=1.0)
     given = {field: getattr(tokens, field) for field in method.needs}
     result = method.reduce(VisionTokens(tokens.features, (6, 5), **given), 7)
     untouched = tokens.features.gather(1, result.keep_indices[:, :, None].expand(-1, -1, 16))
@@ -328,6 +332,8 @@ def test_text_is_checked():
     ("name", "options", "message"),
     [
         ("vispruner", {"important_ratio": 0.0}, r"important_ratio must lie in \(0, 1\], got 0.0"),
+        ("hiprune", {"alpha": 1.5}, r"alpha must lie in \[0, 1\], got 1.5"),
+        ("hiprune", {"object_layer": -2}, "object_layer and deep_layer must differ, got -2"),
         ("idpruner", {"mmr_lambda": 1.5}, r"mmr_lambda must lie in \[0, 1\], got 1.5"),
         ("idpruner", {"parallel_k": 0}, "parallel_k must be at least 1, got 0"),
         ("scope", {"alpha": -1.0}, "alpha must not be negative, got -1.0"),

@@ -68,9 +68,34 @@ def idpruner(case: Recorded) -> Iterator[Compared]:
     yield "kept", result.keep_indices[0], case.official("kept")
 
 
+def received_tokens(case: Recorded, objects: int, deep: int) -> VisionTokens:
+    """The attention that tokens receive in two layers; the features do not matter."""
+    received = {objects: case.given("shallow")[None], deep: case.given("deep")[None]}
+    return VisionTokens(received[deep][:, :, None], tuple(case.options["grid"]), received=received)
+
+
+def hiprune(case: Recorded) -> Iterator[Compared]:
+    layer = case.options["HIPRUNE_OBJECT_LAYER"] - 1
+    method = get_method("hiprune", alpha=case.options["HIPRUNE_ALPHA"], object_layer=layer)
+    tokens = received_tokens(case, layer, method.deep_layer)
+    result = method.reduce(tokens, case.options["HIPRUNE_RETENTION"])
+    yield "kept", result.keep_indices[0], case.official("kept")
+
+
+def hipruneqwen(case: Recorded) -> Iterator[Compared]:
+    alpha = case.options["HIPRUNE_ALPHA"]
+    method = get_method("hiprune", alpha=alpha, object_layer=15, deep_layer=-1, official=True)
+    tokens = received_tokens(case, method.object_layer, method.deep_layer)
+    num_tokens = tokens.features.shape[1]
+    result = method.reduce(tokens, round(num_tokens * case.options["HIPRUNE_QWEN_RETENTION"]))
+    yield "kept", result.keep_indices, case.official("kept")
+
+
 FORMS: dict[str, Form] = {
     "cdpruner": cdpruner,
     "holov": holov,
+    "hiprune": hiprune,
+    "hipruneqwen": hipruneqwen,
     "idpruner": idpruner,
     "scope": scope,
     "vispruner": vispruner,
