@@ -9,7 +9,7 @@ import torch
 
 from tokenprune.method import LayerMethod, Method
 from tokenprune.selection import rows
-from tokenprune.tokens import ReducedTokens, VisionTokens
+from tokenprune.tokens import BY_LAYER, ReducedTokens, VisionTokens
 
 
 class Chain(Method):
@@ -126,7 +126,7 @@ def _layers_of(stages: Sequence[Method]) -> dict[str, tuple[int, ...]]:
     for stage in stages:
         for name, wanted in stage.tower_layers.items():
             layers[name] = tuple(sorted({*layers.get(name, ()), *wanted}))
-            if name != "hidden_states" and len(layers[name]) > 1:
+            if name not in BY_LAYER and len(layers[name]) > 1:
                 raise ValueError(
                     f"stages must need {name} of one layer, got those of {list(layers[name])}"
                 )
@@ -139,7 +139,7 @@ def kept_tokens(tokens: VisionTokens, result: ReducedTokens) -> VisionTokens:
     kept = {
         name: value.gather(1, places) if value.ndim == 2 else rows(value, places)
         for name, value in tokens.tensors().items()
-        if name not in ("features", "cls", "text")
+        if name not in ("features", "cls", "text", "text_embeds")
     }
     return tokens.with_tensors(
         kept | {"features": result.features}, grid_size=(1, places.shape[1]), frames=1

@@ -35,7 +35,8 @@ from tokenprune.ops.common.checks import check_int
 from tokenprune.version import __version__
 
 HEADINGS = (
-    "method", "what it does", "needs", "query-agnostic", "merges", "paper", "departs from it in",
+    "method", "what it does", "needs", "query-agnostic", "merges", "faithful", "paper",
+    "departs from it in",
 )  # fmt: skip
 HOST_HEADINGS = (
     "model type", "supported", "adapter", "positions", "video", "hands over", "reason",
@@ -56,14 +57,20 @@ def _row(name: str, method: type[Method]) -> tuple[str, ...]:
     if required_options(method):
         needs.append("the model's weights")
     return (
-        name + (APPROXIMATION if method.approximates else ""),
+        name + (APPROXIMATION if is_approximation(method) else ""),
         summary[:1].lower() + summary[1:],
         ", ".join(needs) or "-",
         "yes" if method.query_agnostic else "no",
         "yes" if method.merges else "-",
+        method.faithful or "-",
         method.paper or "-",
         method.approximates or "-",
     )
+
+
+def is_approximation(method: type[Method]) -> bool:
+    """Whether a method departs from its paper by more than what its options say, as the budget."""
+    return bool(method.approximates) and not (method.faithful or "").startswith("faithful")
 
 
 def markdown_table() -> str:

@@ -14,7 +14,7 @@ from torch import nn
 
 from tokenprune.ops.common.checks import check_finite, check_num_keep
 from tokenprune.plugins import load_plugin, plugin_names, working_plugins
-from tokenprune.tokens import ReducedTokens, VisionTokens
+from tokenprune.tokens import BY_LAYER, ReducedTokens, VisionTokens
 from tokenprune.words import meant_by, nearest, suggestion
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 BUDGET = ("num_keep", "keep_ratio")
 
 # Fields of `VisionTokens` that a vision tower gives: of a layer that the method names, and others.
-OF_TOWER_LAYER = ("keys", "queries", "hidden_states")
+OF_TOWER_LAYER = ("keys", "queries", *BY_LAYER)
 OF_TOWER = ("cls", "attention", *OF_TOWER_LAYER)
 
 
@@ -37,11 +37,12 @@ class Method(ABC):
 
     Attributes:
         needs: the fields of `VisionTokens` that it cannot do without: "cls", "attention", "keys",
-            "queries", "hidden_states", "text"; or "layers", those of a language model, see
-            `LayerMethod`. A host that cannot hand one of them over refuses the method by name.
-        tower_layers: for "keys", "queries" and "hidden_states" among `needs`, the layers of the
-            vision tower that they are read from, counted as Python's lists count: -2 is the second
-            last. Keys and queries are read from one layer each.
+            "queries", "hidden_states", "received", "text", "image_embeds", "text_embeds"; or
+            "layers", those of a language model, see `LayerMethod`. A host that cannot hand one of
+            them over refuses the method by name.
+        tower_layers: for "keys", "queries", "hidden_states" and "received" among `needs`, the
+            layers of the vision tower that they are read from, counted as Python's lists count: -2
+            is the second last. Keys and queries are read from one layer each.
         query_agnostic: the result depends on the image alone, so that a prefix cache may hold it
             for the next question.
         merges: tokens are averaged, not only dropped.
@@ -51,6 +52,10 @@ class Method(ABC):
         over_time: the result depends on the order of a video's frames. Such a method is handed
             whole videos, and images not at all; all others are handed each frame by itself.
         paper: arXiv number; None for a method without a paper.
+        faithful: "faithful to OWNER/REPOSITORY@COMMIT" where outputs recorded from that code are
+            reproduced; "variant" where the method departs from its paper's code; "control" where it
+            has none to follow; None where nothing is said. As `approximates`, an option may change
+            it.
         approximates: in what the method departs from its paper's official code, in a few words;
             None where it does not depart, or has no paper. An option that lifts a departure changes
             the method's own value, see `declare`.
@@ -66,6 +71,7 @@ class Method(ABC):
     uses_grid: ClassVar[bool] = False
     over_time: ClassVar[bool] = False
     paper: ClassVar[str | None] = None
+    faithful: ClassVar[str | None] = None
     approximates: ClassVar[str | None] = None
     _apply: ClassVar[Callable[..., Any]]  # `tokenprune.apply` sets it, which knows methods
     strict: bool = True
@@ -132,12 +138,13 @@ class Method(ABC):
             if getattr(tokens, name) is None:
                 needed = f"VisionTokens.{name}"
                 raise ValueError(f"{type(self).__name__} needs {needed}, got {needed} = None")
-        wanted, given = self.tower_layers.get("hidden_states", ()), tokens.layer_outputs
-        if not set(wanted) <= set(given):
-            raise ValueError(
-                f"{type(self).__name__} needs VisionTokens.hidden_states of the layers "
-                f"{list(wanted)}, got those of {list(given)}"
-            )
+        for name in BY_LAYER:
+            wanted, given = self.tower_layers.get(name, ()), tokens.of_layers(name)
+            if not set(wanted) <= set(given):
+                raise ValueError(
+                    f"{type(self).__name__} needs VisionTokens.{name} of the layers "
+                    f"{list(wanted)}, got those of {list(given)}"
+                )
         if self.strict:
             check_finite(**tokens.tensors())
         # Scores decide what is kept: autocast must not round them to 8 bits of mantissa.

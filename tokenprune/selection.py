@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from tokenprune import ops
-from tokenprune.tokens import ReducedTokens, VisionTokens
+from tokenprune.tokens import ReducedTokens, VisionTokens, cu_seqlens_of
+
+FEATURE_LAYER = -2  # of a tower: its output is what LLaVA's projector takes
 
 
 def best(scores: Tensor, num_keep: int) -> Tensor:
@@ -28,9 +30,15 @@ def rows(features: Tensor, indices: Tensor) -> Tensor:
 
 
 def compared_rows(tokens: VisionTokens, compared: str) -> Tensor:
-    """[B, N, D']: what similarity is measured on, "features" or "keys" (their mean over heads)."""
+    """[B, N, D']: what similarity is measured on.
+
+    Args:
+        compared: "features"; "keys", their mean over heads; or "hidden_states", of `FEATURE_LAYER`.
+    """
     if compared == "features":
         return tokens.features
+    if compared == "hidden_states":
+        return tokens.of_layers("hidden_states")[FEATURE_LAYER]
     assert tokens.keys is not None  # who compares keys has them in `needs`
     return tokens.keys.unflatten(2, (tokens.num_heads, -1)).mean(2)
 
@@ -53,6 +61,40 @@ def select_tokens(tokens: VisionTokens, keep_indices: Tensor, scores: Tensor) ->
         scores=scores.gather(1, keep_indices).float(),
         grid_size=tokens.grid_size,
     )
+
+
+def select_marked(tokens: VisionTokens, marked: Tensor, scores: Tensor) -> ReducedTokens:
+    """Keeps the marked tokens unchanged, a number of its own for each crop, packed.
+
+    Args:
+        tokens: B crops of N tokens.
+        marked: [B, N] bool.
+        scores: [B, N], the rank by which they were chosen.
+    """
+    crops, kept = marked.nonzero(as_tuple=True)
+    batch, num_tokens = marked.shape
+    return ReducedTokens(
+        features=tokens.features[crops, kept],
+        keep_indices=kept,
+        valid=torch.ones_like(kept, dtype=torch.bool),
+        assignment=torch.arange(num_tokens, device=kept.device).repeat(batch, 1),
+        scores=scores[crops, kept].float(),
+        grid_size=tokens.grid_size,
+        cu_seqlens=cu_seqlens_of(marked.sum(1)),
+    )
+
+
+def keep_ordered(tokens: VisionTokens, order: Tensor, gains: Tensor) -> ReducedTokens:
+    """Keeps tokens unchanged that were chosen one by one.
+
+    Args:
+        tokens: B crops of N tokens.
+        order: [B, K] int64, distinct, as chosen.
+        gains: [B, K], the rank that chose each.
+    """
+    scores = torch.full(tokens.features.shape[:2], -torch.inf, device=order.device)
+    scores = scores.scatter(1, order, gains.float())
+    return select_tokens(tokens, order.sort(1).values, scores)
 
 
 def merge_tokens(

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 from tokenprune.method import OF_TOWER, OF_TOWER_LAYER, LayerMethod, Method
-from tokenprune.tokens import ReducedTokens, VisionTokens
+from tokenprune.tokens import BY_LAYER, ReducedTokens, VisionTokens
 
 __all__ = ["check_method", "check_packed", "check_result", "example_tokens", "tokens_for"]
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 NUM_HEADS = 2
-NEEDS = (*OF_TOWER, "text", "layers")
+JOINT_WIDTH = 8
+DEFAULT_LAYERS = {"hidden_states": (-2,), "received": (8, -2)}
+NEEDS = (*OF_TOWER, "text", "image_embeds", "text_embeds", "layers")
 
 
 def example_tokens(
@@ -28,13 +30,15 @@ def example_tokens(
     *,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
-    hidden_layers: Sequence[int] = (-2,),
+    hidden_layers: Sequence[int] = DEFAULT_LAYERS["hidden_states"],
+    received_layers: Sequence[int] = DEFAULT_LAYERS["received"],
     frames: int = 1,
 ) -> VisionTokens:
     """Random tokens that carry everything a method may need.
 
     Args:
         hidden_layers: the tower layers whose `hidden_states` the tokens carry.
+        received_layers: those whose attention received they carry.
         frames: of a video, each of `grid_size`.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -54,7 +58,12 @@ def example_tokens(
         keys=of_a_layer(NUM_HEADS * 4),
         queries=of_a_layer(NUM_HEADS * 4),
         hidden_states={layer: of_a_layer(width) for layer in hidden_layers},
+        received={
+            layer: torch.rand(batch, num_tokens, generator=generator) for layer in received_layers
+        },
         text=text,
+        image_embeds=of_a_layer(JOINT_WIDTH),
+        text_embeds=of_a_layer(JOINT_WIDTH)[:, :2],
         num_heads=NUM_HEADS,
         frames=frames,
     )
@@ -65,12 +74,17 @@ def tokens_for(method: Method, width: int, **options: Any) -> VisionTokens:
 
     There are as many tokens either way.
     """
-    layers = method.tower_layers.get("hidden_states", ())
+    layers = {name: method.tower_layers.get(name, DEFAULT_LAYERS[name]) for name in BY_LAYER}
     rows, cols = options.pop("grid_size", (6, 5))
     frames = 3 if method.over_time and rows % 3 == 0 else 1
     grid_size = (rows // frames, cols)
     return example_tokens(
-        width=width, hidden_layers=layers or (-2,), grid_size=grid_size, frames=frames, **options
+        width=width,
+        hidden_layers=layers["hidden_states"],
+        received_layers=layers["received"],
+        grid_size=grid_size,
+        frames=frames,
+        **options,
     )
 
 
@@ -167,7 +181,7 @@ def _declarations(method: Method, width: int) -> None:
     layered = {name for name in method.needs if name in OF_TOWER_LAYER}
     named = {name for name, layers in method.tower_layers.items() if layers}
     require(layered == named, f"tower_layers must name {sorted(layered)}, got {sorted(named)}")
-    for name in named - {"hidden_states"}:
+    for name in named - {*BY_LAYER}:
         require(len(method.tower_layers[name]) == 1, f"{name} must be of one tower layer")
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+BY_LAYER = ("hidden_states", "received")  # fields of `VisionTokens` that hold several tower layers
+
 
 @dataclass(frozen=True)
 class VisionTokens:
@@ -29,8 +31,14 @@ class VisionTokens:
             the projection; the heads lie side by side.
         queries: [B, N, Dk], their queries in the layer that the method names.
         hidden_states: for each further tower layer that the method names, its output [B, N, D'].
+        received: for each tower layer that the method names, the attention [B, N] that each token
+            receives there from all tokens, the class token among them: sum over queries, mean over
+            heads and over the patches that make a token.
         text: [B, T, D], embeddings of the question's words in the space of the features. In hosts
             the language model's, of the prompt's other tokens: none has a text tower.
+        image_embeds: [B, N, C], the patches in the joint space of a contrastive model, such as
+            CLIP's. No host hands it over.
+        text_embeds: [B, T, C], the question in that space, in one piece or several.
         num_heads: how many heads lie side by side in keys and queries; it divides Dk.
         frames: of a video, or 1. Only a method that works `over_time` takes more.
     """
@@ -42,7 +50,10 @@ class VisionTokens:
     keys: Tensor | None = None
     queries: Tensor | None = None
     hidden_states: Mapping[int, Tensor] | None = None
+    received: Mapping[int, Tensor] | None = None
     text: Tensor | None = None
+    image_embeds: Tensor | None = None
+    text_embeds: Tensor | None = None
     num_heads: int = 1
     frames: int = 1
 
@@ -76,23 +87,29 @@ class VisionTokens:
                         f"num_heads must divide Dk = {value.shape[2]} of {name}, "
                         f"got {self.num_heads}"
                     )
-        for layer, states in self.layer_outputs.items():
+        for layer, received in self.of_layers("received").items():
+            name, shape = f"received[{layer}]", (batch, num_tokens)
+            check_shape(name, received, shape, "[B, N]", like=self.features)
+        for layer, states in self.of_layers("hidden_states").items():
             check_of_patches(f"hidden_states[{layer}]", states, "[B, N, D']", self.features)
         if self.text is not None:
-            check_text(self.text, self.features)
+            check_text("text", self.text, self.features)
+        if self.image_embeds is not None:
+            check_of_patches("image_embeds", self.image_embeds, "[B, N, C]", self.features)
+        if self.text_embeds is not None:
+            like = self.features if self.image_embeds is None else self.image_embeds
+            check_text("text_embeds", self.text_embeds, like)
 
-    @property
-    def layer_outputs(self) -> Mapping[int, Tensor]:
-        """`hidden_states`, or an empty mapping."""
-        return {} if self.hidden_states is None else self.hidden_states
+    def of_layers(self, name: str) -> Mapping[int, Tensor]:
+        """`hidden_states` or `received` by layer, an empty mapping where there are none."""
+        return getattr(self, name) or {}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor by its field's name, those of `hidden_states` as "hidden_states[layer]"."""
+        """Every tensor by its field's name, those of a layer as "hidden_states[layer]"."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        states = {f"hidden_states[{layer}]": value for layer, value in self.layer_outputs.items()}
-        return {
-            name: value for name, value in (values | states).items() if isinstance(value, Tensor)
-        }
+        for name in BY_LAYER:
+            values |= {f"{name}[{layer}]": value for layer, value in self.of_layers(name).items()}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
     def crop(self, number: int) -> VisionTokens:
         """One crop alone, B = 1."""
@@ -101,13 +118,13 @@ class VisionTokens:
 
     def with_tensors(self, changed: Mapping[str, Tensor], **other: Any) -> VisionTokens:
         """A copy in which tensors, named as `tensors` names them, and other fields are replaced."""
-        states = {
-            layer: changed.get(f"hidden_states[{layer}]", value)
-            for layer, value in self.layer_outputs.items()
-        }
-        direct = {name: value for name, value in changed.items() if "[" not in name}
-        if self.hidden_states is not None:
-            direct["hidden_states"] = states  # type: ignore[assignment]
+        direct: dict[str, Any] = {name: value for name, value in changed.items() if "[" not in name}
+        for name in BY_LAYER:
+            if getattr(self, name) is not None:
+                direct[name] = {
+                    layer: changed.get(f"{name}[{layer}]", value)
+                    for layer, value in self.of_layers(name).items()
+                }
         return replace(self, **{**direct, **other})
 
 

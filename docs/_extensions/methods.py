@@ -15,8 +15,9 @@ from typing import Any
 import figures
 from sections import Docstring, table
 from tokenprune import LayerMethod, Method, list_methods, method_class, ops
-from tokenprune.cli import method_rows
+from tokenprune.cli import APPROXIMATION, is_approximation, method_rows
 from tokenprune.method import BUDGET, required_options
+from tokenprune.tokens import BY_LAYER
 
 ARXIV = "https://arxiv.org/abs/"
 OWN_PACKAGE = "tokenprune.methods."
@@ -25,8 +26,11 @@ NEEDED = {  # as a reader calls it, and as random numbers for the example
     "attention": ("the tower's attention", "torch.rand(2, 576).softmax(1)"),
     "keys": ("a tower layer's keys", "torch.randn(2, 576, 64)"),
     "queries": ("a tower layer's queries", "torch.randn(2, 576, 64)"),
-    "hidden_states": ("outputs of tower layers", None),
+    "hidden_states": ("outputs of tower layers", "torch.randn(2, 576, 64)"),
+    "received": ("attention received in tower layers", "torch.rand(2, 576)"),
     "text": ("the question's embeddings", "torch.randn(2, 8, 64)"),
+    "image_embeds": ("tokens in a joint space", "torch.randn(2, 576, 32)"),
+    "text_embeds": ("the question in that space", "torch.randn(2, 1, 32)"),
     "layers": ("the language model's layers, through `tokenprune.apply`", None),
 }
 CONTROLS = ("random", "spatial_pool")  # beside every measured method
@@ -87,6 +91,7 @@ def declarations(name: str, method: type[Method]) -> str:
         ("reads the question", "no" if method.query_agnostic else "yes"),
         ("merges", "yes" if method.merges else "no, tokens stay as they are"),
         ("operators", ", ".join(used) or "-"),
+        ("faithful", method.faithful or "-"),
         ("paper", f"[arXiv {method.paper}]({ARXIV}{method.paper})" if method.paper else "-"),
         ("class", f"`{method.__module__}.{method.__name__}`"),
     ]
@@ -103,7 +108,12 @@ def operators_of(method: type[Method]) -> list[str]:
 
 def faithful(method: type[Method], doc: Docstring) -> str:
     parts = []
-    if method.approximates:
+    if method.approximates and not is_approximation(method):
+        parts.append(
+            f"**{method.faithful}**, whose recorded outputs it reproduces. With its defaults one "
+            f"thing differs: {method.approximates}."
+        )
+    elif method.approximates:
         parts.append(
             "**An approximation.** With its defaults it departs from its paper's official code in: "
             f"{method.approximates}. Do not report it as the paper's method."
@@ -145,9 +155,7 @@ def example(name: str, method: type[Method], doc: Docstring) -> str:
             "{py:func}`tokenprune.apply`, by the same name."
         )
         return f"{words}\n\n" + "\n".join(["```python", *code, "```"])
-    given = [
-        f"    {need}={NEEDED[need][1]}," for need in method.needs if NEEDED[need][1] is not None
-    ]
+    given = [f"    {need}={random_numbers(need, method)}," for need in method.needs]
     code = [
         "import torch",
         "",
@@ -168,6 +176,13 @@ def example(name: str, method: type[Method], doc: Docstring) -> str:
         "see {py:func}`tokenprune.apply`."
     )
     return "\n".join(["```python", *code, "```", "", in_a_model])
+
+
+def random_numbers(need: str, method: type[Method]) -> str:
+    _, numbers = NEEDED[need]
+    if need not in BY_LAYER:
+        return str(numbers)
+    return f"{{{', '.join(f'{layer}: {numbers}' for layer in method.tower_layers[need])}}}"
 
 
 # -- measured rows --------------------------------------------------------------------------------
@@ -244,12 +259,12 @@ def score(cell: dict[str, Any]) -> str:
 def methods_table() -> str:
     """All methods, each with a link to its page."""
     body = []
-    for shown, summary, needs, agnostic, merges, paper, departs in method_rows():
-        name = shown.partition(" ")[0]
+    for shown, summary, needs, agnostic, merges, checked, paper, _ in method_rows():
+        name = shown.removesuffix(APPROXIMATION)
         notes = {
             "asks": agnostic == "no",
             "merges": merges == "yes",
-            "approximation": departs != "-",
+            "approximation": shown != name,
         }
         body.append(
             (
@@ -257,10 +272,11 @@ def methods_table() -> str:
                 summary,
                 needs,
                 ", ".join(note for note, holds in notes.items() if holds) or "-",
+                checked,
                 paper if paper == "-" else f"[{paper}]({ARXIV}{paper})",
             )
         )
-    return table(("method", "what it does", "needs", "notes", "paper"), body)
+    return table(("method", "what it does", "needs", "notes", "faithful", "paper"), body)
 
 
 def write_pages(app: Any) -> None:

@@ -91,7 +91,10 @@ def why_not(name: str) -> str | None:
             "works in the language model's layers: crops are reduced before it, one by one, and "
             "only kept tokens enter it"
         )
-    missing = [need for need in method.needs if need not in ("cls", "attention")]
+    given = {"cls", "attention"}
+    if method.tower_layers.get("hidden_states") == (GeoLlavaConfig.vision_feature_layer,):
+        given.add("hidden_states")  # the features themselves
+    missing = [need for need in method.needs if need not in given]
     if "text" in missing:
         return f"needs {', '.join(missing)}: crops are reduced before the question is read"
     if missing:
@@ -146,8 +149,14 @@ def reduce_tokens(
         method = background_anchored(head, anchor, config)
     else:
         method = get_method(config.reduction_method, strict=config.strict)
+    features = hidden_states[:, 1:]
+    needs_states = "hidden_states" in method.needs
     tokens = VisionTokens(
-        hidden_states[:, 1:], config.grid_size, cls=hidden_states[:, 0], attention=attention
+        features,
+        config.grid_size,
+        cls=hidden_states[:, 0],
+        attention=attention,
+        hidden_states={config.vision_feature_layer: features} if needs_states else None,
     )
     result = method.reduce(tokens, config.num_keep)
     refuse_extra(type(method).__name__, result, "this model")

@@ -167,15 +167,10 @@ def test_what_pages_say_of_the_measured_rows():
         return all(mine < others for mine, others in pairs)
 
     assert below("dart", "random", "objects_kept")
-    assert below("holov", "fastervlm", "objects_kept")
     assert measured("downsample", "objects_seen")[:2] == [0, 0]
     assert measured("spatial_pool", "objects_seen")[0] == 0
     sparse = measured("sparsevlm", "objects_seen")
     assert sparse[-1] - sparse[0] < 0.1
-    slowest = [latency["p50"] for latency in measured("vispruner", "latency_ms")]
-    for row in figures.rows("methods/cpu-1-threads-x86_64"):
-        budget = [24, 64, 144].index(row["shape"][3])
-        assert row["latency_ms"]["p50"] <= slowest[budget], row["impl"]
 
 
 def test_pictures_say_what_the_pages_say():

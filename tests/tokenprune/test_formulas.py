@@ -11,7 +11,6 @@ import torch
 from torch.nn import functional
 
 from tokenprune import VisionTokens, get_method
-from tokenprune.methods.spatial_pool import window_roots
 from tokenprune.testing import example_tokens
 
 SEEDS = range(20)
@@ -50,22 +49,90 @@ def test_uniform(seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("options", [{}, {"step": 1, "important_ratio": 0.2}])
+@pytest.mark.parametrize(
+    "options", [{}, {"step": 1, "important_ratio": 0.2}, {"compared": "features"}]
+)
 def test_vispruner(seed, options):
     tokens, num_keep = tokens_of(seed)
-    important = by_attention(tokens, math.ceil(num_keep * options.get("important_ratio", 0.5)))
-    rest = [token for token in range(NUM_TOKENS) if token not in important]
-    features = tokens.features[0]
-    while len(rest) > num_keep - len(important) > 0:
+    ranking = by_attention(tokens, NUM_TOKENS)
+    num_important = int(num_keep * options.get("important_ratio", 0.5))
+    rest, num_distinct = ranking[num_important:], num_keep - num_important
+    while len(rest) > num_distinct > 0:
         first, second = rest[::2], rest[1::2]
-        likeness = cosines(features[first], features[second]).amax(1).tolist()
-        surplus = len(rest) - (num_keep - len(important))
-        drop = min(options.get("step", 8), surplus, len(second))
-        ranking = sorted(range(len(first)), key=lambda place: (likeness[place], place))
-        rest = sorted([first[place] for place in ranking[: len(first) - drop]] + second)
-    expected = sorted(important + rest[: num_keep - len(important)])
+        states = tokens.hidden_states[-2][0]
+        if options.get("compared") == "features":
+            states = tokens.features[0]
+        likeness = cosines(states[first], states[second]).amax(1).tolist()
+        drop = min(options.get("step", 8), len(rest) - num_distinct, len(first))
+        order = sorted(range(len(first)), key=lambda place: -likeness[place])
+        rest = [first[place] for place in order[drop:]] + second
+    expected = sorted(ranking[:num_important] + rest[:num_distinct])
     result = get_method("vispruner", **options).reduce(tokens, num_keep)
     assert result.keep_indices[0].tolist() == expected
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("options", [{}, {"alpha": 0.4}, {"alpha": 1.5, "compared": "features"}])
+def test_scope(seed, options):
+    tokens, num_keep = tokens_of(seed)
+    states = tokens.features if "compared" in options else tokens.hidden_states[-2]
+    likeness = cosines(states[0], states[0]).tolist()
+    weight = [value ** options.get("alpha", 1.0) for value in tokens.attention[0].tolist()]
+    kept, covered = [], [0.0] * NUM_TOKENS
+    for _ in range(num_keep):
+        gains = [
+            -1.0
+            if token in kept
+            else weight[token]
+            * sum(max(0.0, likeness[other][token] - covered[other]) for other in range(NUM_TOKENS))
+            for token in range(NUM_TOKENS)
+        ]
+        kept.append(gains.index(max(gains)))
+        covered = [max(covered[other], likeness[other][kept[-1]]) for other in range(NUM_TOKENS)]
+    result = get_method("scope", **options).reduce(tokens, num_keep)
+    assert result.keep_indices[0].tolist() == sorted(kept)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("options", [{}, {"mmr_lambda": 0.2, "parallel_k": 3}])
+def test_idpruner(seed, options):
+    tokens, num_keep = tokens_of(seed)
+    weight, parallel = options.get("mmr_lambda", 0.5), options.get("parallel_k", 1)
+    likeness = cosines(tokens.features[0], tokens.features[0]).tolist()
+    attention = tokens.attention[0].tolist()
+    span = max(attention) - min(attention) + 1e-6
+    importance = [(value - min(attention)) / span for value in attention]
+    kept = sorted(range(NUM_TOKENS), key=lambda token: -importance[token])[:parallel]
+    while len(kept) < num_keep:
+        left = [token for token in range(NUM_TOKENS) if token not in kept]
+        value = {
+            token: weight * importance[token]
+            - (1 - weight) * max(likeness[token][other] for other in kept)
+            for token in left
+        }
+        kept += sorted(left, key=lambda token, value=value: -value[token])[:parallel]
+    result = get_method("idpruner", **options).reduce(tokens, num_keep)
+    assert result.keep_indices[0].tolist() == sorted(kept[:num_keep])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("alpha", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("official", [False, True])
+def test_hiprune(seed, alpha, official):
+    tokens, num_keep = tokens_of(seed)
+    objects, deep = (tokens.received[layer][0].tolist() for layer in (8, -2))
+    anchors = sorted(range(NUM_TOKENS), key=lambda token: -objects[token])
+    anchors = anchors[: round(num_keep * alpha / 5)]
+    around = {anchor + step for anchor in anchors for step in (0, -1, 1, -GRID[1], GRID[1])}
+    first = {min(max(token, 0), NUM_TOKENS - 1) for token in around}
+    if official:
+        left = sorted(range(NUM_TOKENS), key=lambda token: -deep[token] + (token in first))
+    else:
+        first = set(sorted(first, key=lambda token: -objects[token])[:num_keep])
+        left = sorted({*range(NUM_TOKENS)} - first, key=lambda token: -deep[token])
+    expected = first | {*left[: max(num_keep - len(first), 0)]}
+    result = get_method("hiprune", alpha=alpha, official=official).reduce(tokens, num_keep)
+    assert result.keep_indices.flatten().tolist() == sorted(expected)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -120,10 +187,13 @@ def test_dart(seed, num_pivots):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_cdpruner(seed):
+@pytest.mark.parametrize("text", ["embeddings", "joint"])
+def test_cdpruner(seed, text):
     tokens, _ = tokens_of(seed)
     num_keep = 1 + seed % 7  # within the rank of eight channels
     relevance = cosines(tokens.features[0], tokens.text[0]).mean(1)
+    if text == "joint":
+        relevance = -cosines(tokens.image_embeds[0], tokens.text_embeds[0]).mean(1)
     relevance = (relevance - relevance.min()) / (relevance.max() - relevance.min()) + 1e-6
     relevance = relevance.clamp(max=1)
     kernel = relevance[:, None] * cosines(tokens.features[0], tokens.features[0]) * relevance
@@ -134,7 +204,7 @@ def test_cdpruner(seed):
             for token in range(NUM_TOKENS)
         ]
         kept.append(determinants.index(max(determinants)))
-    result = get_method("cdpruner").reduce(tokens, num_keep)
+    result = get_method("cdpruner", text=text).reduce(tokens, num_keep)
     assert result.keep_indices[0].tolist() == sorted(kept)
 
 
@@ -153,36 +223,47 @@ def test_sparsevlm(seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("options", [{}, {"num_windows": 4, "temperature": 0.2}])
-def test_holov(seed, options):
+@pytest.mark.parametrize("options", [{}, {"num_windows": 4}, {"num_windows": None}])
+@pytest.mark.parametrize("official", [False, True])
+def test_holov(seed, options, official):
     tokens, num_keep = tokens_of(seed)
-    roots = window_roots(GRID, options.get("num_windows", 16)).tolist()
-    windows = {
-        root: [t for t in range(NUM_TOKENS) if roots[t] == root] for root in sorted(set(roots))
-    }
-    variance = torch.zeros(NUM_TOKENS, dtype=torch.float64)
-    for token in range(NUM_TOKENS):
-        others = [other for other in windows[roots[token]] if other != token]
-        if others:
-            likeness = cosines(tokens.features[0, [token]], tokens.features[0, others])[0]
-            variance[token] = likeness.var(correction=0)
-    attention = tokens.attention[0]
-    scores = attention / attention.mean() + variance / variance.mean()
-    means = torch.stack([scores[members].mean() for members in windows.values()])
-    shares = dict(zip(windows, (means / options.get("temperature", 1.0)).softmax(0), strict=True))
-    kept = {root: [] for root in windows}
-    left = {
-        root: sorted(members, key=lambda token: -float(scores[token]))
-        for root, members in windows.items()
-    }
-    for _ in range(num_keep):  # Webster: the next seat goes where share / (seats + 1/2) is largest
-        root = max(
-            (root for root in windows if left[root]),
-            key=lambda root: float(shares[root]) / (len(kept[root]) + 0.5),
-        )
-        kept[root].append(left[root].pop(0))
-    result = get_method("holov", **options).reduce(tokens, num_keep)
-    assert result.keep_indices[0].tolist() == sorted(itertools.chain(*kept.values()))
+    attention = tokens.attention[0].tolist()
+    count = options.get("num_windows", 16) or max(1, int(1024 / 576 * NUM_TOKENS / num_keep))
+    sizes = [NUM_TOKENS // count + (run < NUM_TOKENS % count) for run in range(count)]
+    ends = list(itertools.accumulate(sizes))
+    runs = [list(range(end - size, end)) for size, end in zip(sizes, ends, strict=True) if size]
+    scores = []
+    for run in runs:
+        likeness = cosines(tokens.features[0, run], tokens.features[0, run]).fill_diagonal_(0)
+        variance = []
+        for row in likeness.tolist():
+            mean = sum(row) / max(len(run) - 1, 1)
+            variance.append(sum((value - mean) ** 2 for value in row) / max(len(run) - 1, 1))
+        scale = 1000 * sum(attention[token] for token in run) / (sum(variance) + len(run) * 1e-6)
+        values = [
+            1000 * attention[token] + 0.09 * scale * spread
+            for token, spread in zip(run, variance, strict=True)
+        ]
+        scores.append(sum(values) / len(run))
+    shares = [score / (sum(scores) + 1e-6) for score in scores]
+    quotas = [math.floor(share * num_keep) for share in shares]
+    largest = sorted(range(len(runs)), key=lambda run: -shares[run])
+    for run in largest[: num_keep - sum(quotas)]:
+        quotas[run] += 1
+    surplus = sum(max(quota - len(run), 0) for quota, run in zip(quotas, runs, strict=True))
+    full = [[*run] for run in runs]
+    while surplus and not official:
+        for run in largest:
+            if surplus and quotas[run] < len(full[run]):
+                quotas[run] += 1
+                surplus -= 1
+        quotas = [min(quota, len(run)) for quota, run in zip(quotas, full, strict=True)]
+    kept = []
+    for run, quota in zip(runs, quotas, strict=True):
+        kept += sorted(run, key=lambda token: -attention[token])[:quota]
+    result = get_method("holov", official=official, **options).reduce(tokens, num_keep)
+    assert result.keep_indices[0, result.valid[0]].tolist() == sorted(kept)
+    assert int((~result.valid).sum()) == num_keep - len(kept)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -30,39 +30,15 @@ def test_fastervlm_as_published(golden, case):
     assert torch.equal(result.keep_indices[0], tensors["out.kept"])
 
 
-def attended(golden, name):
-    tensors, options = recorded(golden, name)
-    features = tensors["in.features"][None]
-    attention = tensors.get("in.attention")
-    if attention is None:
-        attention = tensors["in.cls_attention"].mean(0)
-    side = int(features.shape[1] ** 0.5)
-    return tensors, options, VisionTokens(features, (side, side), attention=attention[None])
+@pytest.mark.parametrize("case", ["n64_m1_k8", "n144_m3_k40"])
+def test_the_official_relevance_of_cdpruner_is_what_is_unlike_the_text(golden, case):
+    from tokenprune.methods.cdpruner import stretched, text_likeness
 
-
-def test_vispruner_is_an_approximation_as_it_says(golden):
-    tensors, options, tokens = attended(golden, "vispruner_n576_k128_i0.5")
-    method = get_method("vispruner", important_ratio=options["important_ratio"])
-    result = method.reduce(tokens, options["visual_token_num"])
-    assert method.approximates
-    assert not torch.equal(result.keep_indices[0], tensors["out.kept"])
-
-
-def test_holov_is_an_approximation_as_it_says(golden):
-    tensors, options, tokens = attended(golden, "holov_n576_p16_k64")
-    method = get_method("holov", num_windows=options["num_patches"])
-    result = method.reduce(tokens, options["new_image_token_num"])
-    assert method.approximates
-    assert not torch.equal(result.keep_indices[0], tensors["out.kept"])
-
-
-def test_the_official_relevance_of_cdpruner_has_the_other_sign(golden):
-    """Its page says so: what the official code takes for relevant is what is unlike the text."""
-    from tokenprune.methods.cdpruner import text_relevance
-
-    tensors, _ = recorded(golden, "cdpruner_n144_m3_k40")
-    ours = text_relevance(tensors["in.image_embeds"][None], tensors["in.text_embeds"][None])[0]
-    torch.testing.assert_close(1 - ours, tensors["out.relevance"], atol=1e-4, rtol=0)
+    tensors, _ = recorded(golden, f"cdpruner_{case}")
+    alike = text_likeness(tensors["in.image_embeds"][None], tensors["in.text_embeds"][None])
+    expected = tensors["out.relevance"]
+    torch.testing.assert_close(stretched(-alike)[0], expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(1 - stretched(alike)[0], expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("case", ["f3_t64_q0.9", "f4_t64_q0.5", "f8_t48_q0.8"])

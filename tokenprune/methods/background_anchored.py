@@ -105,6 +105,7 @@ class BackgroundAnchored(Method):
     merges: ClassVar[bool] = True
     uses_grid: ClassVar[bool] = True
     paper: ClassVar[str | None] = "2505.21375"
+    faithful: ClassVar[str | None] = "faithful to GeoLLaVA-8K as published"
     dw_weight: Tensor
     pw_weight: Tensor
     pw_bias: Tensor

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from tokenprune import ops
 from tokenprune.method import Method
+from tokenprune.ops.common.checks import check_choice
 from tokenprune.ops.common.precision import wide_dtype
 from tokenprune.tokens import ReducedTokens, VisionTokens
 
@@ -20,21 +21,25 @@ SMALLEST_RELEVANCE = 1e-6  # of the least relevant token, which may still be nee
 class CDPruner(Method):
     r"""Keeps relevant tokens that differ: a determinantal point process given the text.
 
-    Relevance weighs the kernel of similarities, whose determinant is maximized greedily. Text and
-    tokens must come from one space, such as CLIP's.
+    Relevance weighs the kernel of similarities, whose determinant is maximized greedily.
 
     Attributes:
+        text: "embeddings", relevance is how like the question's embeddings a token is; or "joint",
+            as the official code has it: how *unlike* the question a token is in the joint space of
+            a contrastive model, `VisionTokens.image_embeds` and `text_embeds`, which no host hands
+            over.
         impl: "auto", "reference" or "triton".
 
     Formula:
-        With the text's embeddings $t_1 \ldots t_T \in \mathbb{R}^D$ and $\varepsilon = 10^{-6}$
+        With the text's embeddings $t_1 \ldots t_T$, the tokens $u_i$ in their space (the features
+        $x_i$ themselves, or `image_embeds`) and $\varepsilon = 10^{-6}$
 
-        $$\rho_i = \frac{1}{T} \sum_{\tau=1}^{T} \cos(x_i, t_\tau), \qquad
+        $$\rho_i = \pm \frac{1}{T} \sum_{\tau=1}^{T} \cos(u_i, t_\tau), \qquad
         q_i = \min\!\left(1,\; \frac{\rho_i - \min_j \rho_j}
         {\max(\max_j \rho_j - \min_j \rho_j,\, \varepsilon)} + \varepsilon\right), \qquad
-        L_{ij} = q_i \cos(x_i, x_j)\, q_j.$$
+        L_{ij} = q_i \cos(x_i, x_j)\, q_j,$$
 
-        Starting from $S = \varnothing$, K times
+        plus for "embeddings", minus for "joint". Starting from $S = \varnothing$, K times
 
         $$S \leftarrow S \cup \left\{\arg\max_{j \notin S}
         \frac{\det L_{S \cup \{j\}}}{\det L_S}\right\}.$$
@@ -57,35 +62,55 @@ class CDPruner(Method):
           the lowest indices are taken, the crop's top.
 
     Faithful:
-        The greedy part is the paper's. The official code measures relevance in CLIP's joint space,
-        takes the *negative* of the mean cosine there, and takes the kernel from the projected
-        tokens; here both come from the tokens and the text as given, and the cosine keeps its sign.
-        The method therefore does not reproduce the official choice, and no recorded output is
-        claimed.
+        `CDPruner(text="joint")` keeps the tokens recorded from the official code in four cases
+        (`tests/tokenprune/test_replay.py::test_every_recorded_case_of_a_known_form_is_equal`).
+        Relevance goes from the least to the most relevant token of a crop, in the official code of
+        the whole batch. The default is a variant, for hosts without a joint space: relevance is the
+        mean cosine to the language model's embeddings, and keeps its sign.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("text",)
     query_agnostic: ClassVar[bool] = False
     paper: ClassVar[str | None] = "2506.10967"
+    faithful: ClassVar[str | None] = "variant"
     approximates: ClassVar[str | None] = (
-        "relevance and kernel from features and text as given, not in CLIP's joint space, and "
-        "relevance is the mean cosine, not its negative"
+        "relevance from the language model's embeddings, not in CLIP's joint space, and it is the "
+        "mean cosine, not its negative"
     )
+    text: str = "embeddings"
     impl: str = "auto"
 
+    def __post_init__(self) -> None:
+        check_choice("text", self.text, ("embeddings", "joint"))
+        if self.text == "joint":
+            self.declare(
+                needs=("image_embeds", "text_embeds"),
+                faithful="faithful to Theia-4869/CDPruner@9541616",
+                approximates=None,
+            )
+
     def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
-        assert tokens.text is not None  # it is in `needs`
-        relevance = text_relevance(tokens.features.detach(), tokens.text.detach())
-        result = ops.dpp_select(tokens.features, num_keep, relevance, impl=self.impl)
+        if self.text == "joint":
+            assert tokens.image_embeds is not None  # they are in `needs`
+            assert tokens.text_embeds is not None
+            likeness = -text_likeness(tokens.image_embeds.detach(), tokens.text_embeds.detach())
+        else:
+            assert tokens.text is not None
+            likeness = text_likeness(tokens.features.detach(), tokens.text.detach())
+        result = ops.dpp_select(tokens.features, num_keep, stretched(likeness), impl=self.impl)
         return replace(result, grid_size=tokens.grid_size)
 
 
-def text_relevance(features: Tensor, text: Tensor) -> Tensor:
-    """[B, N, D] and [B, T, D] -> [B, N] in (0, 1]."""
+def text_likeness(features: Tensor, text: Tensor) -> Tensor:
+    """[B, N, D] and [B, T, D] -> [B, N], the mean cosine."""
     dtype = wide_dtype(features.dtype)
     # The mean of cosines is one product with the mean of the text's directions.
     words = functional.normalize(text.to(dtype), dim=2).mean(1)
-    cosine = (functional.normalize(features.to(dtype), dim=2) @ words[:, :, None]).squeeze(2)
-    low, high = cosine.amin(1, keepdim=True), cosine.amax(1, keepdim=True)
+    return (functional.normalize(features.to(dtype), dim=2) @ words[:, :, None]).squeeze(2)
+
+
+def stretched(likeness: Tensor) -> Tensor:
+    """[B, N] -> [B, N] in (0, 1], from the least to the most of a crop."""
+    low, high = likeness.amin(1, keepdim=True), likeness.amax(1, keepdim=True)
     span = (high - low).clamp(min=SMALLEST_RELEVANCE)
-    return ((cosine - low) / span + SMALLEST_RELEVANCE).clamp(max=1)
+    return ((likeness - low) / span + SMALLEST_RELEVANCE).clamp(max=1)

@@ -55,6 +55,7 @@ class DART(Method):
     """
 
     paper: ClassVar[str | None] = "2502.11494"
+    faithful: ClassVar[str | None] = "variant"
     approximates: ClassVar[str | None] = (
         "pivots by features before the language model, not by a layer's keys and text"
     )

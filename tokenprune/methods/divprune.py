@@ -46,6 +46,7 @@ class DivPrune(Method):
     """
 
     paper: ClassVar[str | None] = "2503.02175"
+    faithful: ClassVar[str | None] = "faithful to vbdi/divprune@799e2d9"
     impl: str = "auto"
 
     def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:

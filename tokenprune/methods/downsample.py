@@ -55,6 +55,7 @@ class Downsample(Method):
     merges: ClassVar[bool] = True
     uses_grid: ClassVar[bool] = True
     paper: ClassVar[str | None] = "2510.07143"
+    faithful: ClassVar[str | None] = "control"
 
     def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
         features = tokens.features

@@ -46,6 +46,7 @@ class EVS(Method):
 
     over_time: ClassVar[bool] = True
     paper: ClassVar[str | None] = "2510.14624"
+    faithful: ClassVar[str | None] = "faithful to vllm-project/vllm@094f117"
 
     def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
         features = tokens.features.to(wide_dtype(tokens.features.dtype))

@@ -49,6 +49,7 @@ class FasterVLM(Method):
 
     needs: ClassVar[tuple[str, ...]] = ("attention",)
     paper: ClassVar[str | None] = "2412.01818v1"
+    faithful: ClassVar[str | None] = "faithful to Theia-4869/FasterVLM@f5d5f12"
 
     def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
         assert tokens.attention is not None  # it is in `needs`

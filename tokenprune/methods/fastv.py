@@ -54,6 +54,7 @@ class FastV(LayerMethod):
     """
 
     paper: ClassVar[str | None] = "2403.06764"
+    faithful: ClassVar[str | None] = "faithful to pkunlp-icler/FastV@d165972"
     layer: int = 2
 
     def __post_init__(self) -> None:

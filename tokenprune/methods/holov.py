@@ -2,112 +2,127 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from tokenprune.method import Method
-from tokenprune.methods.spatial_pool import window_roots
 from tokenprune.ops.common.cosine import cosine_matrix
 from tokenprune.selection import best, select_tokens
 from tokenprune.tokens import ReducedTokens, VisionTokens
 
+ATTENTION_SCALE, VARIANCE_SCALE = 1000, 0.09  # of the official code
+SMALLEST = 1e-6  # added to what divides
+
 
 @dataclass(kw_only=True)
 class HoloV(Method):
-    r"""Deals the budget out to windows of the image, then keeps the best tokens of each.
+    r"""Deals the budget out to runs of the raster order, then keeps the best tokens of each.
 
-    A token's score is its attention plus the variance of its similarities to the other tokens of
-    its window, each divided by its mean over the image. A window's share of the budget is the
-    softmax of its mean score; whole numbers come from the shares by Webster's method, so that no
-    window receives more than it holds.
+    A run's share is in proportion to its mean score: the attention of its tokens, and how much
+    their similarities to each other vary. Inside a run attention alone decides.
 
     Attributes:
-        num_windows: parts of the image, at least 1; as square as they come.
-        temperature: of the softmax, above 0; high means equal shares.
+        num_windows: runs, at least 1. None: $\max(1, \lfloor \frac{16 N}{9 K} \rfloor)$, as the
+            official code does with Qwen2.5-VL.
+        official: a share above what its run holds is lost, and leaves slots that are not valid; by
+            default it goes to the other runs, so that exactly K tokens stay.
 
     Formula:
-        For token $i$ of window $\Omega$, with attention $a_i$ and the mean
-        $\mu_i$ of $\cos(x_i, x_j)$ over the other $j \in \Omega$,
+        The raster order is cut into P = `num_windows` runs of equal length, the first $N \bmod P$
+        one token longer. For token $i$ of run $\Omega$ of $n$ tokens, with attention $a_i$, its
+        similarities $s_{ij} = \cos(x_i, x_j)$ for $j \ne i$, $s_{ii} = 0$, and their mean
+        $\mu_i = \frac{1}{n-1} \sum_{j} s_{ij}$,
 
-        $$v_i = \frac{1}{|\Omega| - 1} \sum_{j \in \Omega,\, j \ne i}
-        \left(\cos(x_i, x_j) - \mu_i\right)^2, \qquad
-        s_i = \frac{a_i}{\bar{a}} + \frac{v_i}{\bar{v}},$$
+        $$v_i = \frac{1}{n - 1} \sum_{j \in \Omega} (s_{ij} - \mu_i)^2, \qquad
+        r_\Omega = \frac{1}{n} \sum_{i \in \Omega} \left(1000\, a_i
+        + 0.09\, v_i\, \frac{1000\, \bar a}{\bar v}\right), \qquad
+        w_\Omega = \frac{r_\Omega}{\sum_{\Omega'} r_{\Omega'}},$$
 
-        where a bar is the mean over the crop. With $\tau$ = `temperature`
-
-        $$\pi_\Omega = \operatorname{softmax}_\Omega\!\left(\frac{1}{\tau\,|\Omega|}
-        \sum_{i \in \Omega} s_i\right), \qquad
-        S = \operatorname{top}_K\left(\frac{\pi_{\Omega(i)}}{\operatorname{rank}_{\Omega(i)}(i)
-        + \tfrac{1}{2}}\right),$$
-
-        with ranks by $s_i$ within the window, from 0: Webster's divisors.
+        where a bar is the mean over the run. Run $\Omega$ keeps its $\lfloor w_\Omega K \rfloor$
+        tokens of highest attention; what is left of K goes one each to the runs of largest $w$.
 
     Cost:
-        $N^2 D / G$ products for G windows, and G sorts of $N / G$.
+        $N^2 D / P$ products for P runs, and P sorts of $N / P$.
 
     Fails when:
-        - all that matters lies in one window: its share is bounded, whatever the rest holds.
-        - windows are empty ground: mean scores differ little, so shares are nearly equal and each
-          of them gets tokens. The measured rows keep fewer object tokens than `fastervlm`.
-        - an object lies on a border between windows: both see half of it.
-        - attention sinks: as for `fastervlm`.
+        - all that matters lies in one run: its share is bounded, whatever the rest holds.
+        - runs are empty ground: mean scores differ little, so shares are nearly equal and each of
+          them gets tokens.
+        - an object is tall: a run is a few rows, so it lies in many and competes in each.
+        - attention sinks: as for `fastervlm`, and they raise their run's share besides.
 
     Faithful:
-        The official code cuts runs of the raster order instead of windows, deals the budget out in
-        proportion (no softmax), scales attention by 1,000 and the variance by 0.09 within each run,
-        and keeps the tokens of a run by attention alone; a run's surplus becomes rows of zeros. The
-        method does not reproduce its choice, and no recorded output is claimed.
+        The kept tokens equal those recorded from the official code in four cases
+        (`tests/tokenprune/test_replay.py::test_every_recorded_case_of_a_known_form_is_equal`), in
+        one of them with `official=True`: there a share exceeds its run, and the official code fills
+        up with rows of zeros. The official rows come run by run, here in raster order.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("attention",)
-    uses_grid: ClassVar[bool] = True
     paper: ClassVar[str | None] = "2510.02912"
+    faithful: ClassVar[str | None] = "faithful to obananas/HoloV@1d2e65e"
     approximates: ClassVar[str | None] = (
-        "square windows, softmax shares and another score inside a window"
+        "a share above what its run holds goes to other runs, not to rows of zeros"
     )
-    num_windows: int = 16
-    temperature: float = 1.0
+    num_windows: int | None = 16
+    official: bool = False
 
     def __post_init__(self) -> None:
-        if self.num_windows < 1:
+        if self.num_windows is not None and self.num_windows < 1:
             raise ValueError(f"num_windows must be at least 1, got {self.num_windows}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+        if self.official:
+            self.declare(approximates=None)
 
     def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
         assert tokens.attention is not None  # it is in `needs`
-        features, attention = tokens.features.detach(), tokens.attention.detach()
-        roots = window_roots(tokens.grid_size, min(self.num_windows, features.shape[1]))
-        variance, scores = torch.empty_like(attention), torch.empty_like(attention)
-        windows = [(roots == root).nonzero().flatten() for root in roots.unique().tolist()]
-        for window in windows:
-            variance[:, window] = similarity_variance(features[:, window]).to(variance.dtype)
-        scores = relative(attention) + relative(variance)
+        attention = tokens.attention.detach()
+        lengths = run_lengths(attention.shape[1], num_keep, self.num_windows)
+        runs = attention.split(lengths, 1)
+        parts = zip(tokens.features.detach().split(lengths, 1), runs, strict=True)
+        shares = torch.stack([run_score(*part) for part in parts], 1)
+        shares = shares / (shares.sum(1, keepdim=True) + SMALLEST)
+        by_share = shares.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        quotas = (shares * num_keep).long()
+        left = num_keep - quotas.sum(1, keepdim=True)
+        quotas = quotas + left // len(runs) + (by_share < left % len(runs))
 
-        means = torch.stack([scores[:, window].mean(1) for window in windows], 1)
-        shares = (means / self.temperature).softmax(1)
-        priority = torch.empty_like(scores)
-        for place, window in enumerate(windows):
-            ranking = scores[:, window].argsort(dim=1, descending=True, stable=True)
-            priority[:, window] = shares[:, place, None] / (ranking.argsort(dim=1) + 0.5)
-        return select_tokens(tokens, best(priority, num_keep), scores)
+        turns = []  # 0 for what a quota keeps; then run by run, a token each, largest share first
+        for run, quota, place in zip(runs, quotas.T, by_share.T, strict=True):
+            rank = run.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+            beyond = rank - quota[:, None]
+            turns.append(torch.where(beyond < 0, 0, 1 + place[:, None] + beyond * len(runs)))
+        turn = torch.cat(turns, 1)
+        result = select_tokens(tokens, best(-turn, num_keep), attention)
+        if not self.official:
+            return result
+        valid = turn.gather(1, result.keep_indices) == 0
+        return replace(
+            result,
+            features=result.features * valid[:, :, None],
+            valid=valid,
+            scores=result.scores.masked_fill(~valid, -torch.inf),
+        )
 
 
-def similarity_variance(features: Tensor) -> Tensor:
-    """[B, M, D] -> [B, M]: how much the cosine similarities to the others vary."""
-    similarity = cosine_matrix(features)
+def run_lengths(num_tokens: int, num_keep: int, num_windows: int | None) -> list[int]:
+    """Tokens of each run."""
+    if num_windows is None:
+        num_windows = max(1, 16 * num_tokens // (9 * num_keep))
+    num_runs = min(num_windows, num_tokens)
+    shorter, longer = divmod(num_tokens, num_runs)
+    return [shorter + (run < longer) for run in range(num_runs)]
+
+
+def run_score(features: Tensor, attention: Tensor) -> Tensor:
+    """[B, n, D] and [B, n] of a run -> [B], the mean of its tokens' scores."""
     num_others = max(features.shape[1] - 1, 1)
+    similarity = cosine_matrix(features)
     similarity.diagonal(dim1=1, dim2=2).zero_()
     mean = similarity.sum(2, keepdim=True) / num_others
-    deviation = (similarity - mean).square()
-    deviation.diagonal(dim1=1, dim2=2).zero_()
-    return deviation.sum(2) / num_others
-
-
-def relative(values: Tensor) -> Tensor:
-    """[B, N] not negative, divided by the mean; zero where all are."""
-    mean = values.mean(1, keepdim=True)
-    return torch.where(mean > 0, values / mean, 0)
+    variance = (similarity - mean).square().sum(2) / num_others
+    attention = ATTENTION_SCALE * attention.to(variance.dtype)
+    scale = attention.abs().mean(1) / (variance.mean(1) + SMALLEST)
+    return attention.mean(1) + VARIANCE_SCALE * scale * variance.mean(1)

@@ -77,6 +77,7 @@ class PruMerge(Method):
     needs: ClassVar[tuple[str, ...]] = ("attention",)
     merges: ClassVar[bool] = True
     paper: ClassVar[str | None] = "2403.15388"
+    faithful: ClassVar[str | None] = "variant"
     approximates: ClassVar[str | None] = (
         "features for keys; clusters do not overlap; no extra token; a budget for outliers; "
         + SEVERAL_HEADS

@@ -59,6 +59,7 @@ class PyramidDrop(LayerMethod):
     """
 
     paper: ClassVar[str | None] = "2410.17247"
+    faithful: ClassVar[str | None] = "variant"
     approximates: ClassVar[str | None] = (
         "the count of a stage rounds to the nearest, not down; positions stay the original ones "
         "unless they are asked to be compact"

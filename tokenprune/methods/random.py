@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -36,6 +37,7 @@ class Random(Method):
         A control without a paper.
     """
 
+    faithful: ClassVar[str | None] = "control"
     seed: int = 0
 
     def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:

@@ -54,6 +54,7 @@ class SparseVLM(Method):
     needs: ClassVar[tuple[str, ...]] = ("text",)
     query_agnostic: ClassVar[bool] = False
     paper: ClassVar[str | None] = "2410.04417"
+    faithful: ClassVar[str | None] = "variant"
     approximates: ClassVar[str | None] = (
         "text embeddings for the language model's attention; nothing is recycled"
     )

@@ -62,6 +62,7 @@ class ToMe(Method):
 
     merges: ClassVar[bool] = True
     paper: ClassVar[str | None] = "2210.09461"
+    faithful: ClassVar[str | None] = "variant"
     approximates: ClassVar[str | None] = "features for keys; " + AFTER_THE_TOWER
     compared: str = "features"
     impl: str = "auto"

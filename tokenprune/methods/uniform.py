@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -32,6 +33,8 @@ class Uniform(Method):
     Faithful:
         A control without a paper.
     """
+
+    faithful: ClassVar[str | None] = "control"
 
     def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
         batch, num_tokens, _ = tokens.features.shape

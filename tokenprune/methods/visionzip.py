@@ -70,6 +70,7 @@ class VisionZip(Method):
     needs: ClassVar[tuple[str, ...]] = ("attention",)
     merges: ClassVar[bool] = True
     paper: ClassVar[str | None] = "2412.04467"
+    faithful: ClassVar[str | None] = "variant"
     approximates: ClassVar[str | None] = (
         "features for keys; means for sums; the class token is left out; " + AFTER_THE_PROJECTOR
     )

@@ -57,12 +57,13 @@ def check_of_patches(name: str, value: Tensor, form: str, features: Tensor) -> N
     check_shape(name, value, (*features.shape[:2], value.shape[2]), form, like=features)
 
 
-def check_text(text: Tensor, features: Tensor) -> None:
-    check_tensor("text", text)
+def check_text(name: str, text: Tensor, features: Tensor) -> None:
+    """`text` has some rows as wide as the features, and lies beside them."""
+    check_tensor(name, text)
     batch, _, width = features.shape
     if text.ndim != 3 or text.shape[1] == 0:
-        raise ValueError(f"text must be [B, T, D] with T >= 1, got shape {list(text.shape)}")
-    check_shape("text", text, (batch, text.shape[1], width), "[B, T, D]", like=features)
+        raise ValueError(f"{name} must be [B, T, D] with T >= 1, got shape {list(text.shape)}")
+    check_shape(name, text, (batch, text.shape[1], width), "[B, T, D]", like=features)
 
 
 def check_int(name: str, value: object, *, low: int, high: int | None = None) -> None:

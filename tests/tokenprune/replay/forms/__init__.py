@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from .. import Form
-from . import images, videos
+from . import images, selection, videos
 
-FORMS: dict[str, Form] = {**images.FORMS, **videos.FORMS}
+FORMS: dict[str, Form] = {**images.FORMS, **selection.FORMS, **videos.FORMS}
