@@ -29,6 +29,8 @@ class VisionTokens:
         queries: [B, N, Dk], their queries in the layer that the method names.
         hidden_states: for each further tower layer that the method names, its output [B, N, D'].
         text: [B, T, D], embeddings of the question's words in the space of the features.
+        sizes: [B, N] at least 1, how many tokens of the image each stands for where some have
+            merged before; None for one each.
         num_heads: how many heads lie side by side in keys and queries; it divides Dk.
         frames: of a video, or 1. Only a method that works `over_time` takes more.
     """
@@ -41,6 +43,7 @@ class VisionTokens:
     queries: Tensor | None = None
     hidden_states: Mapping[int, Tensor] | None = None
     text: Tensor | None = None
+    sizes: Tensor | None = None
     num_heads: int = 1
     frames: int = 1
 
@@ -62,10 +65,9 @@ class VisionTokens:
         batch, num_tokens, _ = self.features.shape
         if self.cls is not None:
             check_cls(self.cls, self.features)
-        if self.attention is not None:
-            check_shape(
-                "attention", self.attention, (batch, num_tokens), "[B, N]", like=self.features
-            )
+        for name, value in (("attention", self.attention), ("sizes", self.sizes)):
+            if value is not None:
+                check_shape(name, value, (batch, num_tokens), "[B, N]", like=self.features)
         for name, value in (("keys", self.keys), ("queries", self.queries)):
             if value is not None:
                 check_of_patches(name, value, "[B, N, Dk]", self.features)

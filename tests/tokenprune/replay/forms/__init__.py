@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from .. import Form
-from . import images, videos
+from . import images, merging, videos
 
-FORMS: dict[str, Form] = {**images.FORMS, **videos.FORMS}
+FORMS: dict[str, Form] = {
+    **images.FORMS,
+    **merging.FORMS,
+    **videos.FORMS,
+}
