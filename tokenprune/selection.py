@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from tokenprune import ops
+from tokenprune.layer_tokens import LayerTokens
 from tokenprune.tokens import ReducedTokens, VisionTokens
 
 
@@ -53,6 +54,15 @@ def select_tokens(tokens: VisionTokens, keep_indices: Tensor, scores: Tensor) ->
         scores=scores.gather(1, keep_indices).float(),
         grid_size=tokens.grid_size,
     )
+
+
+def select_in_layer(tokens: LayerTokens, keep_indices: Tensor, scores: Tensor) -> ReducedTokens:
+    """As `select_tokens`, of a layer's hidden states; one zero each where there are none."""
+    states = tokens.hidden_states
+    features = (
+        scores.new_zeros(scores.shape)[..., None] if states is None else states[:, tokens.visual]
+    )
+    return select_tokens(VisionTokens(features, (1, tokens.num_tokens)), keep_indices, scores)
 
 
 def merge_tokens(

@@ -38,11 +38,11 @@ class VidCom2(Method):
         length one, is $u_{t,i}$, of F frames and P places. With
         $g(u, m) = \sum_a \exp(-\lVert u - m \rVert^2 / 2a)$, $a = 2^{-3}, \ldots, 2^1$,
 
-        $$v_{t,i} = g\Big(u_{t,i}, \tfrac{1}{F P} \textstyle\sum u\Big), \qquad
-        f_{t,i} = g\Big(u_{t,i}, \tfrac{1}{P} \textstyle\sum_j u_{t,j}\Big),$$
+        $$v_{t,i} = g\left(u_{t,i}, \frac{1}{F P} \sum u\right), \qquad
+        f_{t,i} = g\left(u_{t,i}, \frac{1}{P} \sum_j u_{t,j}\right),$$
 
-        $$p_t = \operatorname{softmax}_t\Big(-\frac{1}{0.01 P} \sum_i v_{t,i}\Big), \qquad
-        \beta_t = \min\big(1,\; r\,(1 + p_t - \tfrac1F)\big),$$
+        $$p_t = \operatorname{softmax}_t\left(-\frac{1}{0.01 P} \sum_i v_{t,i}\right), \qquad
+        \beta_t = \min\left(1,\; r\,(1 + p_t - \tfrac{1}{F})\right),$$
 
         and frame $t$ keeps the tokens of lowest $v + f$: round($\beta_t P$) of them with $r$ =
         `ratio`. Else $r = K / N$, and the K lowest $(k + \frac12) / \beta_t$ stay, $k$ counting a

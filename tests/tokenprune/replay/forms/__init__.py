@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from .. import Form
-from . import images, merging, videos
+from . import images, language, merging, videos
 
 FORMS: dict[str, Form] = {
     **images.FORMS,
+    **language.FORMS,
     **merging.FORMS,
     **videos.FORMS,
 }
