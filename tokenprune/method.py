@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tokenprune.layer_tokens import LayerTokens
 from tokenprune.ops.common.checks import check_finite, check_num_keep
@@ -215,10 +215,15 @@ class LayerMethod(Method):
     A token's rank is the attention that it receives from the last token of the prompt, mean over
     heads. It works through `tokenprune.apply`, or on what a layer holds, see `reduce_in_layer`;
     `num_keep` and `keep_ratio` say, as of every method, what remains of an image in the end.
+
+    Attributes:
+        renumbers: positions are counted anew, without gaps, after each cut; `apply` then works with
+            `positions="compact"` whatever it is told.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("layers",)
     query_agnostic: ClassVar[bool] = False
+    renumbers: ClassVar[bool] = False
 
     @abstractmethod
     def cuts(self, num_layers: int) -> list[Cut]:
@@ -251,6 +256,13 @@ class LayerMethod(Method):
         (attention,) = tokens.needed("attention")
         scores = attention.mean((1, 2))
         return select_in_layer(tokens, best(scores, num_keep), scores)
+
+    def position_ids(self, tokens: LayerTokens, kept: Tensor) -> Tensor:
+        """[B, L - N + K]: positions of what goes on where visual tokens `kept`, [B, K], stay."""
+        columns = tokens.columns_after(kept)
+        if not self.renumbers:
+            return columns
+        return torch.arange(columns.shape[1], device=kept.device).expand_as(columns)
 
 
 def list_methods() -> list[str]:
