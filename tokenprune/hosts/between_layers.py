@@ -83,8 +83,7 @@ class BetweenLayers(Reduction):
         self.stopwatches: list[Stopwatch] = []
         self.features: Tensor | None = None
         self._deepstack: tuple[Tensor, Sequence[Tensor]] | None = None
-        compact = applied.positions == "compact" or self.method.renumbers
-        self.arguments = LayerArguments(prompt, adapter, compact)
+        self.arguments = LayerArguments(prompt, adapter, applied.positions == "compact")
         self.cuts = [
             Cut(cut.before, self._ranking_layer(cut.ranked_in)) if self._shrinks(turn) else cut
             for turn, cut in enumerate(self.cuts)
