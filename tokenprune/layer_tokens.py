@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ class LayerTokens:
         plain_keys, plain_queries: [B, H, L, d], as they leave the projection.
         attention: [B, H, T, N] after softmax, what visual tokens receive from the T columns that
             rank them.
+        raters: [B, T] int64, those columns.
+        position_embeddings: cosine and sine, [B, L, d] each, of the rotary embedding.
     """
 
     length: int
@@ -33,6 +36,8 @@ class LayerTokens:
     plain_keys: Tensor | None = None
     plain_queries: Tensor | None = None
     attention: Tensor | None = None
+    raters: Tensor | None = None
+    position_embeddings: tuple[Tensor, Tensor] | None = None
 
     def __post_init__(self) -> None:
         from tokenprune.ops.common.checks import check_int
@@ -53,7 +58,7 @@ class LayerTokens:
                     f"{axis}, got shape {list(value.shape)}"
                 )
 
-    def needed(self, *names: str) -> tuple[Tensor, ...]:
+    def needed(self, *names: str) -> tuple[Any, ...]:
         """The tensors of those names.
 
         Raises:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tokenprune import ops
+from tokenprune.clustering import gaps
 from tokenprune.layer_tokens import LayerTokens
 from tokenprune.method import Method
 from tokenprune.ops.common.checks import check_num_keep
@@ -95,13 +96,7 @@ class PACT(Method):
         number = max(int(self.share * scores.shape[1]), num_keep)
         able = best(scores, number)
         between = distances(rows(features, able))
-        density = densities(between)
-        # A stable sort: of equally dense tokens the first is the denser one.
-        order = density.argsort(dim=1, descending=True, stable=True)
-        rank = order.argsort(dim=1)
-        denser = rank[:, None] < rank[:, :, None]
-        gap = between.masked_fill(~denser, torch.inf).amin(2)
-        centers = able.gather(1, best(gap, num_keep))
+        centers = able.gather(1, best(gaps(between, densities(between)), num_keep))
         return merge_tokens(tokens, centers, centers, scores)
 
     def reduce_in_layer(self, tokens: LayerTokens, num_keep: int) -> ReducedTokens:

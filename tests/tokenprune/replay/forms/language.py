@@ -12,9 +12,11 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRot
 from tokenprune import LayerMethod
 from tokenprune.hosts.attention import attention_of
 from tokenprune.layer_tokens import LayerTokens
+from tokenprune.methods.dart import DART
 from tokenprune.methods.fastv import FastV
 from tokenprune.methods.pact import PACT, importance
 from tokenprune.methods.pyramiddrop import PyramidDrop
+from tokenprune.methods.sparsevlm import SparseVLM, raters
 
 from .. import Compared, Form, Recorded
 
@@ -104,4 +106,93 @@ def pact(case: Recorded) -> Iterator[Compared]:
     yield "weights", result.scores[0].exp(), case.official("weights")
 
 
-FORMS: dict[str, Form] = {"fastv": fastv, "pyramiddrop": pyramiddrop, "pact": pact}
+def sparsevlm(case: Recorded) -> Iterator[Compared]:
+    """Stage by stage, each on the recorded attention and states of its layer."""
+    options = case.options
+    version = 1 if case.method == "sparsevlm" else 2
+    method = SparseVLM(version=version, num_heads=options.get("heads_used", 1))
+    embeds = case.given("embeds")[None]
+    start, number = options["prompt_before_image"], options["image_shape"]
+    text = start + number
+    chosen = raters(embeds[:, start:text], embeds[:, text : text + options["text_after_image"]])
+    chosen = chosen[0].nonzero()[:, 0]
+    yield "raters", chosen, case.official("raters")
+    positions = torch.arange(embeds.shape[1])
+    for stage in range(len(options["pruning_loc"])):
+        rotary = None
+        if method.version == 2:
+            rotary = rotary_embedding(options["head_dim"], options["rope_theta"], positions)
+        tokens = LayerTokens(
+            len(positions),
+            start,
+            number,
+            hidden_states=case.given(f"hidden{stage}")[None] if method.version == 1 else None,
+            attention=case.given(f"attention{stage}")[None, :, chosen],
+            raters=(start + number + chosen)[None],
+            position_embeddings=rotary,
+        )
+        yield f"score{stage}", method.scores(tokens)[0], case.official(f"score{stage}")
+        result = method.reduce_in_layer(tokens, min(options["kept_per_layer"][stage], number - 1))
+        yield f"kept{stage}", result.keep_indices[0], case.official(f"kept{stage}")
+        positions = positions[tokens.columns_after(result.keep_indices)[0]]
+        number = result.rows.shape[1]
+        if method.version == 1:
+            yield f"visual{stage}", result.rows[0], case.official(f"visual{stage}")
+            positions = torch.arange(start + number + options["text_after_image"])
+    if method.version == 2:
+        yield "position_ids", positions, case.official("position_ids")
+
+
+def rotary_embedding(head_dim: int, theta: float, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine, [1, L, head_dim] each."""
+    config = LlamaConfig(
+        hidden_size=head_dim,
+        num_attention_heads=1,
+        rope_parameters={"rope_type": "default", "rope_theta": theta},
+    )
+    rotary: tuple[Tensor, Tensor] = LlamaRotaryEmbedding(config)(torch.ones(1), positions[None])
+    return rotary
+
+
+def dart(case: Recorded) -> Iterator[Compared]:
+    """The authors' count follows from T, which their two files derive in two ways."""
+    options, number = case.options, case.options["image_token_length"]
+    image, text = options["pivot_image_token"], options["pivot_text_token"]
+    budget = options.get("max_num_trunction") or number * (1 - options["reduction_ratio"])
+    method = DART(image_pivots=image, text_pivots=text)
+    tokens = layer_of(case, "last_layer_state")
+    _, pivots = method.pivots(tokens)[0]
+    yield "pivots", torch.tensor(pivots), case.official("pivots_in_order")
+    num_keep = image + int(budget / (image + text)) * (image + text)
+    yield "kept", method.reduce_in_layer(tokens, num_keep).keep_indices[0], case.official("kept")
+
+
+def dartangelslim(case: Recorded) -> Iterator[Compared]:
+    options, number = case.options, case.options["image_token_length"]
+    image, text = options["pivot_image_token"], options["pivot_text_token"]
+    method = DART(image_pivots=image, text_pivots=text, code="angelslim")
+    num_keep = round(number * (1 - options["ratio"]))
+    result = method.reduce_in_layer(layer_of(case, "feature_map"), num_keep)
+    yield "kept", result.keep_indices[0], case.official("kept")
+
+
+def layer_of(case: Recorded, states: str) -> LayerTokens:
+    options, keys = case.options, case.given("key_states")[None]
+    return LayerTokens(
+        keys.shape[2],
+        options["image_token_start_index"],
+        options["image_token_length"],
+        hidden_states=case.given(states)[None],
+        keys=keys,
+    )
+
+
+FORMS: dict[str, Form] = {
+    "fastv": fastv,
+    "pyramiddrop": pyramiddrop,
+    "pact": pact,
+    "sparsevlm": sparsevlm,
+    "sparsevlmplus": sparsevlm,
+    "dart": dart,
+    "dartangelslim": dartangelslim,
+}
