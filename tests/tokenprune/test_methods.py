@@ -239,7 +239,7 @@ def test_a_method_is_one_file(tmp_path, monkeypatch):
 
 def test_approximations_say_so_beside_their_names():
     departing = {"cdpruner", "dart", "holov", "prumerge", "sparsevlm", "tome", "visionzip"}
-    departing |= {"pact", "prumergeplus", "pyramiddrop", "vispruner"}
+    departing |= {"flashvid", "pact", "prumergeplus", "pyramiddrop", "vispruner"}
     assert {name for name in list_methods() if method_class(name).approximates} == departing
     for name in list_methods():
         mark = " (approximation)" if name in departing else ""
