@@ -10,10 +10,12 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from tokenprune.layer_tokens import LayerTokens
 from tokenprune.ops.common.checks import check_finite, check_num_keep
 from tokenprune.plugins import load_plugin, plugin_names, working_plugins
+from tokenprune.selection import best, select_in_layer
 from tokenprune.tokens import BY_LAYER, ReducedTokens, VisionTokens
 from tokenprune.words import meant_by, nearest, suggestion
 
@@ -151,6 +153,20 @@ class Method(ABC):
         with torch.autocast(tokens.features.device.type, enabled=False):
             return self._reduce(tokens, num_keep)
 
+    def reduce_in_layer(self, tokens: LayerTokens, num_keep: int) -> ReducedTokens:
+        """Reduces the visual tokens that a layer of the language model holds.
+
+        Args:
+            tokens: what the method's docstring says that it reads of the layer.
+            num_keep: visual tokens to keep, 1 to N.
+
+        Raises:
+            NotImplementedError: the method does not work in the language model.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} works on vision tokens, not in the language model's layers"
+        )
+
     def count(self, num_tokens: int, num_keep: int) -> int | None:
         """The rows that come out of a crop, extra ones included, before the crop is known.
 
@@ -204,12 +220,17 @@ class LayerMethod(Method):
     """A method inside the language model: after some layers the tokens that rank lowest leave.
 
     A token's rank is the attention that it receives from the last token of the prompt, mean over
-    heads. It works through `tokenprune.apply` alone; `num_keep` and `keep_ratio` say, as of every
-    method, what remains of an image in the end.
+    heads. It works through `tokenprune.apply`, or on what a layer holds, see `reduce_in_layer`;
+    `num_keep` and `keep_ratio` say, as of every method, what remains of an image in the end.
+
+    Attributes:
+        renumbers: positions are counted anew, without gaps, after each cut; `apply` then works with
+            `positions="compact"` whatever it is told.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("layers",)
     query_agnostic: ClassVar[bool] = False
+    renumbers: ClassVar[bool] = False
 
     @abstractmethod
     def cuts(self, num_layers: int) -> list[Cut]:
@@ -232,6 +253,23 @@ class LayerMethod(Method):
 
     def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
         return self.reduce(tokens, num_keep)
+
+    def reduce_in_layer(self, tokens: LayerTokens, num_keep: int) -> ReducedTokens:
+        """Keeps the visual tokens that receive most of `tokens.attention`, mean over heads and T.
+
+        Features are zero where `tokens` hold no hidden states.
+        """
+        check_num_keep(num_keep, tokens.num_tokens)
+        (attention,) = tokens.needed("attention")
+        scores = attention.mean((1, 2))
+        return select_in_layer(tokens, best(scores, num_keep), scores)
+
+    def position_ids(self, tokens: LayerTokens, kept: Tensor) -> Tensor:
+        """[B, L - N + K]: positions of what goes on where visual tokens `kept`, [B, K], stay."""
+        columns = tokens.columns_after(kept)
+        if not self.renumbers:
+            return columns
+        return torch.arange(columns.shape[1], device=kept.device).expand_as(columns)
 
 
 def list_methods() -> list[str]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from tokenprune import ops
+from tokenprune.layer_tokens import LayerTokens
 from tokenprune.tokens import ReducedTokens, VisionTokens, cu_seqlens_of
 
 FEATURE_LAYER = -2  # of a tower: its output is what LLaVA's projector takes
@@ -95,6 +96,15 @@ def keep_ordered(tokens: VisionTokens, order: Tensor, gains: Tensor) -> ReducedT
     scores = torch.full(tokens.features.shape[:2], -torch.inf, device=order.device)
     scores = scores.scatter(1, order, gains.float())
     return select_tokens(tokens, order.sort(1).values, scores)
+
+
+def select_in_layer(tokens: LayerTokens, keep_indices: Tensor, scores: Tensor) -> ReducedTokens:
+    """As `select_tokens`, of a layer's hidden states; one zero each where there are none."""
+    states = tokens.hidden_states
+    features = (
+        scores.new_zeros(scores.shape)[..., None] if states is None else states[:, tokens.visual]
+    )
+    return select_tokens(VisionTokens(features, (1, tokens.num_tokens)), keep_indices, scores)
 
 
 def merge_tokens(

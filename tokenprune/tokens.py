@@ -39,6 +39,8 @@ class VisionTokens:
         image_embeds: [B, N, C], the patches in the joint space of a contrastive model, such as
             CLIP's. No host hands it over.
         text_embeds: [B, T, C], the question in that space, in one piece or several.
+        sizes: [B, N] at least 1, how many tokens of the image each stands for where some have
+            merged before; None for one each.
         num_heads: how many heads lie side by side in keys and queries; it divides Dk.
         frames: of a video, or 1. Only a method that works `over_time` takes more.
     """
@@ -54,6 +56,7 @@ class VisionTokens:
     text: Tensor | None = None
     image_embeds: Tensor | None = None
     text_embeds: Tensor | None = None
+    sizes: Tensor | None = None
     num_heads: int = 1
     frames: int = 1
 
@@ -75,10 +78,9 @@ class VisionTokens:
         batch, num_tokens, _ = self.features.shape
         if self.cls is not None:
             check_cls(self.cls, self.features)
-        if self.attention is not None:
-            check_shape(
-                "attention", self.attention, (batch, num_tokens), "[B, N]", like=self.features
-            )
+        for name, value in (("attention", self.attention), ("sizes", self.sizes)):
+            if value is not None:
+                check_shape(name, value, (batch, num_tokens), "[B, N]", like=self.features)
         for name, value in (("keys", self.keys), ("queries", self.queries)):
             if value is not None:
                 check_of_patches(name, value, "[B, N, Dk]", self.features)

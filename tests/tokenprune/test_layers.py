@@ -537,6 +537,25 @@ def test_the_published_schedule():
     assert get_method("pyramiddrop").counts(576, 72, 3) == [288, 144, 72]
     assert get_method("pyramiddrop", ratio=0.5).counts(576, 200, 3) == [288, 200, 200]
     assert get_method("fastv").cuts(32) == [(2, 1)]
+    official = get_method("pyramiddrop", ratio=0.5, official=True)
+    assert official.counts(101, 12, 3) == [50, 25, 12]
+    assert get_method("pyramiddrop", ratio=0.5).counts(101, 12, 3) == [51, 25, 12]
+
+
+def test_official_pyramiddrop_numbers_positions_anew(llava):
+    """No count is rounded here: positions alone differ."""
+    inputs, options = llava.inputs(ONE), {"layers": (1, 3), "ratio": 0.5}
+    with tokenprune.apply(llava.model, get_method("pyramiddrop", **options), num_keep=4):
+        original = logits_of(llava, inputs)
+    given = {"num_keep": 4, "positions": "compact"}
+    with tokenprune.apply(llava.model, get_method("pyramiddrop", **options), **given):
+        compact = logits_of(llava, inputs)
+    method = get_method("pyramiddrop", official=True, **options)
+    with tokenprune.apply(llava.model, method, num_keep=4):
+        assert torch.equal(logits_of(llava, inputs), compact)
+    assert not torch.allclose(original, compact, atol=1e-5)
+    with pytest.raises(NotImplementedError, match="numbers positions anew"):
+        tokenprune.verify(llava.model, inputs, method=method)
 
 
 def attend_like_flash(

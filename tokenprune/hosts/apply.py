@@ -61,7 +61,7 @@ def apply(
             equal shares unless the method works over time; or "frame".
         positions: "original" leaves every token the position it had: the result is that of the
             whole model with the dropped tokens masked out. "compact" closes the gaps wherever
-            tokens leave.
+            tokens leave; so does a method whose official code does, see `LayerMethod.renumbers`.
         strict: raise where nothing is removed though something should be, and on features that
             are not finite.
         other: nothing; other libraries' words are answered with the ones that are meant.
@@ -87,6 +87,8 @@ def apply(
     budget = budget_of(method, num_keep, keep_ratio, per)
     model, adapter = open_host(model)
     check_method(method, adapter)
+    if isinstance(method, LayerMethod) and method.renumbers:
+        positions = "compact"
     if positions == "compact" and (reason := adapter.why_not_compact()) is not None:
         raise NotImplementedError(f"positions='compact' {reason}")
     if not strict:

@@ -8,9 +8,11 @@ from typing import ClassVar
 import torch
 from torch.nn import functional
 
+from tokenprune.layer_tokens import LayerTokens
 from tokenprune.method import Method
+from tokenprune.ops.common.checks import check_choice, check_int, check_num_keep
 from tokenprune.ops.common.precision import wide_dtype
-from tokenprune.selection import best, rows, select_tokens
+from tokenprune.selection import best, rows, select_in_layer, select_tokens
 from tokenprune.tokens import ReducedTokens, VisionTokens
 
 
@@ -22,8 +24,17 @@ class DART(Method):
     and one after the other, in raster order, each takes the tokens of lowest cosine similarity
     among those left.
 
+    The paper's code works before layer 2 of the language model, with pivots in the text as well:
+    `reduce_in_layer`. It reads `hidden_states`, layer 1's output after the model's final norm, and
+    `keys`, that layer's.
+
     Attributes:
-        num_pivots: at least 1; never more than the budget.
+        num_pivots: before the language model, at least 1; never more than the budget.
+        image_pivots, text_pivots: in a layer, how many visual tokens, which stay, and columns of
+            text, which only choose.
+        code: whose code is followed in a layer: "dart", with pivots in the text after the image,
+            in the order of a Python set of their columns, or "angelslim", with pivots in the text
+            on both sides, by descending norm.
 
     Formula:
         With M = `num_pivots`, or K where that is less, the pivots $p_0 < \ldots < p_{M-1}$ are the
@@ -33,7 +44,10 @@ class DART(Method):
         $$k_m = \left\lfloor \tfrac{(m+1)(K-M)}{M} \right\rfloor
         - \left\lfloor \tfrac{m (K-M)}{M} \right\rfloor$$
 
-        tokens $i \notin S$ of lowest $\cos(x_{p_m}, x_i)$.
+        tokens $i \notin S$ of lowest $\cos(x_{p_m}, x_i)$. In a layer norms are those of all heads'
+        keys, cosines those of hidden states, and the pivots of the text are not part of $S$.
+        "angelslim" deals out $\lceil (K - M_v) / M \rceil$, $M_v$ pivots being visual tokens, until
+        the budget is full.
 
     Cost:
         $N D$ for the norms, $M N D$ products, and M sorts of N. Memory: $M N$.
@@ -48,10 +62,12 @@ class DART(Method):
           tokens are kept than by `random`.
 
     Faithful:
-        The official code works before a layer of the language model, ranks pivots by the L1 norm of
-        that layer's rotated keys, takes half of them from the text after the image, and compares
-        the layer's normed output. Here vision tokens alone are looked at, before the language
-        model. No recorded output is claimed.
+        `reduce_in_layer` keeps the tokens recorded from a copy of the authors' code in three cases,
+        pivots in the recorded order, and with `code="angelslim"` those recorded from AngelSlim's in
+        two (`tests/tokenprune/test_replay.py`). The order of a Python set is CPython's, no rule of
+        the paper. The authors' count is $4 + 8T$; other budgets are kept exactly here. What
+        `tokenprune.apply` runs is a variant: it looks at vision tokens alone, before the language
+        model.
     """
 
     paper: ClassVar[str | None] = "2502.11494"
@@ -60,10 +76,65 @@ class DART(Method):
         "pivots by features before the language model, not by a layer's keys and text"
     )
     num_pivots: int = 8
+    image_pivots: int = 4
+    text_pivots: int = 4
+    code: str = "dart"
 
     def __post_init__(self) -> None:
         if self.num_pivots < 1:
             raise ValueError(f"num_pivots must be at least 1, got {self.num_pivots}")
+        check_int("image_pivots", self.image_pivots, low=1)
+        check_int("text_pivots", self.text_pivots, low=0)
+        check_choice("code", self.code, ("dart", "angelslim"))
+
+    def reduce_in_layer(self, tokens: LayerTokens, num_keep: int) -> ReducedTokens:
+        """Keeps the image's pivots, and what is least similar to them and to those of the text.
+
+        Raises:
+            ValueError: `num_keep` is less than the image's pivots.
+        """
+        check_num_keep(num_keep, tokens.num_tokens)
+        left = num_keep - self.image_pivots
+        if left < 0:
+            raise ValueError(f"num_keep must be at least {self.image_pivots}, got {num_keep}")
+        states, keys = tokens.needed("hidden_states", "keys")
+        directions = functional.normalize(states, dim=2)
+        kept = torch.zeros(len(states), tokens.num_tokens, dtype=torch.bool, device=states.device)
+        for row, pivots in enumerate(self.pivots(tokens)):
+            kept[row, [pivot - tokens.start for pivot in pivots[0]]] = True
+            for turn, pivot in enumerate(pivots[1]):
+                similarity = directions[row, tokens.visual] @ directions[row, pivot]
+                share = self._share(left, turn, len(pivots[1]))
+                free = (-similarity).masked_fill(kept[row], -torch.inf)
+                kept[row, best(free[None], share)[0]] = True
+        norms = keys[:, :, tokens.visual].abs().sum((1, 3))
+        return select_in_layer(tokens, best(kept.int(), num_keep), norms)
+
+    def pivots(self, tokens: LayerTokens) -> list[tuple[list[int], list[int]]]:
+        """Of each row, the columns of the image's pivots, and of all pivots in their order."""
+        (keys,) = tokens.needed("keys")
+        norms = keys.abs().sum((1, 3))  # [B, L]
+        columns = torch.arange(tokens.length, device=norms.device)
+        in_image = (columns >= tokens.start) & (columns < tokens.visual.stop)
+        in_text = ~in_image if self.code == "angelslim" else columns >= tokens.visual.stop
+        found = []
+        for row in norms:
+            image, text = (
+                row.masked_fill(~there, -torch.inf)
+                .argsort(descending=True, stable=True)[: min(number, int(there.sum()))]
+                .tolist()
+                for there, number in ((in_image, self.image_pivots), (in_text, self.text_pivots))
+            )
+            ordered = [*image, *text] if self.code == "angelslim" else list({*image, *text})
+            found.append((image, ordered))
+        return found
+
+    def _share(self, left: int, turn: int, num_pivots: int) -> int:
+        """How many of `left` tokens the pivot whose turn it is takes."""
+        if self.code == "dart":
+            return left * (turn + 1) // num_pivots - left * turn // num_pivots
+        equal = -(-left // num_pivots)
+        return min(equal, max(left - equal * turn, 0))
 
     def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
         features = tokens.features.detach().to(wide_dtype(tokens.features.dtype))

@@ -49,8 +49,9 @@ class FastV(LayerMethod):
     Faithful:
         Cut and ranking layer are the official ones (before layer 2 counted from 0, by the attention
         of layer 1), and positions stay original, as there. Logits equal the whole model's with the
-        dropped tokens masked from the cut on (`tests/tokenprune/test_layers.py`). The recorded
-        ranking of the official code is not replayed: it holds attention, not a model.
+        dropped tokens masked from the cut on (`tests/tokenprune/test_layers.py`). With the recorded
+        attention given, kept tokens and positions equal those of the official code in two cases
+        (`tests/tokenprune/test_replay.py`).
     """
 
     paper: ClassVar[str | None] = "2403.06764"

@@ -16,6 +16,8 @@ from tokenprune.selection import best, merge_tokens, rows
 from tokenprune.tokens import ReducedTokens, VisionTokens
 
 KEY_LAYER = -1  # of the tower
+OFFICIAL = "faithful to 42Shawn/LLaVA-PruMerge@097c041"
+FIXED_COUNT = "a budget for outliers"  # which the official code has too, as an option
 SEVERAL_HEADS = "attention of several heads for one as wide"
 SMALLEST_WEIGHT = 1e-6  # a token that nobody looks at still counts where it is alone
 
@@ -69,9 +71,8 @@ class PruMerge(Method):
         With the four options above and the official attention given, kept tokens equal the recorded
         ones and merged rows agree to 1e-5 in three cases
         (`tests/tokenprune/test_golden_methods.py::test_prumerge_as_published`). The departure that
-        no option lifts: the official attention is that of one head as wide as all heads, here it is
-        what the host reads. PruMerge+, the official default that adds tokens at equal steps, is not
-        built.
+        no option lifts: the official attention is that of one head as wide as all heads in the last
+        layer, here it is what the host reads. The official default forward is `prumergeplus`.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("attention",)
@@ -96,32 +97,48 @@ class PruMerge(Method):
             "features for keys": not by_keys,
             "clusters do not overlap": self.neighbors is None,
             "no extra token": not self.keep_rest,
-            "a budget for outliers": not self.adaptive,
+            FIXED_COUNT: not self.adaptive,
             SEVERAL_HEADS: True,
         }
+        departing = [words for words, departs in departures.items() if departs]
         self.declare(
             needs=("attention", "keys") if by_keys else ("attention",),
             tower_layers={"keys": (KEY_LAYER,)} if by_keys else {},
-            approximates="; ".join(words for words, departs in departures.items() if departs),
+            approximates="; ".join(departing),
+            faithful=OFFICIAL if {*departing} <= {FIXED_COUNT, SEVERAL_HEADS} else "variant",
         )
 
     def count(self, num_tokens: int, num_keep: int) -> int | None:
         return None if self.adaptive else num_keep + self.keep_rest
 
     def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
-        if not self.adaptive:
-            return self._to_budget(tokens, num_keep)
         assert tokens.attention is not None  # it is in `needs`
-        if not len(tokens.features):
-            return ReducedTokens.pack([self._to_budget(tokens, num_keep)])
-        quotas = num_outliers(tokens.attention.detach()).clamp(1, num_keep).tolist()
-        return ReducedTokens.pack(
-            [self._to_budget(tokens.crop(number), quota) for number, quota in enumerate(quotas)]
-        )
+        attention = tokens.attention.detach()
+        if self.count(attention.shape[1], num_keep) is not None:
+            return self._merged(tokens, self._kept(attention, num_keep))
+        if not len(attention):
+            return ReducedTokens.pack([self._merged(tokens, self._kept(attention, num_keep))])
+        parts = []
+        for crop, share in enumerate(self._shares(attention)):
+            kept = self._kept_by_share(attention[crop : crop + 1], share, num_keep)
+            parts.append(self._merged(tokens.crop(crop), kept))
+        return ReducedTokens.pack(parts)
 
-    def _to_budget(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
+    def _kept(self, attention: Tensor, num_keep: int) -> Tensor:
+        """[B, N] -> [B, num_keep], the tokens that others merge into, ascending."""
+        return best(attention, num_keep)
+
+    def _shares(self, attention: Tensor) -> list[float]:
+        """[B, N] -> the share of each crop's tokens whose attention is outlying."""
+        return [outliers / attention.shape[1] for outliers in num_outliers(attention).tolist()]
+
+    def _kept_by_share(self, attention: Tensor, share: float, num_keep: int) -> Tensor:
+        """[1, N] -> [1, M], as many as a share of the tokens, at most `num_keep`."""
+        # The official code floors the product, which may lie a rounding error below a whole number.
+        return best(attention, min(max(int(attention.shape[1] * share), 1), num_keep))
+
+    def _merged(self, tokens: VisionTokens, kept: Tensor) -> ReducedTokens:
         assert tokens.attention is not None  # it is in `needs`
-        kept = best(tokens.attention, num_keep)
         weights = tokens.attention.detach()
         compared = tokens.features if self.compared == "features" else tokens.keys
         assert compared is not None  # it is in `needs`

@@ -9,6 +9,8 @@ from typing import ClassVar
 
 from tokenprune.method import Cut, LayerMethod
 
+OFFICIAL = "faithful to Cooperx521/PyramidDrop@6444f30"
+
 
 @dataclass(kw_only=True)
 class PyramidDrop(LayerMethod):
@@ -21,6 +23,8 @@ class PyramidDrop(LayerMethod):
         layers: how many layers have run when tokens leave, ascending; by default a quarter, a half
             and three quarters of them, the paper's 8, 16 and 24 of 32.
         ratio: lambda, in (0, 1]. A stage never keeps fewer than `num_keep`.
+        official: as the official code, a stage's count is rounded down, and positions are numbered
+            anew after each cut.
 
     Raises:
         ValueError: `ratio` out of range, `layers` not ascending from 1 or, when applied, not below
@@ -51,11 +55,11 @@ class PyramidDrop(LayerMethod):
 
     Faithful:
         Cuts and counts follow the official schedule
-        (`tests/tokenprune/test_layers.py::test_the_published_schedule`), with two differences: the
-        official code rounds a stage's count down, and numbers positions anew after each cut, which
-        `tokenprune.apply(..., positions="compact")` does too. With original positions logits equal
-        the whole model's with the dropped tokens masked from each cut on
-        (`tests/tokenprune/test_layers.py`).
+        (`tests/tokenprune/test_layers.py::test_the_published_schedule`). Scores, kept tokens and,
+        with `official=True`, positions equal those recorded from the official code in three cases
+        (`tests/tokenprune/test_replay.py`). By default a stage's count rounds to the nearest, and
+        positions stay: logits then equal the whole model's with the dropped tokens masked from each
+        cut on (`tests/tokenprune/test_layers.py`).
     """
 
     paper: ClassVar[str | None] = "2410.17247"
@@ -66,8 +70,11 @@ class PyramidDrop(LayerMethod):
     )
     layers: Sequence[int] | None = None
     ratio: float | None = None
+    official: bool = False
 
     def __post_init__(self) -> None:
+        if self.official:
+            self.declare(renumbers=True, approximates=None, faithful=OFFICIAL)
         if self.ratio is not None and not 0 < self.ratio <= 1:
             raise ValueError(f"ratio must lie in (0, 1], got {self.ratio}")
         if self.layers is not None and (
@@ -88,5 +95,6 @@ class PyramidDrop(LayerMethod):
 
     def counts(self, num_tokens: int, num_keep: int, num_cuts: int) -> list[int]:
         ratio = self.ratio or (num_keep / num_tokens) ** (1 / num_cuts)
-        rounded = [math.floor(num_tokens * ratio**cut + 0.5) for cut in range(1, num_cuts)]
+        half = 0 if self.official else 0.5
+        rounded = [math.floor(num_tokens * ratio**cut + half) for cut in range(1, num_cuts)]
         return [max(count, num_keep) for count in rounded] + [num_keep]

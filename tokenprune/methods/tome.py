@@ -12,6 +12,7 @@ from tokenprune.selection import compared_rows
 from tokenprune.tokens import ReducedTokens, VisionTokens
 
 KEY_LAYER = -2  # of the tower, the layer whose output LLaVA takes
+OFFICIAL = "faithful to facebookresearch/ToMe@af95e4b"
 AFTER_THE_TOWER = "after the tower, not inside its layers"
 
 
@@ -25,6 +26,8 @@ class ToMe(Method):
     Attributes:
         compared: "features"; or "keys", those of the tower's second last layer, mean over heads.
             Tokens that have merged are compared by the mean of their keys.
+        class_token: the patches alternate as if a class token, which never merges, stood before
+            them, as in the paper's towers.
         impl: "auto", "reference" or "triton".
 
     Formula:
@@ -53,11 +56,12 @@ class ToMe(Method):
           tokens weighs as much as a single one.
 
     Faithful:
-        `ToMe(compared="keys")` gives the official code's rows to 1e-5, for one round, in two cases
-        (`tests/tokenprune/test_golden_methods.py::test_tome_of_one_round`). Later rounds differ:
-        the official order is unmerged sources, then targets; here it stays the raster order. The
-        departure that no option lifts: everything merges after the tower instead of inside its
-        layers.
+        `ToMe(compared="keys")` gives the official code's rows and sizes to 1e-4 in four cases, with
+        a class token (`class_token=True`) and without, of one round and of three rounds that are
+        called one by one with their own keys (`tests/tokenprune/test_replay.py`). Later rounds of
+        one call differ: the official order is unmerged sources, then targets; here it stays the
+        raster order. The departure that no option lifts: everything merges after the tower instead
+        of inside its layers.
     """
 
     merges: ClassVar[bool] = True
@@ -65,16 +69,27 @@ class ToMe(Method):
     faithful: ClassVar[str | None] = "variant"
     approximates: ClassVar[str | None] = "features for keys; " + AFTER_THE_TOWER
     compared: str = "features"
+    class_token: bool = False
     impl: str = "auto"
 
     def __post_init__(self) -> None:
         check_choice("compared", self.compared, ("features", "keys"))
         if self.compared == "keys":
             self.declare(
-                needs=("keys",), tower_layers={"keys": (KEY_LAYER,)}, approximates=AFTER_THE_TOWER
+                needs=("keys",),
+                tower_layers={"keys": (KEY_LAYER,)},
+                approximates=AFTER_THE_TOWER,
+                faithful=OFFICIAL,
             )
 
     def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
         compared = compared_rows(tokens, self.compared)
-        result = ops.bipartite_merge(tokens.features, num_keep, compared, impl=self.impl)
+        result = ops.bipartite_merge(
+            tokens.features,
+            num_keep,
+            compared,
+            sizes=tokens.sizes,
+            class_token=self.class_token,
+            impl=self.impl,
+        )
         return replace(result, grid_size=tokens.grid_size)

@@ -13,6 +13,7 @@ from tokenprune.selection import best, compared_rows, merge_tokens, others, rows
 from tokenprune.tokens import ReducedTokens, VisionTokens
 
 KEY_LAYER = -2  # of the tower, the layer whose output LLaVA takes
+OFFICIAL = "faithful to dvlab-research/VisionZip@3151f6d"
 AFTER_THE_PROJECTOR = "merged after the projector"
 
 
@@ -92,10 +93,12 @@ class VisionZip(Method):
             "the class token is left out": not self.keep_cls,
             AFTER_THE_PROJECTOR: True,
         }
+        departing = [words for words, departs in departures.items() if departs]
         self.declare(
             needs=tuple(name for name, needed in wanted.items() if needed),
             tower_layers={"keys": (KEY_LAYER,)} if by_keys else {},
-            approximates="; ".join(words for words, departs in departures.items() if departs),
+            approximates="; ".join(departing),
+            faithful=OFFICIAL if departing == [AFTER_THE_PROJECTOR] else "variant",
         )
 
     def count(self, num_tokens: int, num_keep: int) -> int:

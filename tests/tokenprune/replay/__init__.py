@@ -60,13 +60,15 @@ def difference(ours: Tensor, theirs: Tensor) -> str | None:
     """How two tensors differ, or None: indices must be equal, numbers within `TOLERANCE`."""
     if ours.shape != theirs.shape:
         return f"shape {list(ours.shape)} for {list(theirs.shape)}"
+    if not theirs.numel():
+        return None
     if not theirs.is_floating_point():
         same = int((ours == theirs).sum())
         if ours.ndim == 1:
             same = int(torch.isin(ours, theirs).sum())
         return None if torch.equal(ours, theirs.to(ours)) else f"{same} of {theirs.numel()}"
     scale = float(theirs.abs().max().clamp(min=1e-12))
-    error = float((ours - theirs).abs().max()) / scale if theirs.numel() else 0.0
+    error = float((ours - theirs).abs().max()) / scale
     return None if error <= TOLERANCE else f"error {error:.2g}"
 
 

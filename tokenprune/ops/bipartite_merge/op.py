@@ -10,6 +10,7 @@ from tokenprune.ops.common.checks import (
     check_finite,
     check_num_keep,
     check_of_patches,
+    check_shape,
 )
 from tokenprune.tokens import ReducedTokens
 
@@ -19,6 +20,8 @@ def bipartite_merge(
     num_keep: int,
     compared: Tensor | None = None,
     *,
+    sizes: Tensor | None = None,
+    class_token: bool = False,
     strict: bool = False,
     impl: str = "auto",
 ) -> ReducedTokens:
@@ -34,6 +37,10 @@ def bipartite_merge(
         num_keep: tokens to keep per crop, 1 to N.
         compared: [B, N, Dk], what similarity is measured on, and averaged where tokens merge: ToMe
             compares attention keys. The features by default.
+        sizes: [B, N], what each token counts in a mean, where tokens have merged before; 1 by
+            default.
+        class_token: a class token, which never merges, stands before the patches, as in ToMe's
+            towers: the first patch is then a target, the second a source.
         strict: raise if features or what is compared are not finite (one more read of each, and a
             synchronization on GPUs).
         impl: of `most_similar`, which matches, and of `cluster_mean`, which averages.
@@ -49,7 +56,8 @@ def bipartite_merge(
         NotImplementedError: Triton is not installed.
 
     Formula:
-        In a round of n tokens left those at even places are sources, those at odd places targets.
+        In a round of n tokens left those at even places are sources, those at odd places targets;
+        with a class token, which counts as place 0 and stays, patches are counted from 1.
         With $\kappa$ what is compared, $t(i) = \arg\max_{j\ \text{odd}} \cos(\kappa_i, \kappa_j)$,
         and the $\min(n - K, \lfloor n / 2 \rfloor)$ sources of largest $\cos(\kappa_i,
         \kappa_{t(i)})$ merge into $t(i)$. Then $\kappa$ is averaged over each cluster, and the next
@@ -78,4 +86,6 @@ def bipartite_merge(
         check_of_patches("compared", compared, "[B, N, Dk]", features)
     if strict:
         check_finite(features=features, compared=compared)
-    return reference.bipartite_merge(features, num_keep, compared, impl)
+    if sizes is not None:
+        check_shape("sizes", sizes, tuple(features.shape[:2]), "[B, N]", like=features)
+    return reference.bipartite_merge(features, num_keep, compared, impl, sizes, class_token)

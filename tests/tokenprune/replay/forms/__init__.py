@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from .. import Form
-from . import images, selection, videos
+from . import images, language, merging, selection, videos
 
-FORMS: dict[str, Form] = {**images.FORMS, **selection.FORMS, **videos.FORMS}
+FORMS: dict[str, Form] = {
+    **images.FORMS,
+    **language.FORMS,
+    **merging.FORMS,
+    **selection.FORMS,
+    **videos.FORMS,
+}
