@@ -48,6 +48,10 @@ def test_files_that_are_no_cases(tmp_path, capsys):
     assert main([]) == 2
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors", metadata={"method": "nobody"})
     assert main([str(tmp_path / "x.safetensors")]) == 2
+    about = {"method": "nobody", "options": "{}"}
+    save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors", metadata=about)
+    assert main([str(tmp_path / "x.safetensors")]) == 1
+    assert "x: differs, no method here has this form" in capsys.readouterr().out
     (tmp_path / "y.safetensors").write_text(json.dumps({}))
     assert main([str(tmp_path / "y.safetensors")]) == 2
     assert "no recorded case" in capsys.readouterr().err
