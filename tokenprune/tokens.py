@@ -33,6 +33,9 @@ class VisionTokens:
         received: for each tower layer that the method names, the attention [B, N] that each token
             receives there from all tokens, the class token among them: sum over queries, mean over
             heads and over the patches that make a token.
+        cls_logits: [B, N], the class token's attention in the tower's last layer before the
+            softmax: scaled products of its query and the patches' keys, mean over heads. No host
+            hands it over.
         text: [B, T, D], embeddings of the question's words in the space of the features.
         image_embeds: [B, N, C], the patches in the joint space of a contrastive model, such as
             CLIP's. No host hands it over.
@@ -49,6 +52,7 @@ class VisionTokens:
     queries: Tensor | None = None
     hidden_states: Mapping[int, Tensor] | None = None
     received: Mapping[int, Tensor] | None = None
+    cls_logits: Tensor | None = None
     text: Tensor | None = None
     image_embeds: Tensor | None = None
     text_embeds: Tensor | None = None
@@ -73,10 +77,9 @@ class VisionTokens:
         batch, num_tokens, _ = self.features.shape
         if self.cls is not None:
             check_cls(self.cls, self.features)
-        if self.attention is not None:
-            check_shape(
-                "attention", self.attention, (batch, num_tokens), "[B, N]", like=self.features
-            )
+        for name, value in (("attention", self.attention), ("cls_logits", self.cls_logits)):
+            if value is not None:
+                check_shape(name, value, (batch, num_tokens), "[B, N]", like=self.features)
         for name, value in (("keys", self.keys), ("queries", self.queries)):
             if value is not None:
                 check_of_patches(name, value, "[B, N, Dk]", self.features)
