@@ -29,7 +29,6 @@ from benchmarks import measure, results
 from benchmarks.cases import background_anchored_inputs
 from benchmarks.run import triton_version
 from tokenprune import (
-    LayerMethod,
     Method,
     ReducedTokens,
     VisionTokens,
@@ -37,6 +36,7 @@ from tokenprune import (
     list_methods,
     method_class,
 )
+from tokenprune.selection import FEATURE_LAYER
 
 BUDGETS = (24, 64, 144)
 CROPS, GRID, WIDTH = 8, (24, 24), 1024
@@ -103,7 +103,12 @@ def make_scenes(
     noise = width**-0.5 * normal(crops, num_objects, width)
     words = torch.cat([directions + noise, normal(crops, num_objects, width) * width**-0.5], 1)
     tokens = VisionTokens(
-        features, grid_size, cls=features.mean(1), attention=attention.softmax(1), text=words
+        features,
+        grid_size,
+        cls=features.mean(1),
+        attention=attention.softmax(1),
+        hidden_states={FEATURE_LAYER: features},
+        text=words,
     )
     return Scenes(tokens, objects)
 
@@ -150,8 +155,9 @@ def prepare(name: str, num_keep: int, threads: int) -> Callable[[], Any]:
 
 def measure_methods(num_keep: int, threads: int, repeats: int) -> list[dict[str, Any]]:
     scenes = make_scenes()
-    # Methods that work in a language model's layers have no part in scenes without one.
-    names = [name for name in list_methods() if not issubclass(method_class(name), LayerMethod)]
+    # Methods that need a language model's layers, or more of a tower, have no part in such scenes.
+    given = {*scenes.tokens.tensors(), "hidden_states"}
+    names = [name for name in list_methods() if given.issuperset(method_class(name).needs)]
     calls = {name: prepare(name, num_keep, threads) for name in names}
     reduced = {name: call() for name, call in calls.items()}
     seconds = measure.interleaved_seconds(calls, repeats)

@@ -39,9 +39,9 @@ class Method(ABC):
 
     Attributes:
         needs: the fields of `VisionTokens` that it cannot do without: "cls", "attention", "keys",
-            "queries", "hidden_states", "received", "text", "image_embeds", "text_embeds"; or
-            "layers", those of a language model, see `LayerMethod`. A host that cannot hand one of
-            them over refuses the method by name.
+            "queries", "hidden_states", "received", "cls_logits", "text", "image_embeds",
+            "text_embeds"; or "layers", those of a language model, see `LayerMethod`. A host that
+            cannot hand one of them over refuses the method by name.
         tower_layers: for "keys", "queries", "hidden_states" and "received" among `needs`, the
             layers of the vision tower that they are read from, counted as Python's lists count: -2
             is the second last. Keys and queries are read from one layer each.

@@ -34,6 +34,9 @@ class VisionTokens:
         received: for each tower layer that the method names, the attention [B, N] that each token
             receives there from all tokens, the class token among them: sum over queries, mean over
             heads and over the patches that make a token.
+        cls_logits: [B, N], the class token's attention in the tower's last layer before the
+            softmax: scaled products of its query and the patches' keys, mean over heads. No host
+            hands it over.
         text: [B, T, D], embeddings of the question's words in the space of the features. In hosts
             the language model's, of the prompt's other tokens: none has a text tower.
         image_embeds: [B, N, C], the patches in the joint space of a contrastive model, such as
@@ -53,6 +56,7 @@ class VisionTokens:
     queries: Tensor | None = None
     hidden_states: Mapping[int, Tensor] | None = None
     received: Mapping[int, Tensor] | None = None
+    cls_logits: Tensor | None = None
     text: Tensor | None = None
     image_embeds: Tensor | None = None
     text_embeds: Tensor | None = None
@@ -78,7 +82,12 @@ class VisionTokens:
         batch, num_tokens, _ = self.features.shape
         if self.cls is not None:
             check_cls(self.cls, self.features)
-        for name, value in (("attention", self.attention), ("sizes", self.sizes)):
+        given = {
+            "attention": self.attention,
+            "cls_logits": self.cls_logits,
+            "sizes": self.sizes,
+        }
+        for name, value in given.items():
             if value is not None:
                 check_shape(name, value, (batch, num_tokens), "[B, N]", like=self.features)
         for name, value in (("keys", self.keys), ("queries", self.queries)):

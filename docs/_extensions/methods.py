@@ -28,6 +28,7 @@ NEEDED = {  # as a reader calls it, and as random numbers for the example
     "queries": ("a tower layer's queries", "torch.randn(2, 576, 64)"),
     "hidden_states": ("outputs of tower layers", "torch.randn(2, 576, 64)"),
     "received": ("attention received in tower layers", "torch.rand(2, 576)"),
+    "cls_logits": ("the class token's attention before the softmax", "torch.randn(2, 576)"),
     "text": ("the question's embeddings", "torch.randn(2, 8, 64)"),
     "image_embeds": ("tokens in a joint space", "torch.randn(2, 576, 32)"),
     "text_embeds": ("the question in that space", "torch.randn(2, 1, 32)"),

@@ -26,8 +26,13 @@ from tokenprune.testing import check_method, check_result, example_tokens
 
 from .cases import assert_same, fields, make_inputs
 
-# Those that reduce tokens by themselves; the others work in a language model's layers.
-ALONE = [name for name in list_methods() if not issubclass(method_class(name), LayerMethod)]
+# Those that reduce tokens by themselves, to a number that is known beforehand; the others work in a
+# language model's layers, or share a budget out.
+ALONE = [
+    name
+    for name in list_methods()
+    if not issubclass(method_class(name), LayerMethod) and name not in {"globalcom2"}
+]
 WEIGHTS = ("dw_weight", "pw_weight", "pw_bias", "q_weight", "q_bias", "k_weight", "k_bias")
 
 
@@ -334,6 +339,7 @@ def test_text_is_checked():
         ("vispruner", {"important_ratio": 0.0}, r"important_ratio must lie in \(0, 1\], got 0.0"),
         ("hiprune", {"alpha": 1.5}, r"alpha must lie in \[0, 1\], got 1.5"),
         ("hiprune", {"object_layer": -2}, "object_layer and deep_layer must differ, got -2"),
+        ("globalcom2", {"ratio": 0.0}, r"ratio must lie in \(0, 1\], got 0.0"),
         ("idpruner", {"mmr_lambda": 1.5}, r"mmr_lambda must lie in \[0, 1\], got 1.5"),
         ("idpruner", {"parallel_k": 0}, "parallel_k must be at least 1, got 0"),
         ("scope", {"alpha": -1.0}, "alpha must not be negative, got -1.0"),
@@ -350,6 +356,33 @@ def test_text_is_checked():
 def test_bad_options(name, options, message):
     with pytest.raises(ValueError, match=message):
         get_method(name, **options)
+
+
+def test_globalcom2_takes_the_crops_of_one_image():
+    tokens = example_tokens(5)
+    with pytest.raises(ValueError, match="a thumbnail and 2 x 3 tiles, got 5 crops"):
+        get_method("globalcom2", crop_grid=(2, 3)).reduce(tokens, 7)
+    alone = get_method("globalcom2").reduce(tokens.crop(0), 7)
+    assert alone.cu_seqlens.tolist() == [0, 7]
+    assert torch.equal(alone.keep_indices, tokens.cls_logits[0].topk(7).indices.sort().values)
+    whole = get_method("globalcom2", crop_grid=(2, 2)).reduce(tokens, 30)
+    assert whole.cu_seqlens[1] == 30
+    assert (whole.cu_seqlens.diff() <= 30).all()
+
+
+def test_globalcom2_gives_more_to_the_tile_that_the_thumbnail_looks_at():
+    tokens = example_tokens(5, (6, 6))
+    logits = torch.zeros(5, 36)
+    logits[0].view(6, 6)[3:, :3] = 2  # the third tile
+    logits[1:] = torch.arange(36).flip(0)
+    tokens = replace(tokens, cls_logits=logits)
+    method = get_method("globalcom2", crop_grid=(2, 2))
+    shares = method.shares(tokens, 12)
+    weights = torch.tensor([0, 0, 1.8, 0], dtype=torch.float64).softmax(0)
+    torch.testing.assert_close(shares, 12 / 36 * (1 + weights - 0.25))
+    result = method.reduce(tokens, 12)
+    assert result.cu_seqlens.diff().tolist() == [12, *(36 * shares + 1e-9).int().tolist()]
+    assert result.keep_indices[12:16].tolist() == [0, 1, 2, 3]  # of the first tile
 
 
 def test_autocast_changes_nothing():

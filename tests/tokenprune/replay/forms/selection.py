@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
+
 from tokenprune import VisionTokens, get_method
 
 from .. import Compared, Form, Recorded
@@ -91,9 +93,30 @@ def hipruneqwen(case: Recorded) -> Iterator[Compared]:
     yield "kept", result.keep_indices, case.official("kept")
 
 
+def globalcom2(case: Recorded) -> Iterator[Compared]:
+    options, thumbnail = case.options, case.given("thumbnail_scores")[None]
+    tokens = VisionTokens(
+        case.given("features"),
+        (options["side"], options["side"]),
+        cls_logits=torch.cat([thumbnail, case.given("crop_scores")]),
+    )
+    method = get_method(
+        "globalcom2",
+        crop_grid=(options["num_patch_height"], options["num_patch_width"]),
+        ratio=options["retention_ratio"],
+    )
+    kept = method.reduce(tokens, 1)  # `ratio` stands for the budget
+    crops = kept.keep_indices.split(kept.cu_seqlens.diff().tolist())
+    names = ["thumbnail_kept", *(f"crop{number}_kept" for number in range(len(crops) - 1))]
+    for name, indices in zip(names, crops, strict=True):
+        yield name, indices, case.official(name)
+    yield "scales", method.shares(tokens, 1).float(), case.official("scales")
+
+
 FORMS: dict[str, Form] = {
     "cdpruner": cdpruner,
     "holov": holov,
+    "globalcom2": globalcom2,
     "hiprune": hiprune,
     "hipruneqwen": hipruneqwen,
     "idpruner": idpruner,
