@@ -27,8 +27,12 @@ from .test_layers import deep
 from .test_turns import Conversation, with_images
 
 NAMES = ("llava", "qwen2_5_vl")
-# background_anchored has weights that belong to one model.
-METHODS = [name for name in tokenprune.list_methods() if name != "background_anchored"]
+# background_anchored has weights that belong to one model; others leave images whole.
+METHODS = [
+    name
+    for name in tokenprune.list_methods()
+    if name != "background_anchored" and not tokenprune.method_class(name).over_time
+]
 OPTIONS: dict[str, dict[str, Any]] = {
     "fastv": {"layer": 1},
     "pyramiddrop": {"layers": (1, 3), "ratio": 0.7},
