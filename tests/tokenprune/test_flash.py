@@ -21,17 +21,17 @@ from tokenprune.hosts import attention, before_model
 from tokenprune.hosts.attention import AsItWas
 
 from . import flash
-from .hosts import CACHE, HOSTS, NOT_OF_IMAGES, TEXT, Host, cache_in
+from .hosts import CACHE, HOSTS, TEXT, Host, cache_in
 from .test_apply import ONE, THREE, generated
 from .test_layers import deep
 from .test_turns import Conversation, with_images
 
 NAMES = ("llava", "qwen2_5_vl")
-# background_anchored has weights that belong to one model.
+# background_anchored has weights that belong to one model; others leave images whole.
 METHODS = [
     name
     for name in tokenprune.list_methods()
-    if name not in {"background_anchored", *NOT_OF_IMAGES}
+    if name != "background_anchored" and not tokenprune.method_class(name).over_time
 ]
 OPTIONS: dict[str, dict[str, Any]] = {
     "fastv": {"layer": 1},

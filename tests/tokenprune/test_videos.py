@@ -115,12 +115,13 @@ def test_image_methods_work_frame_by_frame(name):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("method", ["evs", "vidcom2"])
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl", "llava_onevision", "video_llama_3"])
-def test_evs_sees_the_frames_in_order_and_leaves_images_whole(name):
+def test_methods_over_time_see_the_frames_in_order_and_leave_images_whole(name, method):
     host = build(name)
     inputs = host.inputs([[5, 0, 4, -1, 6]])
     (features,) = encoded(host, inputs)
-    with tokenprune.apply(host.model, "evs", keep_ratio=0.5) as handle:
+    with tokenprune.apply(host.model, method, keep_ratio=0.5) as handle:
         host.model(**inputs)
         (kept,) = kept_of_videos(host, inputs, handle)
         report = handle.report()
@@ -129,14 +130,23 @@ def test_evs_sees_the_frames_in_order_and_leaves_images_whole(name):
     shown = features[: len(features) - newline]
     num_keep = int(0.5 * len(features) + 0.5)
     tokens = VisionTokens(shown[None], (1, len(shown) // frames), frames=frames)
-    assert kept.tolist() == get_method("evs").reduce(tokens, num_keep).keep_indices[0].tolist()
+    assert kept.tolist() == get_method(method).reduce(tokens, num_keep).keep_indices[0].tolist()
     ids = inputs["input_ids"]
     remain = ids[0][handle.kept_positions[0]]
     assert int((remain == IMAGE).sum()) == int((ids == IMAGE).sum()) > 0
     counts = zip(report.tokens_before, report.tokens_after, strict=True)
     assert sorted(before - after for before, after in counts) == [0, len(features) - num_keep]
-    verified = tokenprune.verify(host.model, inputs, method="evs", keep_ratio=0.5)
+    verified = tokenprune.verify(host.model, inputs, method=method, keep_ratio=0.5)
     assert verified.ok, verified
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_a_method_over_time_that_reads_the_tower_is_exact_beside_images(name):
+    host = build(name)
+    inputs = host.inputs([[5, 0, 4, -1, 6]])
+    report = tokenprune.verify(host.model, inputs, method="flashvid", keep_ratio=0.4)
+    assert report.ok, report
+    assert 0 < report.tokens_after < report.tokens_before
 
 
 def test_evs_without_a_video_is_refused():

@@ -172,6 +172,8 @@ def _with_values(
     grids: list[TokenGrid], shares: list[int], tower: TowerValues | None
 ) -> list[tuple[TokenGrid, int, TowerValues | None]]:
     sizes = [grid.num_tokens for grid in grids]
+    if not sizes:  # an image that stays whole, though its tower was read
+        return []
     parts = [None] * len(sizes) if tower is None else tower.split(sizes)
     return list(zip(grids, shares, parts, strict=True))
 

@@ -27,7 +27,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
 NUM_KEEP, PER_CROP, SIDE = 5, 16, 56
 AFTER, ALONE = "background_anchored", NO_REDUCTION
 OF_A_GRID = {"downsample", "spatial_pool"}
-BY_ATTENTION = {"fastervlm", "holov", "prumerge", "visionzip", "vispruner"}
+BY_ATTENTION = {
+    "fastervlm",
+    "flashvid",
+    "holov",
+    "prumerge",
+    "prumergeplus",
+    "visionzip",
+    "vispruner",
+}
 OWN_WEIGHTS = {"background_anchored"}
 GREEDY = test_apply.GREEDY
 
@@ -97,6 +105,11 @@ def test_every_method_is_verified_or_refused_by_name(host, name):
         assert "\n" not in line
         return
     inputs = host.inputs([[3, 0, 4, 0, 5], [6], [2, 0, 9]])
+    if method.over_time:
+        refused = pytest.raises(NotImplementedError, match=f"^{type(method).__name__} .* of videos")
+        with refused, tokenprune.apply(host.model, method, keep_ratio=0.5):
+            host.model(**inputs)
+        return
     report = tokenprune.verify(host.model, inputs, method=method, keep_ratio=0.5, new_tokens=2)
     assert report.ok, report
     before = [crops * host.model.config.num_keep for crops in (2, 1, 3)]
