@@ -40,7 +40,7 @@ def test_hosts_are_listed_with_what_they_take():
     for family in hosts.families():
         assert set(family.refused) <= known
     assert "reduction_method 'none'" in listed["geollava"].refused["downsample"]
-    assert set(listed["llava"].refused) == {"background_anchored"}
+    assert set(listed["llava"].refused) == {"background_anchored", "visionselector"}
     table = hosts.hosts_table()
     assert all(f"`{kind}`" in table for kind in own)
     assert "`background_anchored` | all |" in hosts.refused_table()

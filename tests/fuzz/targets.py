@@ -200,9 +200,11 @@ def reduce_tensors(path: Path) -> None:
     import torch
 
     import tokenprune
+    from tokenprune.method import required_options
 
     draw = random.Random(path.read_bytes())
-    names = [name for name in tokenprune.list_methods() if name != "background_anchored"]
+    classes = {name: tokenprune.method_class(name) for name in tokenprune.list_methods()}
+    names = [name for name, known in classes.items() if not required_options(known)]
     batch, rows, cols, width = (draw.randint(0, 5) for _ in range(4))
     dtype = draw.choice([torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool])
     tokens = rows * cols + draw.choice([0, 0, 0, 1])

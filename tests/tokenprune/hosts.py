@@ -11,14 +11,21 @@ import transformers as hf
 from packaging.version import Version
 from torch import Tensor
 
+from tokenprune.method import list_methods, method_class, required_options
+
 # What this transformers calls the cache, in arguments and outputs alike.
 CACHE = "cache" if Version(hf.__version__) >= Version("5.24") else "past_key_values"
 # Hosts that, whole as they are, say something else without a cache than with one, or fail:
 # generate() does not lengthen ERNIE's `moe_mm_token_type_ids`.
 NEEDS_CACHE = {"ernie4_5_vl_moe"}
 NEEDS_CACHE |= {"paligemma"} if Version(hf.__version__) < Version("5.18") else set()
-# Methods that no prompt of images alone is for, and how they are refused.
-NOT_OF_IMAGES = {"evs": "compares the frames of videos"}
+# Methods that no prompt of images alone is for, and how hosts without videos refuse them.
+NOT_OF_IMAGES = {
+    name: "compares the frames of videos" for name in list_methods() if method_class(name).over_time
+}
+# Methods with weights that belong to one model, and options for towers as shallow as these.
+OF_ONE_MODEL = {name for name in list_methods() if required_options(method_class(name))}
+IN_SHALLOW_TOWERS: dict[str, dict[str, Any]] = {"nuwa": {"layers": (-3, -2)}}
 IMAGE, VIDEO, START, END, PAD = 100, 101, 102, 103, 0
 TEXT: dict[str, Any] = {
     "vocab_size": 128,

@@ -21,21 +21,26 @@ from tokenprune.hosts import attention, before_model
 from tokenprune.hosts.attention import AsItWas
 
 from . import flash
-from .hosts import CACHE, HOSTS, TEXT, Host, cache_in
+from .hosts import (
+    CACHE,
+    HOSTS,
+    IN_SHALLOW_TOWERS,
+    NOT_OF_IMAGES,
+    OF_ONE_MODEL,
+    TEXT,
+    Host,
+    cache_in,
+)
 from .test_apply import ONE, THREE, generated
 from .test_layers import deep
 from .test_turns import Conversation, with_images
 
 NAMES = ("llava", "qwen2_5_vl")
-# background_anchored has weights that belong to one model; others leave images whole.
-METHODS = [
-    name
-    for name in tokenprune.list_methods()
-    if name != "background_anchored" and not tokenprune.method_class(name).over_time
-]
+METHODS = sorted({*tokenprune.list_methods()} - {*OF_ONE_MODEL, *NOT_OF_IMAGES})
 OPTIONS: dict[str, dict[str, Any]] = {
     "fastv": {"layer": 1},
     "pyramiddrop": {"layers": (1, 3), "ratio": 0.7},
+    **IN_SHALLOW_TOWERS,
 }
 Calls = list[tuple[Any, dict[str, Any]]]
 

@@ -278,3 +278,132 @@ def test_downsample(seed):
     for num_keep in (1 + seed, 11 + seed):  # rows of unequal length keep to their places
         result = get_method("downsample").reduce(VisionTokens(ramp, GRID), num_keep)
         assert (result.features[0, :, 0].diff() > 0).all()
+
+
+def order_of(values):
+    """Places by falling value, the lowest index among equals."""
+    return sorted(range(len(values)), key=lambda place: (-values[place], place))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("keep_cls", [False, True])
+def test_prunesid(seed, keep_cls):
+    tokens, num_keep = tokens_of(seed)
+    budget = num_keep + keep_cls
+    features, attention = tokens.features[0], tokens.attention[0].tolist()
+    num_groups = max(1, budget // 4)
+    spread = features.sigmoid() - features.sigmoid().mean(1, keepdim=True)
+    # Of D x N with centered columns, as the paper has it: no matrix of tokens by tokens.
+    components = torch.linalg.svd(spread.T)[2].abs()
+    groups = [
+        max(range(num_groups), key=lambda c: components[c, token].item())
+        for token in range(NUM_TOKENS)
+    ]
+    likeness = cosines(features, features).tolist()
+    pairs = list(itertools.combinations(range(NUM_TOKENS), 2))
+    threshold = budget / 32 * sum(likeness[i][j] for i, j in pairs) / len(pairs)
+
+    rankings, survivors = [], []
+    for group in range(num_groups):
+        members = [token for token in order_of(attention) if groups[token] == group]
+        first: list[int] = []
+        for token in members:
+            if all(likeness[token][other] <= threshold for other in first):
+                first.append(token)
+        survivors.append(len(first))
+        rankings.append(first + [token for token in members if token not in first])
+
+    sizes = [len(ranking) for ranking in rankings]
+    least = [min(1, size) for size in sizes]
+    most = [min(count, 5 * math.ceil(budget / 64)) for count in survivors]
+    while sum(most) < min(budget, NUM_TOKENS):
+        most = [min(bound + 1, size) for bound, size in zip(most, sizes, strict=True)]
+    free, total = num_keep - sum(least), sum(survivors)
+    ends = [round(free * sum(survivors[:end]) / total) for end in range(num_groups + 1)]
+    quotas = [min(most[c], least[c] + ends[c + 1] - ends[c]) for c in range(num_groups)]
+    for group in order_of(survivors):
+        quotas[group] += min(most[group] - quotas[group], num_keep - sum(quotas))
+    expected = [token for c in range(num_groups) for token in rankings[c][: quotas[c]]]
+    result = get_method("prunesid", keep_cls=keep_cls).reduce(tokens, num_keep)
+    assert result.keep_indices[0].tolist() == sorted(expected)
+    assert (result.extra is not None) is keep_cls
+    if keep_cls:
+        assert torch.equal(result.rows[:, -1], tokens.cls)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("merging", ["mean", "sum"])
+@pytest.mark.parametrize("radius", [280**0.5, 2.5])
+def test_nuwa(seed, merging, radius):
+    layers = (-3, -2, -1)
+    tokens, num_keep = tokens_of(seed)
+    tokens = replace(
+        tokens,
+        hidden_states=example_tokens(
+            1, GRID, 8, dtype=torch.float64, seed=seed, hidden_layers=layers
+        ).hidden_states,
+    )
+    attention = tokens.attention[0].tolist()
+    regions: dict[tuple[int, int], list[int]] = {}
+    for token in order_of(attention):
+        regions.setdefault((token // GRID[1] // 2, token % GRID[1] // 2), []).append(token)
+    for depth in range(1, 5):
+        candidates = [token for region in regions.values() for token in region[:depth]]
+        if len(candidates) >= num_keep:
+            break
+    anchors = sorted(sorted(candidates, key=lambda token: -attention[token])[:num_keep])
+    states = torch.stack([tokens.hidden_states[layer][0] for layer in layers]).mean(0)
+    likeness = cosines(states, states).tolist()
+    ascending = sorted(attention[anchor] for anchor in anchors)
+    place = 0.55 * (num_keep - 1)
+    low, high = ascending[math.floor(place)], ascending[math.ceil(place)]
+    from_here = low + (high - low) * (place - math.floor(place))
+
+    result = get_method("nuwa", merging=merging, radius=radius, layers=layers).reduce(
+        tokens, num_keep
+    )
+    assert result.keep_indices[0].tolist() == anchors
+    for slot, anchor in enumerate(anchors):
+        weights = [0.0] * NUM_TOKENS
+        if attention[anchor] < from_here - 1e-12:
+            for other in range(NUM_TOKENS):
+                apart = math.dist(divmod(anchor, GRID[1]), divmod(other, GRID[1]))
+                weights[other] = max(0.0, likeness[anchor][other]) * max(0.0, 1 - apart / radius)
+        weights[anchor] = 1.0
+        shares = torch.tensor(weights, dtype=torch.float64) / sum(weights)
+        if merging == "sum":
+            shares[anchor] = 1.0
+        torch.testing.assert_close(result.features[0, slot], shares @ tokens.features[0])
+
+
+@pytest.mark.parametrize("grid_size", [(24, 24), (12, 16)])
+def test_nuwa_takes_so_many_of_each_region_as_the_paper(grid_size):
+    """112, 224 and 336 of 576 tokens are the best one, two and three of each region."""
+    tokens = example_tokens(1, grid_size, 8, hidden_layers=range(-9, 0))
+    num_tokens = grid_size[0] * grid_size[1]
+    cells = torch.arange(num_tokens)
+    region = cells // grid_size[1] // 2 * grid_size[1] + cells % grid_size[1] // 2
+    for depth in (1, 2, 3):
+        kept = get_method("nuwa").reduce(tokens, num_tokens * 112 * depth // 576).keep_indices[0]
+        assert region[kept].bincount().max() == depth
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_visionselector(seed):
+    tokens, num_keep = tokens_of(seed)
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"q_weight": (5, 8), "q_bias": (5,), "k_weight": (5, 8), "k_bias": (5,)}
+    weights = {
+        name: torch.randn(shape, dtype=torch.float64, generator=generator)
+        for name, shape in shapes.items()
+    }
+    features = tokens.features[0]
+    queries = features @ weights["q_weight"].T + weights["q_bias"]
+    keys = features @ weights["k_weight"].T + weights["k_bias"]
+    scores = [
+        sum(float(query @ key) for key in keys) / NUM_TOKENS / math.sqrt(5) for query in queries
+    ]
+    result = get_method("visionselector", **weights).reduce(tokens, num_keep)
+    assert result.keep_indices[0].tolist() == sorted(order_of(scores)[:num_keep])
+    expected = torch.tensor([scores[token] for token in result.keep_indices[0]])
+    torch.testing.assert_close(result.scores[0], expected)

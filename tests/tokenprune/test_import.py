@@ -20,11 +20,13 @@ sys.modules.update(dict.fromkeys(FORBIDDEN))  # as if they were not installed
 import tokenprune
 import tokenprune.cli
 import tokenprune.testing
-tokens = tokenprune.testing.example_tokens(2, (2, 3), 4)
+from tokenprune.method import required_options
 tokenprune.cli.main(["methods"])
 for name in tokenprune.list_methods():
-    if name not in ("background_anchored", "fastv", "pyramiddrop"):
-        tokenprune.get_method(name).reduce(tokens, 2)
+    chosen = tokenprune.method_class(name)
+    if not required_options(chosen) and not issubclass(chosen, tokenprune.LayerMethod):
+        tokens = tokenprune.testing.tokens_for(chosen(), 4, batch=2, grid_size=(2, 3))
+        chosen().reduce(tokens, 2)
 assert all(sys.modules[name] is None for name in FORBIDDEN)
 try:
     tokenprune.ops.background_score(

@@ -22,7 +22,7 @@ from tokenprune import (
     list_methods,
     method_class,
 )
-from tokenprune.testing import check_method, check_result, example_tokens
+from tokenprune.testing import check_method, check_result, example_tokens, tokens_for
 
 from .cases import assert_same, fields, make_inputs
 
@@ -82,7 +82,8 @@ def test_contract_with_options(name, options):
 )
 def test_every_grid_and_budget(name, batch, rows, cols, dtype, levels, data):
     """Also where tokens repeat: features of one or two levels leave little to choose by."""
-    tokens = example_tokens(batch, (rows, cols), dtype=dtype, seed=rows)
+    layers = method_class(name).tower_layers.get("hidden_states", ())
+    tokens = example_tokens(batch, (rows, cols), dtype=dtype, seed=rows, hidden_layers=layers)
     if levels is not None:
         coarse = (tokens.features * levels).round().clamp(0, levels)
         tokens = replace(tokens, features=coarse, attention=coarse.float().mean(2))
@@ -95,7 +96,8 @@ def test_every_grid_and_budget(name, batch, rows, cols, dtype, levels, data):
 @pytest.mark.parametrize("name", ALONE)
 def test_declarations(name):
     """What a method says it needs is enough, and a pruned token is untouched unless it merges."""
-    method, tokens = build(name), example_tokens()
+    method = build(name)
+    tokens = example_tokens(hidden_layers=method.tower_layers.get("hidden_states", ()))
     if name == "hiprune":  # with its defaults so small a budget has no anchors, whose grid matters
         method = get_method(name, alpha=1.0)
     given = {field: getattr(tokens, field) for field in method.needs}
@@ -120,7 +122,7 @@ def test_bad_budgets_and_tokens(name):
             method.reduce(example_tokens(), num_keep)
     with pytest.raises(TypeError, match="must be VisionTokens, got Tensor"):
         method.reduce(torch.zeros(1, 4, 8), 2)
-    broken = example_tokens()
+    broken = tokens_for(method, 16)
     broken.features[0, 0, 0] = float("nan")
     with pytest.raises(ValueError, match="features must be finite, got NaN or infinity in 1 of 3"):
         method.reduce(broken, 5)
@@ -386,7 +388,7 @@ def test_globalcom2_gives_more_to_the_tile_that_the_thumbnail_looks_at():
 
 
 def test_autocast_changes_nothing():
-    tokens = example_tokens()
+    tokens = example_tokens(hidden_layers=range(-9, 0))
     for name in ALONE:
         plain = build(name).reduce(tokens, 7)
         with torch.autocast("cpu", dtype=torch.bfloat16):
