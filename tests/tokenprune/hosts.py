@@ -19,9 +19,12 @@ CACHE = "cache" if Version(hf.__version__) >= Version("5.24") else "past_key_val
 # generate() does not lengthen ERNIE's `moe_mm_token_type_ids`.
 NEEDS_CACHE = {"ernie4_5_vl_moe"}
 NEEDS_CACHE |= {"paligemma"} if Version(hf.__version__) < Version("5.18") else set()
-# Methods that no prompt of images alone is for, and how hosts without videos refuse them.
+# Methods that no prompt of images is for, or that need what no host hands over, and the refusal.
+NOT_HANDED = {"received", "cls_logits", "image_embeds", "text_embeds"}
 NOT_OF_IMAGES = {
-    name: "compares the frames of videos" for name in list_methods() if method_class(name).over_time
+    name: "compares the frames of videos" if method_class(name).over_time else "hands over"
+    for name in list_methods()
+    if method_class(name).over_time or NOT_HANDED & set(method_class(name).needs)
 }
 # Methods with weights that belong to one model, and options for towers as shallow as these.
 OF_ONE_MODEL = {name for name in list_methods() if required_options(method_class(name))}
