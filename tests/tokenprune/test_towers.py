@@ -331,7 +331,6 @@ def test_a_chain_hands_on_what_it_was_handed(llava):
 # -- the class token -----------------------------------------------------------------------------
 
 
-@dataclass(kw_only=True)
 class ByAttention(Noting):
     """Notes the attention too."""
 
@@ -360,6 +359,7 @@ def test_methods_that_compare_what_the_projector_takes(llava, name):
     assert not torch.equal(kept, of_features.keep_indices)
 
 
+@dataclass(kw_only=True)
 class ByClass(Noting):
     """Keeps the tokens that are most like the class token."""
 
