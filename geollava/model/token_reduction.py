@@ -21,6 +21,7 @@ from tokenprune import (
 )
 from tokenprune.hosts.attention import AttentionReader
 from tokenprune.method import required_options
+from tokenprune.selection import FEATURE_LAYER
 from tokenprune.tokens import refuse_extra
 
 __all__ = [
@@ -92,7 +93,7 @@ def why_not(name: str) -> str | None:
             "only kept tokens enter it"
         )
     given = {"cls", "attention"}
-    if method.tower_layers.get("hidden_states") == (GeoLlavaConfig.vision_feature_layer,):
+    if method.tower_layers.get("hidden_states") == (FEATURE_LAYER,):
         given.add("hidden_states")  # the features themselves
     missing = [need for need in method.needs if need not in given]
     if "text" in missing:
@@ -156,7 +157,8 @@ def reduce_tokens(
         config.grid_size,
         cls=hidden_states[:, 0],
         attention=attention,
-        hidden_states={config.vision_feature_layer: features} if needs_states else None,
+        # What the projector takes is the features, whichever layer they are from.
+        hidden_states={FEATURE_LAYER: features} if needs_states else None,
     )
     result = method.reduce(tokens, config.num_keep)
     refuse_extra(type(method).__name__, result, "this model")

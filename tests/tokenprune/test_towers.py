@@ -343,6 +343,34 @@ def test_a_chain_hands_on_what_it_was_handed(llava):
 # -- the class token -----------------------------------------------------------------------------
 
 
+class ByAttention(Noting):
+    """Notes the attention too."""
+
+    needs: ClassVar[tuple[str, ...]] = ("attention", "hidden_states")
+    tower_layers: ClassVar[dict[str, tuple[int, ...]]] = {"hidden_states": (-2,)}
+
+
+@pytest.mark.parametrize("name", ["scope", "vispruner"])
+def test_methods_that_compare_what_the_projector_takes(llava, name):
+    """In a model they keep what they keep of the tower's states by themselves, features or not."""
+    inputs, method = llava.inputs(ONE), ByAttention()
+    noted(llava, method, inputs)
+    (handed,) = method.noted
+    tower = llava.model.model.vision_tower
+    with torch.no_grad():
+        states = tower(inputs["pixel_values"], output_hidden_states=True).hidden_states[-2][:, 1:]
+    num_keep = handed.features.shape[1] // 2
+    with tokenprune.apply(llava.model, name, num_keep=num_keep) as handle:
+        logits_of(llava, inputs)
+        kept = handle.last.keep_indices
+    by_hand = VisionTokens(
+        states, handed.grid_size, attention=handed.attention, hidden_states={-2: states}
+    )
+    assert torch.equal(kept, get_method(name).reduce(by_hand, num_keep).keep_indices)
+    of_features = get_method(name, compared="features").reduce(handed, num_keep)
+    assert not torch.equal(kept, of_features.keep_indices)
+
+
 @dataclass(kw_only=True)
 class ByClass(Noting):
     """Keeps the tokens that are most like the class token."""

@@ -14,11 +14,12 @@ import typer
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import tokenprune
 from geollava.answering.session import Seen, Session
 from geollava.answering.settings import Settings
 from geollava.commands.options import session_memory_size
+from geollava.model.configuration import NO_REDUCTION
 from geollava.model.default_model import DEMONSTRATION, default_checkpoint
+from geollava.model.token_reduction import crop_methods, host_methods
 from tests.geollava.commands.conftest import check_refusal
 from tests.geollava.conftest import noise
 from tests.geollava.imagery.test_imagery import bad_files
@@ -77,7 +78,7 @@ def test_num_keep(run, scene):
     assert json.loads(out)["tokens_after"] == 12 * 7
 
 
-@pytest.mark.parametrize("method", tokenprune.list_methods())
+@pytest.mark.parametrize("method", sorted({*crop_methods(), *host_methods()} - {NO_REDUCTION}))
 def test_every_method(run, scene, method):
     arguments = ("ask", scene, "How many?", "--json", "--max-new-tokens", 1, "--num-keep", 5)
     code, out, err = run(*arguments, "--method", method)
@@ -98,6 +99,7 @@ def test_no_method_keeps_all(run, scene):
 def test_methods_that_cannot_be(run, scene):
     for method, message in (
         ("best", "method must be one of"),
+        ("hiprune", "the method hiprune needs received, which this model does not hand over"),
         ("sparsevlm", "the method sparsevlm needs a number of tokens to keep per crop, from 1 to"),
     ):
         code, out, err = run("ask", scene, "How many?", "--method", method)
@@ -109,7 +111,7 @@ def test_methods_that_cannot_be(run, scene):
 def test_a_typo_lists_the_methods_that_can_be(run, scene):
     _, _, err = run("ask", scene, "How many?", "--method", "divprun")
     listed = err.removeprefix("error: method must be one of ").split(", got")[0].split(", ")
-    assert listed == sorted(["none", *tokenprune.list_methods()])
+    assert listed == sorted([*crop_methods(), *host_methods()])
 
 
 def test_published_checkpoint(run, scene, complete_checkpoint):

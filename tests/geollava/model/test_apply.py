@@ -28,14 +28,10 @@ NUM_KEEP, PER_CROP, SIDE = 5, 16, 56
 AFTER, ALONE = "background_anchored", NO_REDUCTION
 OF_A_GRID = {"downsample", "spatial_pool"}
 BY_ATTENTION = {
-    "fastervlm",
-    "flashvid",
-    "holov",
-    "prumerge",
-    "prumergeplus",
-    "visionzip",
-    "vispruner",
+    *("fastervlm", "flashvid", "holov", "idpruner", "prumerge", "prumergeplus", "scope"),
+    *("visionzip", "vispruner"),
 }
+NOT_HANDED_OVER = {"globalcom2": "cls_logits", "hiprune": "received"}
 OWN_WEIGHTS = {"background_anchored"}
 GREEDY = test_apply.GREEDY
 
@@ -96,6 +92,11 @@ def is_alone(host: GeoHost) -> bool:
 @pytest.mark.parametrize("name", sorted(set(tokenprune.list_methods()) - OWN_WEIGHTS))
 def test_every_method_is_verified_or_refused_by_name(host, name):
     method = method_of(name)
+    if name in NOT_HANDED_OVER:
+        reason = "neighbors" if not is_alone(host) else NOT_HANDED_OVER[name]
+        with pytest.raises(NotImplementedError, match=f"{type(method).__name__} .*{reason}"):
+            tokenprune.apply(host.model, method, keep_ratio=0.5)
+        return
     if not is_alone(host) and name in OF_A_GRID | BY_ATTENTION:
         with pytest.raises(NotImplementedError) as refused:
             tokenprune.apply(host.model, method, keep_ratio=0.5)
@@ -365,7 +366,9 @@ def test_none_with_another_budget_is_refused(model):
         changed.encode_crops(torch.zeros(1, 3, SIDE, SIDE))
 
 
-@pytest.mark.parametrize("name", ["fastervlm", "spatial_pool", "vispruner", "downsample", "holov"])
+@pytest.mark.parametrize(
+    "name", ["fastervlm", "spatial_pool", "vispruner", "scope", "downsample", "holov"]
+)
 def test_alone_means_the_grid_and_the_attention_of_the_tower(name):
     """Places and attention are the very ones that the model itself reduces crops by."""
     host = built(ALONE, PER_CROP)
@@ -376,7 +379,7 @@ def test_alone_means_the_grid_and_the_attention_of_the_tower(name):
     host.model.config.reduction_method, host.model.config.num_keep = name, 4
     with torch.no_grad():
         inside = host.model.encode_crops(inputs["pixel_values"])
-    if name in ("holov", "vispruner"):  # they compare features too, which the projector changes
+    if name == "holov":  # it compares features too, which the projector changes
         assert applied.keep_indices.shape == inside.keep_indices.shape
     else:
         assert torch.equal(applied.keep_indices, inside.keep_indices)
@@ -420,7 +423,10 @@ def test_methods_are_used_on_crops_or_on_the_host_never_both():
     crops, asked = crop_methods(), host_methods()
     assert not set(crops) & set(asked)
     assert asked == ["cdpruner", "fastv", "pyramiddrop", "sparsevlm"]
-    assert {*crops, *asked} == {NO_REDUCTION, *tokenprune.list_methods()}
+    assert {*crops, *asked} == {NO_REDUCTION, *tokenprune.list_methods()} - {*NOT_HANDED_OVER}
+    for name, needed in NOT_HANDED_OVER.items():
+        with pytest.raises(ValueError, match=f"the method {name} needs {needed}, which this model"):
+            check_method(name)
     for name in crops:
         check_method(name)
         assert name == NO_REDUCTION or tokenprune.method_class(name).query_agnostic
