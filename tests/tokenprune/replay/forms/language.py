@@ -10,7 +10,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
 from tokenprune import LayerMethod
-from tokenprune.hosts.attention import attention_of
+from tokenprune.hosts.attention import attention_of, attention_row
 from tokenprune.layer_tokens import LayerTokens
 from tokenprune.methods.dart import DART
 from tokenprune.methods.fastv import FastV
@@ -45,6 +45,10 @@ def pyramiddrop(case: Recorded) -> Iterator[Compared]:
     received = last_row(case)[:, None, None, start : start + number]
     tokens = LayerTokens(len(hidden), start, number, attention=received)
     yield "score", received.flatten(), case.official("score")
+    keys, query = case.official("keys")[None], case.official("query_last")[None]
+    last = torch.tensor([len(hidden) - 1])
+    row = attention_row(query * query.shape[2] ** -0.5, keys, None, last, len(hidden))
+    yield "query_last and keys", row[0, start : start + number], received.flatten()
     num_keep = int(options["image_tokens"] * ratios[stage + 1])
     method = PyramidDrop(official=True)
     yield from kept_and_positions(method, tokens, num_keep, case, "position_ids")
