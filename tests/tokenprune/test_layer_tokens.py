@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tokenprune import get_method
+from tokenprune import LayerTokens, get_method
 from tokenprune.clustering import density_peaks, gaps
-from tokenprune.layer_tokens import LayerTokens
 
 
 def layer(batch=2, length=20, start=4, number=9, **changed):

@@ -13,9 +13,8 @@ from transformers.models.llama.modeling_llama import (
     apply_rotary_pos_emb,
 )
 
-from tokenprune import LayerMethod
+from tokenprune import LayerMethod, LayerTokens
 from tokenprune.hosts.attention import attention_of
-from tokenprune.layer_tokens import LayerTokens
 from tokenprune.methods.dart import DART
 from tokenprune.methods.fastv import FastV
 from tokenprune.methods.pact import PACT, importance
