@@ -23,6 +23,7 @@ from tokenprune.hosts.profiling.report import ProfileReport, ProfileRow
 from tokenprune.hosts.training import AlignedLabels
 from tokenprune.hosts.verify import verify
 from tokenprune.hosts.verifying.report import Check, VerifyReport
+from tokenprune.layer_tokens import LayerTokens
 from tokenprune.method import LayerMethod, Method, get_method, list_methods, method_class
 from tokenprune.tokens import ReducedTokens, VisionTokens
 from tokenprune.version import __version__
@@ -36,6 +37,7 @@ __all__ = [
     "Host",
     "ImageLayout",
     "LayerMethod",
+    "LayerTokens",
     "Method",
     "ProfileReport",
     "ProfileRow",

@@ -70,7 +70,7 @@ class PruMerge(Method):
     Faithful:
         With the four options above and the official attention given, kept tokens equal the recorded
         ones and merged rows agree to 1e-5 in three cases
-        (`tests/tokenprune/test_golden_methods.py::test_prumerge_as_published`). The departure that
+        (`tests/tokenprune/test_replay.py`). The departure that
         no option lifts: the official attention is that of one head as wide as all heads in the last
         layer, here it is what the host reads. The official default forward is `prumergeplus`.
     """

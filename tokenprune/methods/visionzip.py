@@ -64,7 +64,7 @@ class VisionZip(Method):
 
     Faithful:
         With the three options above the tokens equal those recorded from the official code to 1e-5
-        in three cases (`tests/tokenprune/test_golden_methods.py::test_visionzip_as_published`). The
+        in three cases (`tests/tokenprune/test_replay.py`). The
         departure that no option lifts: under `tokenprune.apply` tokens merge after the projector.
     """
 

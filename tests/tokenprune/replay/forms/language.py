@@ -7,11 +7,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
+from transformers.models.llama.modeling_llama import (
+    LlamaDecoderLayer,
+    LlamaRotaryEmbedding,
+    apply_rotary_pos_emb,
+)
 
-from tokenprune import LayerMethod
+from tokenprune import LayerMethod, LayerTokens
 from tokenprune.hosts.attention import attention_of
-from tokenprune.layer_tokens import LayerTokens
 from tokenprune.methods.dart import DART
 from tokenprune.methods.fastv import FastV
 from tokenprune.methods.pact import PACT, importance
@@ -42,16 +45,23 @@ def pyramiddrop(case: Recorded) -> Iterator[Compared]:
     hidden, options = case.given("hidden"), case.options
     ratios, stage = options["image_token_ratio_list"], options["stage"]
     start, number = options["image_index"], int(options["image_tokens"] * ratios[stage])
-    received = last_row(case)[:, None, None, start : start + number]
+    received, queries, keys = rotated(case)
+    received = received[:, None, None, start : start + number]
     tokens = LayerTokens(len(hidden), start, number, attention=received)
     yield "score", received.flatten(), case.official("score")
+    yield "keys", keys[0], case.official("keys")
+    yield "query_last", queries[0, :, -1], case.official("query_last")
     num_keep = int(options["image_tokens"] * ratios[stage + 1])
     method = PyramidDrop(official=True)
     yield from kept_and_positions(method, tokens, num_keep, case, "position_ids")
 
 
-def last_row(case: Recorded) -> Tensor:
-    """[1, L], what the last column attends to in a layer with the recorded weights."""
+def rotated(case: Recorded) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a layer with the recorded weights.
+
+    Returns:
+        [1, L] what its last column attends to; [1, H, L, d] its queries, and its keys, rotated.
+    """
     hidden = case.given("hidden")
     config = LlamaConfig(
         hidden_size=hidden.shape[1],
@@ -70,7 +80,14 @@ def last_row(case: Recorded) -> Tensor:
             "position_embeddings": LlamaRotaryEmbedding(config)(hidden, positions),
             "attention_mask": None,
         }
-        return attention_of(layer, 0, hidden[None], torch.tensor([len(hidden) - 1]), given)
+        last = torch.tensor([len(hidden) - 1])
+        received = attention_of(layer, 0, hidden[None], last, given)
+        normed, heads = layer.input_layernorm(hidden), config.num_attention_heads
+        flat = layer.self_attn.q_proj(normed), layer.self_attn.k_proj(normed)
+        queries, keys = apply_rotary_pos_emb(
+            *(heads_of(one, heads) for one in flat), *given["position_embeddings"]
+        )
+        return received, queries, keys
 
 
 def kept_and_positions(
