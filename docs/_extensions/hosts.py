@@ -27,8 +27,12 @@ from figures import table
 ROOT = Path(__file__).resolve().parents[2]
 OWN = ("tokenprune", "geollava")
 BUDGET = "A budget counts for "
-# Options that fit the tiny models' four layers.
-OPTIONS: dict[str, dict[str, Any]] = {"fastv": {"layer": 1}, "pyramiddrop": {"layers": (1, 3)}}
+# Options that fit the tiny models' few layers.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "fastv": {"layer": 1},
+    "nuwa": {"layers": (-2,)},
+    "pyramiddrop": {"layers": (1, 3)},
+}
 PROMPT = [[3, 0, 4]]  # text, an image, text
 
 

@@ -28,7 +28,7 @@ NOT_OF_IMAGES = {
 }
 # Methods with weights that belong to one model, and options for towers as shallow as these.
 OF_ONE_MODEL = {name for name in list_methods() if required_options(method_class(name))}
-IN_SHALLOW_TOWERS: dict[str, dict[str, Any]] = {"nuwa": {"layers": (-3, -2)}}
+IN_SHALLOW_TOWERS: dict[str, dict[str, Any]] = {"nuwa": {"layers": (-2,)}}
 IMAGE, VIDEO, START, END, PAD = 100, 101, 102, 103, 0
 TEXT: dict[str, Any] = {
     "vocab_size": 128,

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from tokenprune.methods.visionselector import VisionSelector
+
 from .hosts import HOSTS
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -47,6 +49,38 @@ def test_conversation(monkeypatch, capsys):
     assert len(turns) == 3
     assert {columns - held for columns, held in turns} == {12}  # the dropped of 16 visual tokens
     assert [columns for columns, _ in turns] == sorted(columns for columns, _ in turns)
+
+
+def test_learn_selector(monkeypatch, capsys, tmp_path):
+    script, weights = str(EXAMPLES / "learn_selector.py"), tmp_path / "selector.safetensors"
+    monkeypatch.setattr(sys, "argv", [script, str(weights)])
+    runpy.run_path(script, run_name="__main__")
+    printed = capsys.readouterr().out
+    kept = {
+        name: float(share) for name, share in re.findall(r"^(\w+): ([\d.]+)% of", printed, re.M)
+    }
+    assert list(kept) == ["random", "untrained", "trained"]
+    assert kept["random"] < 10  # 4 of 64 are marked
+    assert kept["untrained"] < 60
+    assert kept["trained"] > 90
+    assert VisionSelector.load(weights).q_weight.shape == (16, 32)
+
+
+def test_soft_top_k_of_learn_selector():
+    soft_top_k = runpy.run_path(str(EXAMPLES / "learn_selector.py"))["soft_top_k"]
+    generator = torch.Generator().manual_seed(0)
+    scores = 3 * torch.randn(3, 9, dtype=torch.float64, generator=generator).requires_grad_()
+    for num_keep in (1, 4, 8):
+        shares = soft_top_k(scores, num_keep)
+        torch.testing.assert_close(shares.sum(1), torch.full((3,), num_keep, dtype=torch.float64))
+        assert torch.equal(shares.argsort(1), scores.argsort(1))
+        # The gradient of the shares, t with them: by the implicit function theorem.
+        upstream = torch.randn(3, 9, dtype=torch.float64, generator=generator)
+        (gradient,) = torch.autograd.grad(shares, scores, upstream)
+        slopes = shares * (1 - shares)
+        mean = (upstream * slopes).sum(1, keepdim=True) / slopes.sum(1, keepdim=True)
+        torch.testing.assert_close(gradient, slopes * (upstream - mean))
+        assert torch.autograd.gradcheck(lambda s, k=num_keep: soft_top_k(s, k), scores)
 
 
 def test_varlen_attention(capsys):

@@ -23,16 +23,16 @@ from tests.tokenprune.test_towers import needing
 OPTIONS: dict[str, dict[str, Any]] = {
     "fastv": {"layer": 1},
     "pyramiddrop": {"layers": (1, 3), "ratio": 0.7},
+    **hosts.IN_SHALLOW_TOWERS,
 }
 NUM_KEEP, PER_CROP, SIDE = 5, 16, 56
 AFTER, ALONE = "background_anchored", NO_REDUCTION
 OF_A_GRID = {"downsample", "spatial_pool"}
 BY_ATTENTION = {
-    *("fastervlm", "flashvid", "holov", "idpruner", "prumerge", "prumergeplus", "scope"),
-    *("visionzip", "vispruner"),
+    *("fastervlm", "flashvid", "holov", "idpruner", "nuwa", "prumerge", "prumergeplus", "prunesid"),
+    *("scope", "visionzip", "vispruner"),
 }
 NOT_HANDED_OVER = {"globalcom2": "cls_logits", "hiprune": "received"}
-OWN_WEIGHTS = {"background_anchored"}
 GREEDY = test_apply.GREEDY
 
 
@@ -89,7 +89,7 @@ def is_alone(host: GeoHost) -> bool:
 # -- every method works exactly, or says why not --------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(set(tokenprune.list_methods()) - OWN_WEIGHTS))
+@pytest.mark.parametrize("name", sorted(set(tokenprune.list_methods()) - hosts.OF_ONE_MODEL))
 def test_every_method_is_verified_or_refused_by_name(host, name):
     method = method_of(name)
     if name in NOT_HANDED_OVER:
