@@ -146,6 +146,7 @@ def refusals(made: Any) -> dict[str, str]:
     import torch
 
     import tokenprune
+    from tokenprune.hosts.registry import find_adapter
 
     found = {}
     inputs = made.inputs(PROMPT)
@@ -155,6 +156,8 @@ def refusals(made: Any) -> dict[str, str]:
         except ValueError as error:  # the model's weights, which none of these has
             found[name] = str(error).removeprefix(f"{name} ")
             continue
+        if method.over_time and find_adapter(made.model).videos is not None:
+            continue  # the prompt has images alone
         try:
             with torch.no_grad(), tokenprune.apply(made.model, method, keep_ratio=0.5) as handle:
                 made.model(**inputs)

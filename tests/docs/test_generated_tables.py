@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "docs" / "_extensions"))
 
 import hosts  # noqa: E402
 import packaging_tables  # noqa: E402
+from tests.tokenprune.hosts import NOT_OF_IMAGES, OF_ONE_MODEL  # noqa: E402
 
 SOURCES = [*(ROOT / "tokenprune").rglob("*.py"), *(ROOT / "geollava").rglob("*.py")]
 
@@ -40,7 +41,8 @@ def test_hosts_are_listed_with_what_they_take():
     for family in hosts.families():
         assert set(family.refused) <= known
     assert "reduction_method 'none'" in listed["geollava"].refused["downsample"]
-    assert set(listed["llava"].refused) == {"background_anchored", "visionselector"}
+    assert set(listed["llava"].refused) == {*OF_ONE_MODEL, *NOT_OF_IMAGES}
+    assert not {"evs", "vidcom2"} & set(listed["qwen2_vl"].refused)
     table = hosts.hosts_table()
     assert all(f"`{kind}`" in table for kind in own)
     assert "`background_anchored` | all |" in hosts.refused_table()
