@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
 
 from tokenprune import VisionTokens, get_method
 
@@ -12,8 +15,14 @@ from .. import Compared, Form, Recorded
 def divprune(case: Recorded) -> Iterator[Compared]:
     features = case.given("features")[None]
     tokens = VisionTokens(features, (1, features.shape[1]))
-    result = get_method("divprune").reduce(tokens, case.options["num_keep"])
-    yield "kept", result.keep_indices[0], case.official("kept")
+    # What one token more of budget adds is what was chosen next.
+    sets = [
+        get_method("divprune").reduce(tokens, number + 1).keep_indices[0]
+        for number in range(case.options["num_keep"])
+    ]
+    order = [now[~torch.isin(now, before)] for before, now in pairwise([sets[0][:0], *sets])]
+    yield "kept", sets[-1], case.official("kept")
+    yield "order", torch.cat(order), case.official("order")
 
 
 def fastervlm(case: Recorded) -> Iterator[Compared]:
