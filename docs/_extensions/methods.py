@@ -157,6 +157,8 @@ def example(name: str, method: type[Method], doc: Docstring) -> str:
         )
         return f"{words}\n\n" + "\n".join(["```python", *code, "```"])
     given = [f"    {need}={random_numbers(need, method)}," for need in method.needs]
+    given += ["    frames=4,"] if method.over_time else []
+    grid_size = (12, 12) if method.over_time else (24, 24)
     code = [
         "import torch",
         "",
@@ -165,7 +167,7 @@ def example(name: str, method: type[Method], doc: Docstring) -> str:
         "torch.manual_seed(0)",
         "tokens = tokenprune.VisionTokens(",
         "    torch.randn(2, 576, 64),",
-        "    grid_size=(24, 24),",
+        f"    grid_size={grid_size},",
         *given,
         ")",
         f'reduced = tokenprune.get_method("{name}").reduce(tokens, num_keep=24)',

@@ -87,6 +87,8 @@ def check_method(name: str, also: Sequence[str] = ()) -> None:
 def why_not(name: str) -> str | None:
     """Why crops cannot be reduced by this method, or None."""
     method = method_class(name)
+    if method.over_time:
+        return "compares the frames of videos, crops have none"
     if issubclass(method, LayerMethod):
         return (
             "works in the language model's layers: crops are reduced before it, one by one, and "

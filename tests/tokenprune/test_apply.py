@@ -847,17 +847,6 @@ def test_a_host_that_goes_another_way_is_noticed(llava, monkeypatch):
         logits_of(llava, inputs)
 
 
-def test_videos_are_not_passed_over_in_silence():
-    host = build("qwen2_5_vl")
-    inputs = host.inputs([[5]])
-    inputs.pop("mm_token_type_ids")
-    with (
-        tokenprune.apply(host.model, "random", num_keep=3),
-        pytest.raises(NotImplementedError, match="tokens of videos are not reduced"),
-    ):
-        host.model(**inputs, pixel_values_videos=torch.zeros(16, 1176))
-
-
 # -- beside other tools ---------------------------------------------------------------------------
 
 

@@ -99,8 +99,8 @@ def test_bad_chains(stages, budgets, error, message):
 def test_shows_its_methods():
     chain = Chain(get_method("fastervlm"), get_method("tome"), budgets=[0.5])
     assert repr(chain) == (
-        "Chain(FasterVLM(strict=True), ToMe(strict=True, compared='features', impl='auto'), "
-        "budgets=[0.5])"
+        "Chain(FasterVLM(strict=True), ToMe(strict=True, compared='features', "
+        "class_token=False, impl='auto'), budgets=[0.5])"
     )
     assert repr(Chain(get_method("fastervlm"), strict=False)).endswith("budgets=[], strict=False)")
 

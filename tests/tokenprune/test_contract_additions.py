@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import tokenprune
 from tokenprune import Chain, LayerMethod, ReducedTokens, VisionTokens, get_method, list_methods
-from tokenprune.testing import check_method, example_tokens
+from tokenprune.testing import check_method, example_tokens, tokens_for
 from tokenprune.tokens import refuse_extra
 
 from .cases import fields
@@ -40,7 +40,7 @@ VARIANTS = {
 def test_count_is_what_comes_out(name, rows, cols, data):
     method = VARIANTS[name]()
     num_keep = data.draw(st.integers(1, rows * cols))
-    result = method.reduce(example_tokens(2, (rows, cols)), num_keep)
+    result = method.reduce(tokens_for(method, 16, batch=2, grid_size=(rows, cols)), num_keep)
     num_extra = 0 if result.extra is None else result.extra.shape[1]
     assert result.keep_indices.shape[1] + num_extra == result.rows.shape[1]
     assert method.count(rows * cols, num_keep) == result.rows.shape[1]

@@ -423,9 +423,17 @@ def test_methods_are_used_on_crops_or_on_the_host_never_both():
     crops, asked = crop_methods(), host_methods()
     assert not set(crops) & set(asked)
     assert asked == ["cdpruner", "fastv", "pyramiddrop", "sparsevlm"]
-    assert {*crops, *asked} == {NO_REDUCTION, *tokenprune.list_methods()} - {*NOT_HANDED_OVER}
-    for name, needed in NOT_HANDED_OVER.items():
-        with pytest.raises(ValueError, match=f"the method {name} needs {needed}, which this model"):
+    refused = NOT_HANDED_OVER | {"nuwa": "hidden_states", "visionselector": "q_weight"}
+    over_time = {n for n in tokenprune.list_methods() if tokenprune.method_class(n).over_time}
+    known = {NO_REDUCTION, *tokenprune.list_methods()}
+    assert {*crops, *asked} == known - {*refused} - over_time
+    for name, needed in refused.items():
+        with pytest.raises(
+            ValueError, match=f"the method {name} needs {needed}.*, which this model"
+        ):
+            check_method(name)
+    for name in over_time:
+        with pytest.raises(ValueError, match=f"the method {name} compares the frames of videos"):
             check_method(name)
     for name in crops:
         check_method(name)
