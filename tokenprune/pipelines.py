@@ -24,10 +24,9 @@ from tokenprune.hosts.compat import Call, cache_of
 from tokenprune.method import Method, get_method
 
 try:
-    from transformers import AutoModelForImageTextToText
+    from transformers import AutoModelForImageTextToText, GenerationConfig, Pipeline
     from transformers.image_utils import load_images
     from transformers.pipelines import PIPELINE_REGISTRY
-    from transformers.pipelines.base import GenerationConfig, Pipeline
 except ImportError as error:
     raise ImportError("a pipeline needs transformers; install tokenprune-vlm[hf]") from error
 

@@ -81,7 +81,8 @@ def test_a_conversation_goes_on_without_a_handle(host):
 
 @torch.no_grad()
 def test_beams_change_rows(host):
-    inputs = host.inputs(BATCH)
+    # One image in a row: older releases repeat images one by one, and lose their order in others.
+    inputs = host.inputs([[5, 0, 4], [9, 0, 3]])
 
     def searched() -> Any:
         return host.model.generate(
