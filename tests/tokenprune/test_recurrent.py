@@ -81,7 +81,7 @@ def test_a_conversation_goes_on_without_a_handle(host):
 
 @torch.no_grad()
 def test_beams_change_rows(host):
-    # One image in a row: some hosts repeat images one by one, which rows of several do not survive.
+    # One image in a row: some hosts repeat images one by one, and mix those of one row.
     inputs = host.inputs([[5, 0, 4], [9, 0, 3]])
 
     def searched() -> Any:

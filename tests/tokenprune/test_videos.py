@@ -259,7 +259,7 @@ def test_frames_that_come_as_images(name):
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl", "llava_next_video"])
 def test_beams(name):
     host = build(name)
-    # One of each in a row: some hosts repeat images one by one, which rows of several do not survive.
+    # One of each in a row: some hosts repeat images one by one, and mix those of one row.
     inputs = host.inputs([[5, 0, 4, -1, 6], [9, 0, 3, -1]])
 
     def searched() -> Any:
