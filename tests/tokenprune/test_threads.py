@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ import torch
 
 import tokenprune
 from tokenprune import get_method
+from tokenprune.hosts import attention
+from tokenprune.hosts.registry import find_adapter
 
 from .hosts import Host
 from .test_apply import generated, traces
@@ -122,3 +125,20 @@ def test_checkpoints_run_again_in_other_threads(name):
     for pair in both:
         for expected, got in zip(alone, pair, strict=True):
             torch.testing.assert_close(got, expected)
+
+
+def test_a_layer_whose_configuration_is_just_being_exchanged_attends_as_it_does(monkeypatch):
+    """Another thread begins to read between two looks at the layer."""
+    layer = find_adapter(deep("llava").model).attention_layer
+    plain, begun = attention.attention_implementation, ExitStack()
+
+    def late(owner: Any) -> str:
+        monkeypatch.setattr(attention, "attention_implementation", plain)
+        begun.enter_context(attention.attention_exchanged(layer, lambda *args, **kwargs: None))
+        return plain(owner)
+
+    monkeypatch.setattr(attention, "attention_implementation", late)
+    with begun:
+        attend = attention.real_attention(layer)
+        held = [cell.cell_contents for cell in attend.__closure__ or ()]
+        assert attention.attend_or_read not in held

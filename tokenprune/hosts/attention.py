@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ class Exchange:
     readers: int = 0
 
 
-_lock = threading.Lock()
+_lock = threading.RLock()
 _exchanges: weakref.WeakKeyDictionary[nn.Module, Exchange] = weakref.WeakKeyDictionary()
 _reading: ContextVar[tuple[nn.Module, Attend] | None] = ContextVar("reading", default=None)
 
@@ -99,12 +100,13 @@ class AsItWas:
 
 def real_attention(layer: Any) -> Attend:
     """The function by which a layer attends."""
-    exchange = _exchanges.get(layer)
+    with _lock:  # another thread may be exchanging the configuration
+        exchange, config = _exchanges.get(layer), layer.config
     if exchange is not None:
         return exchange.attend
     eager = getattr(sys.modules[type(layer).__module__], "eager_attention_forward", None)
-    function = attention_functions().get_interface(attention_implementation(layer), eager)
-    config = layer.config
+    name = attention_implementation(SimpleNamespace(config=config))
+    function = attention_functions().get_interface(name, eager)
 
     def attend(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return function(AsItWas(module, config), *args, **kwargs)
