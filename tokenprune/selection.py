@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,13 @@ from tokenprune.layer_tokens import LayerTokens
 from tokenprune.tokens import ReducedTokens, VisionTokens, cu_seqlens_of
 
 FEATURE_LAYER = -2  # of a tower: its output is what LLaVA's projector takes
+# What a method declares that ranks by attention, and compares tokens as they come instead.
+AS_THEY_COME: dict[str, Any] = {
+    "needs": ("attention",),
+    "tower_layers": {},
+    "faithful": "variant",
+    "approximates": "similarity of the tokens as they come, not of the tower's",
+}
 
 
 def best(scores: Tensor, num_keep: int) -> Tensor:

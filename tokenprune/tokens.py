@@ -31,20 +31,20 @@ class VisionTokens:
             the projection; the heads lie side by side.
         queries: [B, N, Dk], their queries in the layer that the method names.
         hidden_states: for each further tower layer that the method names, its output [B, N, D'].
+        text: [B, T, D], embeddings of the question's words in the space of the features. In hosts
+            the language model's, of the prompt's other tokens: none has a text tower.
+        num_heads: how many heads lie side by side in keys and queries; it divides Dk.
         received: for each tower layer that the method names, the attention [B, N] that each token
             receives there from all tokens, the class token among them: sum over queries, mean over
             heads and over the patches that make a token.
         cls_logits: [B, N], the class token's attention in the tower's last layer before the
             softmax: scaled products of its query and the patches' keys, mean over heads. No host
             hands it over.
-        text: [B, T, D], embeddings of the question's words in the space of the features. In hosts
-            the language model's, of the prompt's other tokens: none has a text tower.
         image_embeds: [B, N, C], the patches in the joint space of a contrastive model, such as
             CLIP's. No host hands it over.
         text_embeds: [B, T, C], the question in that space, in one piece or several.
         sizes: [B, N] at least 1, how many tokens of the image each stands for where some have
             merged before; None for one each.
-        num_heads: how many heads lie side by side in keys and queries; it divides Dk.
         frames: of a video, or 1. Only a method that works `over_time` takes more.
     """
 
@@ -55,13 +55,13 @@ class VisionTokens:
     keys: Tensor | None = None
     queries: Tensor | None = None
     hidden_states: Mapping[int, Tensor] | None = None
+    text: Tensor | None = None
+    num_heads: int = 1
     received: Mapping[int, Tensor] | None = None
     cls_logits: Tensor | None = None
-    text: Tensor | None = None
     image_embeds: Tensor | None = None
     text_embeds: Tensor | None = None
     sizes: Tensor | None = None
-    num_heads: int = 1
     frames: int = 1
 
     def __post_init__(self) -> None:

@@ -23,6 +23,7 @@ from tokenprune.hosts.attention import AttentionReader
 from tokenprune.method import required_options
 from tokenprune.selection import FEATURE_LAYER
 from tokenprune.tokens import refuse_extra
+from tokenprune.words import nearest
 
 __all__ = [
     "AffinityHead",
@@ -76,9 +77,10 @@ def check_method(name: str, also: Sequence[str] = ()) -> None:
     if name == NO_REDUCTION:
         return
     if name not in list_methods():
-        raise ValueError(
-            f"method must be one of {', '.join(sorted([*crop_methods(), *also]))}, got {name!r}"
-        )
+        known = sorted([*crop_methods(), *also])
+        meant = nearest(name, known)
+        hint = f"; did you mean {meant!r}?" if meant else ""
+        raise ValueError(f"method must be one of {', '.join(known)}, got {name!r}{hint}")
     reason = why_not(name)
     if reason is not None:
         raise ValueError(f"the method {name} {reason}")

@@ -13,7 +13,7 @@ from tokenprune.method import Method
 from tokenprune.ops.common.checks import check_choice
 from tokenprune.ops.common.cosine import cosine_matrix
 from tokenprune.ops.common.precision import BLOCK_CROPS, wide_dtype
-from tokenprune.selection import FEATURE_LAYER, compared_rows, keep_ordered, rows
+from tokenprune.selection import AS_THEY_COME, FEATURE_LAYER, compared_rows, keep_ordered, rows
 from tokenprune.tokens import ReducedTokens, VisionTokens
 
 
@@ -66,12 +66,7 @@ class SCOPE(Method):
             raise ValueError(f"alpha must not be negative, got {self.alpha}")
         check_choice("compared", self.compared, ("hidden_states", "features"))
         if self.compared == "features":
-            self.declare(
-                needs=("attention",),
-                tower_layers={},
-                faithful="variant",
-                approximates="similarity of the tokens as they come, not of the tower's",
-            )
+            self.declare(**AS_THEY_COME)
 
     def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
         assert tokens.attention is not None  # it is in `needs`

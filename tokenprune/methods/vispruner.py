@@ -14,7 +14,7 @@ from tokenprune.method import Method
 from tokenprune.ops.common.checks import check_choice
 from tokenprune.ops.common.cosine import rounding_of
 from tokenprune.ops.common.precision import BLOCK_CROPS, wide_dtype
-from tokenprune.selection import FEATURE_LAYER, compared_rows, rows, select_tokens
+from tokenprune.selection import AS_THEY_COME, FEATURE_LAYER, compared_rows, rows, select_tokens
 from tokenprune.tokens import ReducedTokens, VisionTokens
 
 
@@ -78,12 +78,7 @@ class VisPruner(Method):
             raise ValueError(f"step must be at least 1, got {self.step}")
         check_choice("compared", self.compared, ("hidden_states", "features"))
         if self.compared == "features":
-            self.declare(
-                needs=("attention",),
-                tower_layers={},
-                faithful="variant",
-                approximates="similarity of the tokens as they come, not of the tower's",
-            )
+            self.declare(**AS_THEY_COME)
 
     def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
         assert tokens.attention is not None  # it is in `needs`
