@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from tokenprune.method import LayerMethod, Method
+from tokenprune.method import Method
 from tokenprune.selection import rows
 from tokenprune.tokens import BY_LAYER, ReducedTokens, VisionTokens
 
@@ -50,7 +50,7 @@ class Chain(Method):
         for stage in stages:
             if not isinstance(stage, Method):
                 raise TypeError(f"Chain expects methods, got {type(stage).__name__}")
-            if isinstance(stage, LayerMethod):
+            if stage.in_layers:
                 raise NotImplementedError(
                     f"{type(stage).__name__} works in a language model's layers, Chain before them"
                 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -18,12 +18,12 @@ class LayerTokens:
     Attributes:
         length: L, columns of each prompt.
         start: the column of the first visual token.
-        num_tokens: N, visual tokens, side by side.
+        num_tokens: N, visual tokens, side by side wherever more than attention is given.
         hidden_states: [B, L, D], what goes into the layer, or comes out, as the method says.
         keys: [B, H, L, d], with rotary embedding.
         plain_keys, plain_queries: [B, H, L, d], as they leave the projection.
-        attention: [B, H, T, N] after softmax, what visual tokens receive from the T columns that
-            rank them.
+        attention: [B, H, T, N] after softmax over all columns, what visual tokens receive from the
+            T columns that rank them.
         raters: [B, T] int64, those columns.
         position_embeddings: cosine and sine, [B, L, d] each, of the rotary embedding.
     """
@@ -68,6 +68,11 @@ class LayerTokens:
         if missing := [name for name, value in zip(names, values, strict=True) if value is None]:
             raise ValueError(f"LayerTokens.{missing[0]} is needed, got None")
         return values
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Those that are given, by their fields' names; the rotary embedding aside."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
     @property
     def visual(self) -> slice:

@@ -29,6 +29,17 @@ OF_TOWER_LAYER = ("keys", "queries", *BY_LAYER)
 OF_TOWER = ("cls", "attention", *OF_TOWER_LAYER)
 
 
+class Cut(NamedTuple):
+    """Where tokens leave: before layer `before`, by what layer `ranked_in` is read for, from 0.
+
+    `ranked_in` is at most `before`: attention of the very layer is read ahead of its run. Hidden
+    states are those that go into layer `before`.
+    """
+
+    before: int
+    ranked_in: int
+
+
 @dataclass(kw_only=True)
 class Method(ABC):
     """A way to turn [B, N, D] vision tokens into [B, num_keep, D].
@@ -40,13 +51,19 @@ class Method(ABC):
     Attributes:
         needs: the fields of `VisionTokens` that it cannot do without: "cls", "attention", "keys",
             "queries", "hidden_states", "received", "cls_logits", "text", "image_embeds",
-            "text_embeds"; or "layers", those of a language model, see `LayerMethod`. A host that
-            cannot hand one of them over refuses the method by name.
+            "text_embeds"; or "layers", those of a language model: then the method works between
+            them, see `cuts`. A host that cannot hand one of them over refuses the method by name.
         tower_layers: for "keys", "queries", "hidden_states" and "received" among `needs`, the
             layers of the vision tower that they are read from, counted as Python's lists count: -2
             is the second last. Keys and queries are read from one layer each.
         query_agnostic: the result depends on the image alone, so that a prefix cache may hold it
             for the next question.
+        reads: in the language model's layers, the fields of `LayerTokens` that it reads. Attention
+            is what the prompt's last token pays, unless "raters" is among them, see
+            `rating_columns`. A method that reads more than attention takes one image a prompt.
+        normed: hidden states, among `reads`, come after the language model's final norm.
+        renumbers: in the layers, positions are counted anew, without gaps, after each cut; `apply`
+            then works with `positions="compact"` whatever it is told.
         merges: tokens are averaged, not only dropped.
         uses_grid: the result depends on which tokens lie beside and below which. A host whose
             tokens are no grid, as they are after another reduction, refuses the method by name; to
@@ -69,6 +86,9 @@ class Method(ABC):
     needs: ClassVar[tuple[str, ...]] = ()
     tower_layers: ClassVar[Mapping[str, tuple[int, ...]]] = {}
     query_agnostic: ClassVar[bool] = True
+    reads: ClassVar[tuple[str, ...]] = ()
+    normed: ClassVar[bool] = False
+    renumbers: ClassVar[bool] = False
     merges: ClassVar[bool] = False
     uses_grid: ClassVar[bool] = False
     over_time: ClassVar[bool] = False
@@ -127,7 +147,13 @@ class Method(ABC):
             ValueError: `num_keep` out of range, tokens that are not finite (when strict), a video
                 for a method that does not work over time, or something that the method needs and
                 the tokens do not carry.
+            NotImplementedError: the method works in the language model's layers.
         """
+        if self.in_layers:
+            raise NotImplementedError(
+                f"{type(self).__name__} ranks tokens by what it reads in a language model's "
+                "layers, vision tokens alone have none: use tokenprune.apply(model, method)"
+            )
         if not isinstance(tokens, VisionTokens):
             raise TypeError(f"tokens must be VisionTokens, got {type(tokens).__name__}")
         check_num_keep(num_keep, tokens.features.shape[1])
@@ -153,6 +179,32 @@ class Method(ABC):
         with torch.autocast(tokens.features.device.type, enabled=False):
             return self._reduce(tokens, num_keep)
 
+    @property
+    def in_layers(self) -> bool:
+        """Whether it works between the language model's layers, not on vision tokens."""
+        return "layers" in self.needs
+
+    def cuts(self, num_layers: int) -> list[Cut]:
+        """Where tokens leave in a language model of so many layers, ascending.
+
+        Raises:
+            ValueError: the options do not fit so few layers.
+            NotImplementedError: the method does not work in the language model.
+        """
+        raise self._of_vision_tokens()
+
+    def counts(self, num_tokens: int, num_keep: int, num_cuts: int) -> list[int]:
+        """Tokens of an image to keep at each cut, never growing, the last `num_keep`."""
+        return [num_keep] * num_cuts
+
+    def rating_columns(self, tokens: LayerTokens) -> list[Tensor]:
+        """For each prompt the columns [T] int64 whose attention ranks, where `reads` has "raters".
+
+        Args:
+            tokens: `hidden_states` are the embeddings that go into the first layer.
+        """
+        raise self._of_vision_tokens()
+
     def reduce_in_layer(self, tokens: LayerTokens, num_keep: int) -> ReducedTokens:
         """Reduces the visual tokens that a layer of the language model holds.
 
@@ -163,7 +215,10 @@ class Method(ABC):
         Raises:
             NotImplementedError: the method does not work in the language model.
         """
-        raise NotImplementedError(
+        raise self._of_vision_tokens()
+
+    def _of_vision_tokens(self) -> NotImplementedError:
+        return NotImplementedError(
             f"{type(self).__name__} works on vision tokens, not in the language model's layers"
         )
 
@@ -205,16 +260,6 @@ class Method(ABC):
         """The method itself, on arguments that `reduce` has checked."""
 
 
-class Cut(NamedTuple):
-    """Where tokens leave: before layer `before`, by the attention of layer `ranked_in`, from 0.
-
-    `ranked_in` is at most `before`: the attention of the very layer is read ahead of its run.
-    """
-
-    before: int
-    ranked_in: int
-
-
 @dataclass(kw_only=True)
 class LayerMethod(Method):
     """A method inside the language model: after some layers the tokens that rank lowest leave.
@@ -222,37 +267,18 @@ class LayerMethod(Method):
     A token's rank is the attention that it receives from the last token of the prompt, mean over
     heads. It works through `tokenprune.apply`, or on what a layer holds, see `reduce_in_layer`;
     `num_keep` and `keep_ratio` say, as of every method, what remains of an image in the end.
-
-    Attributes:
-        renumbers: positions are counted anew, without gaps, after each cut; `apply` then works with
-            `positions="compact"` whatever it is told.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("layers",)
+    reads: ClassVar[tuple[str, ...]] = ("attention",)
     query_agnostic: ClassVar[bool] = False
-    renumbers: ClassVar[bool] = False
 
     @abstractmethod
     def cuts(self, num_layers: int) -> list[Cut]:
-        """Ascending, in a language model of so many layers.
-
-        Raises:
-            ValueError: the options do not fit so few layers.
-        """
-
-    @abstractmethod
-    def counts(self, num_tokens: int, num_keep: int, num_cuts: int) -> list[int]:
-        """Tokens of an image that remain after each cut, never growing, the last `num_keep`."""
-
-    def reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
-        """Raises NotImplementedError: vision tokens come without a language model."""
-        raise NotImplementedError(
-            f"{type(self).__name__} ranks tokens by the attention in a language model's layers, "
-            "vision tokens alone have none: use tokenprune.apply(model, method)"
-        )
+        """As `Method.cuts`."""
 
     def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
-        return self.reduce(tokens, num_keep)
+        return self.reduce(tokens, num_keep)  # which raises
 
     def reduce_in_layer(self, tokens: LayerTokens, num_keep: int) -> ReducedTokens:
         """Keeps the visual tokens that receive most of `tokens.attention`, mean over heads and T.

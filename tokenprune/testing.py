@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenprune.method import OF_TOWER, OF_TOWER_LAYER, LayerMethod, Method
+from tokenprune.method import OF_TOWER, OF_TOWER_LAYER, Method
 from tokenprune.tokens import BY_LAYER, ReducedTokens, VisionTokens
 
 __all__ = ["check_method", "check_packed", "check_result", "example_tokens", "tokens_for"]
@@ -105,7 +105,7 @@ def check_method(method: Method | type[Method], *, width: int = 16) -> None:
         width: D of the tokens, where the options fix it.
     """
     instance = method() if isinstance(method, type) else method
-    promises = LAYER_PROMISES if isinstance(instance, LayerMethod) else PROMISES
+    promises = LAYER_PROMISES if instance.in_layers else PROMISES
     if promises is PROMISES and instance.count(30, 7) is None:
         promises = (_declarations, _count_is_known_beforehand)
     for promise in promises:
@@ -338,7 +338,7 @@ PROMISES: tuple[Callable[[Method, int], None], ...] = (
 )
 
 
-def _cuts_ascend_within_the_layers(method: LayerMethod, width: int) -> None:
+def _cuts_ascend_within_the_layers(method: Method, width: int) -> None:
     for num_layers in (4, 28, 32, 80):
         try:
             cuts = method.cuts(num_layers)
@@ -354,7 +354,7 @@ def _cuts_ascend_within_the_layers(method: LayerMethod, width: int) -> None:
             require(0 <= cut.ranked_in <= cut.before, f"{cut} is ranked by a layer after it")
 
 
-def _counts_never_grow(method: LayerMethod, width: int) -> None:
+def _counts_never_grow(method: Method, width: int) -> None:
     num_cuts = len(method.cuts(80))
     for num_tokens in (1, 2, 30, 577):
         for num_keep in {1, (num_tokens + 1) // 2, num_tokens}:
@@ -366,7 +366,7 @@ def _counts_never_grow(method: LayerMethod, width: int) -> None:
             require(counts[-1] == num_keep, f"do not end in the budget {expected}")
 
 
-def _tokens_alone_are_refused(method: LayerMethod, width: int) -> None:
+def _tokens_alone_are_refused(method: Method, width: int) -> None:
     try:
         method.reduce(tokens_for(method, width), 7)
     except NotImplementedError:

@@ -13,7 +13,7 @@ from torch import nn
 
 import tokenprune
 from tokenprune import get_method
-from tokenprune.method import LayerMethod
+from tokenprune.method import LayerMethod, Method
 from tokenprune.testing import example_tokens
 
 from . import hosts
@@ -166,9 +166,11 @@ def host_positions(host: Host, inputs: Any) -> list[torch.Tensor]:
     return list(visual.split(host_lengths(host, inputs)))
 
 
-def assert_exact(host: Host, method: LayerMethod, num_keep: int = 5) -> None:
+def assert_exact(
+    host: Host, method: Method, num_keep: int = 5, rows: Any = ONE, truth: Any = truth
+) -> None:
     """Prompt and every generated token, against the whole model with columns masked away."""
-    inputs = host.inputs(ONE)
+    inputs = host.inputs(rows)
     ids, length = inputs["input_ids"], inputs["input_ids"].shape[1]
     with tokenprune.apply(host.model, method, num_keep=num_keep) as handle:
         short = logits_of(host, inputs)
@@ -244,9 +246,9 @@ def test_a_window_that_sees_no_image_cannot_rank(method):
         logits_of(host, host.inputs([[3, 0, 1]]))
 
 
-def assert_rows(host: Host, method: LayerMethod) -> None:
-    inputs = host.inputs(THREE)
-    with tokenprune.apply(host.model, method, num_keep=5) as handle:
+def assert_rows(host: Host, method: Method, num_keep: int = 5, rows: Any = THREE) -> None:
+    inputs = host.inputs(rows)
+    with tokenprune.apply(host.model, method, num_keep=num_keep) as handle:
         batch = generated(host, inputs)
         kept = handle.kept_positions
         for row, alone in enumerate(rows_alone(host, inputs)):
@@ -265,10 +267,10 @@ def test_a_batch_is_its_rows(host, method):
     assert_rows(host, method)
 
 
-def assert_no_cache(host: Host, method: LayerMethod) -> None:
+def assert_no_cache(host: Host, method: Method, num_keep: int = 5) -> None:
     inputs = host.inputs([[3, 0, 4], [8, 0, 5]])
     skip_where_the_whole_model_needs_its_cache(host, inputs)
-    with tokenprune.apply(host.model, method, num_keep=5):
+    with tokenprune.apply(host.model, method, num_keep=num_keep):
         cached = generated(host, inputs)
         without = generated(host, inputs, use_cache=False)
         again = generated(host, inputs)
@@ -511,7 +513,7 @@ def test_what_cannot_be_is_refused(llava):
         with pytest.raises(error, match=message):
             tokenprune.apply(llava.model, method, num_keep=3)
         assert traces(llava.model) == before
-    with pytest.raises(NotImplementedError, match="FastV ranks tokens by the attention in a lang"):
+    with pytest.raises(NotImplementedError, match="FastV ranks tokens by what it reads in a lang"):
         get_method("fastv").reduce(example_tokens(), 3)
     inputs = llava.inputs(ONE)
     inputs["pixel_values"] = inputs["pixel_values"] * float("nan")

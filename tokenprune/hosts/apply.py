@@ -17,7 +17,7 @@ from tokenprune.hosts.handle import Handle
 from tokenprune.hosts.hooks import HostHooks
 from tokenprune.hosts.registry import find_adapter
 from tokenprune.hosts.tower import points_of
-from tokenprune.method import LayerMethod, Method, get_method
+from tokenprune.method import Method, get_method
 from tokenprune.words import suggestion
 
 OPTIONS = ("num_keep", "keep_ratio", "per", "positions", "strict")
@@ -61,7 +61,7 @@ def apply(
             equal shares unless the method works over time; or "frame".
         positions: "original" leaves every token the position it had: the result is that of the
             whole model with the dropped tokens masked out. "compact" closes the gaps wherever
-            tokens leave; so does a method whose official code does, see `LayerMethod.renumbers`.
+            tokens leave; so does a method whose official code does, see `Method.renumbers`.
         strict: raise where nothing is removed though something should be, and on features that
             are not finite.
         other: nothing; other libraries' words are answered with the ones that are meant.
@@ -87,7 +87,7 @@ def apply(
     budget = budget_of(method, num_keep, keep_ratio, per)
     model, adapter = open_host(model)
     check_method(method, adapter)
-    if isinstance(method, LayerMethod) and method.renumbers:
+    if method.renumbers:
         positions = "compact"
     if positions == "compact" and (reason := adapter.why_not_compact()) is not None:
         raise NotImplementedError(f"positions='compact' {reason}")
@@ -131,7 +131,7 @@ def check_method(method: Method, adapter: Adapter) -> None:
             f"{type(method).__name__} compares the frames of videos, which "
             f"{type(adapter).__name__} does not reduce"
         )
-    if isinstance(method, LayerMethod):
+    if method.in_layers:
         check_layers(adapter, method)
         return
     offers = adapter.offers

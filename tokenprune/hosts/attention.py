@@ -162,28 +162,24 @@ class AttentionReader:
 def attention_of(
     layer: Any, number: int, hidden: Tensor, queries: Tensor, given: Mapping[str, Any]
 ) -> Tensor:
-    """What one token of each row attends to in a layer that has not run yet.
+    """What some tokens of each row attend to in a layer that has not run yet.
 
     Args:
         layer: a decoder layer.
         number: its number, as the cache counts them.
         hidden: [B, C, D], what it will run on.
-        queries: [B] int64, the token's column.
+        queries: [B, T] int64, the tokens' columns.
         given: the layer's other arguments.
 
     Returns:
-        [B, C] float32, softmax over all that the token sees, mean over heads.
+        [B, H, T, C] float32, softmax over all that a token sees.
 
     Raises:
         NotImplementedError: its weights are nowhere, or earlier keys are quantized.
     """
-    device = device_of(layer)
-    rows = torch.arange(len(hidden), device=device)
-    queries = queries.to(device)
-    attention = layer.self_attn
-    call = Call.of(attention.forward)
-    given = call.named((), given)
-    cache = call.cache(given)
+    queries = queries.to(device_of(layer))
+    call = Call.of(layer.self_attn.forward)
+    cache = call.cache(call.named((), given))
     earlier = (
         cache.layers[number].keys if cache is not None and len(cache.layers) > number else None
     )
@@ -193,19 +189,47 @@ def attention_of(
             "dynamic one"
         )
     noted: list[Tensor] = []
+    len_now = hidden.shape[1]
+    rows = torch.arange(len(hidden), device=queries.device)[:, None]
+
+    def note(query: Tensor, key: Tensor, mask: Any, scale: float) -> None:
+        if earlier is not None and earlier.numel():
+            key = torch.cat([earlier.to(key), key], dim=2)
+        asking = query.transpose(1, 2)[rows, queries].transpose(1, 2) * scale
+        noted.append(attention_rows(asking, key, mask, queries, len_now))
+
+    attend_ahead(layer, hidden, given, note)
+    return noted[0][..., -len_now:]
+
+
+def projections_of(layer: Any, hidden: Tensor, given: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Queries [B, H, C, d] and keys [B, G, C, d], rotated, of a layer that has not run yet.
+
+    Args: as of `attention_of`.
+    """
+    noted: list[tuple[Tensor, Tensor]] = []
+    attend_ahead(layer, hidden, given, lambda query, key, *_: noted.append((query, key)))
+    return noted[0]
+
+
+def attend_ahead(
+    layer: Any,
+    hidden: Tensor,
+    given: Mapping[str, Any],
+    note: Callable[[Tensor, Tensor, Any, float], None],
+) -> None:
+    """Hands `note` the queries, keys, mask and scale by which a layer would attend."""
 
     def noting(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any
     ) -> tuple[Tensor, None]:
-        if earlier is not None and earlier.numel():
-            key = torch.cat([earlier.to(key), key], dim=2)
-        scale = kwargs.get("scaling") or query.shape[3] ** -0.5
-        noted.append(attention_row(query[rows, :, queries] * scale, key, mask, queries, len_now))
+        note(query, key, mask, kwargs.get("scaling") or query.shape[3] ** -0.5)
         batch, heads, length, _ = query.shape
         return value.new_zeros(batch, length, heads, value.shape[3]), None
 
-    len_now = hidden.shape[1]
-    arguments = {name: _to(device, value) for name, value in given.items()}
+    device, attention = device_of(layer), layer.self_attn
+    call = Call.of(attention.forward)
+    arguments = {name: _to(device, value) for name, value in call.named((), given).items()}
     arguments |= {call.cache_name: None, "use_cache": False}
     # A twin with the same weights: other threads may be attending in the layer itself.
     twin = copy.copy(attention)
@@ -216,7 +240,6 @@ def attention_of(
         type(twin).forward(twin, layer.input_layernorm(hidden.to(device)), **arguments)
     finally:
         _reading.reset(token)
-    return noted[0][:, -len_now:]
 
 
 def device_of(layer: Any) -> torch.device:
@@ -241,25 +264,30 @@ def _to(device: torch.device, value: Any) -> Any:
 
 
 @without_autocast
-def attention_row(
+def attention_rows(
     query: Tensor, key: Tensor, mask: Tensor | None, queries: Tensor, length: int
 ) -> Tensor:
-    """[B, H, d], scaled, and [B, G, M, d] with H a multiple of G -> [B, M], mean over heads.
+    """[B, H, T, d], scaled, and [B, G, M, d] with H a multiple of G -> [B, H, T, M].
 
-    `mask` is [B or 1, 1, length, M] boolean or additive, [B, M], or None for causal attention.
+    `mask` is [B or 1, 1, length, M] boolean or additive, [B, M], or None for causal attention;
+    `queries` [B, T] are the columns, of the last `length`.
     """
     dtype = wide_dtype(key.dtype)
     batch, groups, held, _ = key.shape
-    logits = query.to(dtype).unflatten(1, (groups, -1)) @ key.to(dtype).mT  # [B, G, H / G, M]
-    logits = logits.flatten(1, 2)
+    grouped = query.to(dtype).unflatten(1, (groups, -1))  # [B, G, H / G, T, d]
+    logits = (grouped @ key.to(dtype).mT[:, :, None]).flatten(1, 2)
     if mask is not None and mask.ndim == 4:
-        rows = torch.arange(batch, device=mask.device)
-        row = mask.expand(batch, -1, -1, -1)[rows, :, queries]  # [B, 1, M]
-        logits = logits.masked_fill(~row, -torch.inf) if row.dtype == torch.bool else logits + row
+        index = queries[:, None, :, None].to(mask.device)
+        taken = mask.expand(batch, -1, -1, -1).gather(
+            2, index.expand(-1, mask.shape[1], -1, mask.shape[3])
+        )
+        logits = (
+            logits.masked_fill(~taken, -torch.inf) if taken.dtype == torch.bool else logits + taken
+        )
     else:
         columns = torch.arange(held, device=key.device)
-        seen = columns <= queries[:, None] + held - length
+        seen = columns <= queries[:, :, None] + held - length
         if mask is not None:
-            seen = seen & mask.bool()
+            seen = seen & mask.bool()[:, None]
         logits = logits.masked_fill(~seen[:, None], -torch.inf)
-    return logits.softmax(-1).mean(1)
+    return logits.softmax(-1)

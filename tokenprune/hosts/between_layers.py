@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -16,13 +16,20 @@ from torch import Tensor, nn
 
 from tokenprune.hosts.adapter import Adapter
 from tokenprune.hosts.applied import Applied, Outcome, cache_bytes_saved
-from tokenprune.hosts.attention import attention_of
 from tokenprune.hosts.column_arguments import refuse_unknown
 from tokenprune.hosts.compat import check_layer
-from tokenprune.hosts.image_groups import group_images, reduced_images
-from tokenprune.hosts.images import kept_of
+from tokenprune.hosts.image_groups import ImageGroup, group_images, reduced_images
 from tokenprune.hosts.layer_arguments import LayerArguments
 from tokenprune.hosts.layer_fit import fit_in_layers
+from tokenprune.hosts.layer_reading import (
+    ATTENTION,
+    Alike,
+    Raters,
+    Reading,
+    check_in_layer,
+    find_raters,
+    read_layer,
+)
 from tokenprune.hosts.masks import positions_of
 from tokenprune.hosts.memory import Memory, Origin, remember
 from tokenprune.hosts.prompt import Prompt
@@ -31,11 +38,13 @@ from tokenprune.hosts.reduction import Reduction
 from tokenprune.hosts.sequence import KeptColumns, edge_padding
 from tokenprune.hosts.stopwatch import Stopwatch
 from tokenprune.hosts.windows import window_of
-from tokenprune.method import Cut, LayerMethod
+from tokenprune.layer_tokens import LayerTokens
+from tokenprune.method import Cut, Method
 from tokenprune.ops.common.checks import check_finite
+from tokenprune.tokens import ReducedTokens
 
 
-def check_layers(adapter: Adapter, method: LayerMethod) -> None:
+def check_layers(adapter: Adapter, method: Method) -> None:
     """Raises unless the method can work between the layers of this host.
 
     Raises:
@@ -54,7 +63,7 @@ def check_layers(adapter: Adapter, method: LayerMethod) -> None:
 
 
 class BetweenLayers(Reduction):
-    """Tokens leave before some layers, by rank; what is left goes on.
+    """Tokens leave before some layers, as the method says; what is left goes on.
 
     Attributes:
         columns: what is left in the current layer; None for all.
@@ -66,8 +75,7 @@ class BetweenLayers(Reduction):
 
     def __init__(self, applied: Applied, adapter: Adapter, prompt: Prompt) -> None:
         super().__init__(applied, adapter, prompt)
-        assert isinstance(applied.method, LayerMethod)
-        self.method: LayerMethod = applied.method
+        self.method = applied.method
         self.num_layers = len(adapter.decoder_layers)
         self.cuts: list[Cut] = self.method.cuts(self.num_layers)
         device = prompt.placeholders.device
@@ -79,13 +87,16 @@ class BetweenLayers(Reduction):
         self.columns: KeptColumns | None = None
         self.by_layer: list[KeptColumns | None] = []
         self.shifts: list[Tensor | None] = []
-        self.scores = torch.zeros(int(prompt.placeholders.sum()), device=device)
+        self.raters: Raters | None = None
+        self.readings: dict[int, Reading] = {}
         self.stopwatches: list[Stopwatch] = []
         self.features: Tensor | None = None
         self._deepstack: tuple[Tensor, Sequence[Tensor]] | None = None
         self.arguments = LayerArguments(prompt, adapter, applied.positions == "compact")
         self.cuts = [
-            Cut(cut.before, self._ranking_layer(cut.ranked_in)) if self._shrinks(turn) else cut
+            Cut(cut.before, self._ranking_layer(cut.ranked_in))
+            if self._shrinks(turn) and "attention" in self.method.reads
+            else cut
             for turn, cut in enumerate(self.cuts)
         ]
 
@@ -105,7 +116,7 @@ class BetweenLayers(Reduction):
         first = placeholders.int().argmax(1)
         farthest = int((self.prompt.ends - first)[rows].max())
         seeing = [at for at, window in enumerate(windows) if window is None or farthest < window]
-        if not seeing:
+        if not seeing or self.method.reads != ATTENTION:
             raise NotImplementedError(
                 f"{type(self.method).__name__} ranks tokens in layer {number}, whose sliding "
                 f"window of {windows[number]} does not reach back to the first visual token, "
@@ -117,14 +128,17 @@ class BetweenLayers(Reduction):
         """The whole prompt goes in.
 
         Raises:
-            NotImplementedError: image features that the host adds after the last layer, or
-                arguments that are not known.
+            NotImplementedError: image features that the host adds after the last layer, arguments
+                that are not known, or a prompt that the method does not take.
         """
         refuse_unknown(given, type(self.adapter.language_model).__name__, set())
         self.features = given["inputs_embeds"][self.prompt.placeholders]
         self.arguments.positions = positions_of(given, self.prompt.past)
+        if not any(self._shrinks(turn) for turn in range(len(self.cuts))):
+            return given
+        self._check_prompt()
         features = given.get("deepstack_visual_embeds")
-        if not features or not any(self._shrinks(turn) for turn in range(len(self.cuts))):
+        if not features:
             return given
         if len(features) >= self.num_layers:
             raise NotImplementedError(
@@ -135,15 +149,43 @@ class BetweenLayers(Reduction):
         self._deepstack = given["visual_pos_masks"], features
         return given | {"visual_pos_masks": None, "deepstack_visual_embeds": None}
 
+    def _check_prompt(self) -> None:
+        """Raises where a method would be another than its official code."""
+        name, prompt = type(self.method).__name__, self.prompt
+        layers = self.adapter.decoder_layers
+        if self.method.merges and any(
+            layer.training and getattr(layer, "gradient_checkpointing", False) for layer in layers
+        ):
+            raise NotImplementedError(
+                f"{name} makes rows of several tokens, which gradient checkpointing would make "
+                "twice; switch it off"
+            )
+        if self.method.reads == ATTENTION:
+            return
+        if prompt.past:
+            raise NotImplementedError(
+                f"{name} reads a whole prompt, got one that goes on in a cache of {prompt.past} "
+                "columns"
+            )
+        rows = prompt.placeholders.nonzero()[:, 0]
+        first = torch.cat([group.positions[:, 0] for group in self.groups])
+        most = int(rows[first].bincount().max())
+        if most > 1:
+            raise NotImplementedError(f"{name} takes one image in a prompt, got {most}")
+
     def enter_layer(
         self, number: int, layer: nn.Module, states: Tensor, given: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Any]]:
         states = self._add_deepstack(number, states)
         with Stopwatch(states.device) as stopwatch:
+            if self.raters is None:
+                self.raters = find_raters(self.method, self.groups, self.prompt, self.real, states)
             for turn, cut in enumerate(self.cuts):
                 if cut.ranked_in == number and self._shrinks(turn):
                     fitted = self.arguments.fit(number, layer, states, given, self.columns)
-                    self._rank(number, layer, states, fitted)
+                    self.readings[turn] = read_layer(
+                        self.method, number, layer, states, fitted, self.columns, self.raters
+                    )
                 if cut.before == number and self._shrinks(turn):
                     states = self._cut(turn, states)
             given = self.arguments.fit(number, layer, states, given, self.columns)
@@ -167,6 +209,7 @@ class BetweenLayers(Reduction):
     def forget(self) -> None:
         """Who holds this for the backward must not hold the arguments of its layers."""
         self.arguments.forget()
+        self.readings.clear()
 
     def end(self, cache: Any) -> Outcome | None:
         self.forget()
@@ -176,13 +219,7 @@ class BetweenLayers(Reduction):
         prompt = self.prompt
         kept = self.real if self.columns is None else self.columns.keep
         outcome = Outcome(
-            reduced_images(
-                self.groups,
-                prompt.layouts,
-                [kept_of(self.applied.budget, layout, self.method) for layout in prompt.layouts],
-                self.features,
-                self.scores,
-            ),
+            reduced_images(self.groups, prompt.layouts, self.features),
             self.columns,
             [row.nonzero()[:, 0] + prompt.past for row in kept],
             [None if columns is None else columns.keep for columns in self.by_layer],
@@ -212,28 +249,51 @@ class BetweenLayers(Reduction):
         states[mask] = states[mask] + features
         return states
 
-    @torch.no_grad()
-    def _rank(self, number: int, layer: Any, states: Tensor, given: Mapping[str, Any]) -> None:
-        columns, ends = self.columns, self.prompt.ends[:, None]
-        if columns is not None:
-            ends = columns.places.gather(1, ends)
-        received = attention_of(layer, number, states, ends[:, 0], given).to(self.real.device)
-        if columns is not None:
-            whole = received.new_zeros(self.real.shape)
-            received = whole.scatter_(1, columns.index, received)
-        scores = received[self.prompt.placeholders]
-        if self.method.strict:
-            check_finite(attention=scores[None])
-        self.scores = scores
-
     def _cut(self, turn: int, states: Tensor) -> Tensor:
-        visual = torch.zeros_like(self.scores, dtype=torch.bool)
+        reading, columns = self.readings.pop(turn), self.columns
+        left = self.real if columns is None else columns.keep
+        made: list[tuple[ImageGroup, Alike, ReducedTokens]] = []
         for group in self.groups:
-            group.cut(turn, self.scores)
-            visual[group.positions.gather(1, group.kept)] = True
+            if not group.shrinks(turn):
+                continue
+            results = []
+            for alike in Alike.within(group, self.method, self.prompt, left, reading.raters):
+                tokens = alike.tokens(self.method, self.adapter, states, columns, reading)
+                result = self._reduce(tokens, group.counts[turn])
+                results.append((alike.members, result))
+                made.append((group, alike, result))
+            group.cut(results, self.method.merges)
+        placeholders = self.prompt.placeholders
+        visual = torch.zeros_like(placeholders[placeholders])
+        for group in self.groups:
+            visual[group.standing] = True
         keep = self.real.clone()
-        keep[self.prompt.placeholders] = visual
-        return self._shorten(KeptColumns.of(keep, pad_left=self.pad_left), states)
+        keep[placeholders] = visual
+        states = self._shorten(KeptColumns.of(keep, pad_left=self.pad_left), states)
+        if self.method.merges:
+            for group, alike, result in made:
+                states = self._placed(states, group, alike, result)
+        return states
+
+    def _reduce(self, tokens: LayerTokens, num_keep: int) -> ReducedTokens:
+        if self.method.strict:
+            check_finite(**tokens.tensors())
+        # Tokens are only chosen, unless rows are made of them.
+        grad = torch.is_grad_enabled() and self.method.merges
+        with torch.set_grad_enabled(grad), torch.autocast(self.real.device.type, enabled=False):
+            result = self.method.reduce_in_layer(tokens, num_keep)
+        return check_in_layer(self.method, result, tokens, num_keep)
+
+    def _placed(
+        self, states: Tensor, group: ImageGroup, alike: Alike, result: ReducedTokens
+    ) -> Tensor:
+        """[B, C, D] states with the rows that a method has made of one image."""
+        assert self.columns is not None  # tokens have just left
+        columns = self.prompt.placeholders.nonzero()[:, 1][group.standing]
+        slots = self.columns.places[alike.rows[:, None], columns].to(states.device)
+        states = states.clone()
+        states[alike.rows.to(states.device)[:, None], slots] = result.rows.to(states)
+        return states
 
     def _shorten(self, columns: KeptColumns, states: Tensor) -> Tensor:
         slots = columns.index

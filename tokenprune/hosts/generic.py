@@ -19,7 +19,7 @@ from tokenprune.hosts.compat import HOST_ARGUMENTS, LANGUAGE_MODEL_ARGUMENTS, TO
 from tokenprune.hosts.layout import ImageLayout
 from tokenprune.hosts.mechanisms import REASONS
 from tokenprune.hosts.recurrent import KINDS, MASKS, mixers
-from tokenprune.method import OF_TOWER, LayerMethod, Method
+from tokenprune.method import OF_TOWER, Method
 
 LANGUAGE_MODELS = ("language_model", "text_model")
 IMAGE_TOKENS = ("image_token_id", "image_token_index", "im_patch_id", "image_patch_id")
@@ -59,7 +59,7 @@ class Generic(Adapter):
                 f"needs {', '.join(of_tower)} of the tower, whose order is not known in a host "
                 "without an adapter of its own"
             )
-        if isinstance(method, LayerMethod):
+        if method.in_layers:
             return "works between layers, which only hosts with an adapter of their own allow"
         if method.uses_grid:
             return (

@@ -152,7 +152,8 @@ class Handle:
 
         Raises:
             ValueError: `batch_num_images` does not add up to the sizes.
-            NotImplementedError: videos that the host does not reduce.
+            NotImplementedError: videos that the host does not reduce, or a method that keeps a
+                number of tokens that depends on the image.
         """
         sizes = sizes.tolist() if isinstance(sizes, Tensor) else list(sizes)
         if batch_num_images is not None:
@@ -168,7 +169,11 @@ class Handle:
                 f"{type(self._adapter).__name__} reduces no videos, got their sizes"
             )
         method = self._applied.method
-        return [kept_of(self.budget, self._layout(size, source), method) for size in sizes]
+        layouts = [self._layout(size, source) for size in sizes]
+        return [
+            method.known_count(layout.num_tokens, kept_of(self.budget, layout, method))
+            for layout in layouts
+        ]
 
     def _layout(self, size: Any, source: Adapter | Videos) -> ImageLayout:
         if isinstance(size, Integral) or (isinstance(size, Tensor) and size.ndim == 0):

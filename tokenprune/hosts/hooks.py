@@ -22,7 +22,7 @@ from tokenprune.hosts.encoder import EncodedImages, WatchedEncoder
 from tokenprune.hosts.inputs import Calls, PerThread
 from tokenprune.hosts.step import Step
 from tokenprune.hosts.tower import points_of, tell_reader
-from tokenprune.method import LayerMethod, Method
+from tokenprune.method import Method
 
 _ATTRIBUTE = "_tokenprune_hooks"  # of the model: who forgets a handle must not keep the model
 
@@ -58,7 +58,7 @@ class HostHooks:
             has_head = model is not base or "labels" in Call.parameters(base.forward)
             if has_head and hooks.head is None:
                 hooks._install_head(model)
-            if isinstance(applied.method, LayerMethod) and not hooks.calls.in_layers:
+            if applied.method.in_layers and not hooks.calls.in_layers:
                 hooks._install_layers()
             hooks._install_tower(applied.method)
         except BaseException:

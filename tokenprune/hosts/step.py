@@ -23,7 +23,6 @@ from tokenprune.hosts.memory import Fitting, Memory, fitting
 from tokenprune.hosts.reduction import Reduction
 from tokenprune.hosts.sequence import KeptColumns
 from tokenprune.log import refuse
-from tokenprune.method import LayerMethod
 
 _now: ContextVar[Step | None] = ContextVar("step", default=None)
 
@@ -116,8 +115,7 @@ class Step:
             if memory.origin.is_fitted:
                 memory.origin.drop_pending()
         if inputs.placeholders is not None and not self.done and self.reduction is None:
-            in_layers = isinstance(self.applied.method, LayerMethod)
-            kind = BetweenLayers if in_layers else BeforeModel
+            kind = BetweenLayers if self.applied.method.in_layers else BeforeModel
             prompt = find_prompt(
                 inputs, given, self.head, self.language_cache, self.calls, self.applied, self.thread
             )

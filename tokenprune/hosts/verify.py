@@ -24,7 +24,7 @@ from tokenprune.hosts.verifying.compare import restored
 from tokenprune.hosts.verifying.proof import Proof
 from tokenprune.hosts.verifying.report import VerifyReport
 from tokenprune.hosts.verifying.runs import Runs
-from tokenprune.method import LayerMethod, Method, get_method
+from tokenprune.method import Method, get_method
 from tokenprune.ops.common.checks import check_int
 
 
@@ -85,8 +85,13 @@ def verify(
     Budget(None, keep_ratio)
     check_int("new_tokens", new_tokens, low=1)
     host, adapter, given = open_whole(model, inputs)
-    if isinstance(method, LayerMethod):
+    if method.in_layers:
         check_layers(adapter, method)
+        if method.merges:
+            raise NotImplementedError(
+                f"{name} makes rows of several tokens in the language model's layers, which the "
+                "whole model with masked tokens does not"
+            )
         if method.renumbers:
             raise NotImplementedError(
                 f"{name} numbers positions anew, which the whole model with masked tokens does not"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokenprune.hosts.compat import require_parameters
 from tokenprune.hosts.families.llava_next import LlavaNext
-from tokenprune.method import OF_TOWER, LayerMethod, Method
+from tokenprune.method import OF_TOWER, Method
 
 
 class Granite4Vision(LlavaNext):
@@ -31,7 +31,7 @@ class Granite4Vision(LlavaNext):
         return frozenset({"features", "text"})
 
     def why_not(self, method: Method) -> str | None:
-        if isinstance(method, LayerMethod) or any(name in OF_TOWER for name in method.needs):
+        if method.in_layers or any(name in OF_TOWER for name in method.needs):
             return "is refused: the tower is read, and features are added, in several layers"
         return None
 

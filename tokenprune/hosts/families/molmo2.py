@@ -11,7 +11,7 @@ from torch import Tensor
 from tokenprune.hosts.adapter import Adapter
 from tokenprune.hosts.compat import require_parameters
 from tokenprune.hosts.layout import ImageLayout, TokenGrid
-from tokenprune.method import OF_TOWER, LayerMethod, Method
+from tokenprune.method import OF_TOWER, Method
 
 
 class Molmo2(Adapter):
@@ -36,7 +36,7 @@ class Molmo2(Adapter):
         if of_tower := [name for name in method.needs if name in OF_TOWER]:
             names = ", ".join(of_tower)
             return f"needs {names} of the tower, which is not read: its crops overlap"
-        if isinstance(method, LayerMethod) and self.config.text_config.norm_after:
+        if method.in_layers and self.config.text_config.norm_after:
             return "reads attention of normalized states, layers with norm_after take others"
         return None
 

@@ -25,7 +25,7 @@ from tokenprune.hosts.verifying.hidden import (
     shifted,
     with_features,
 )
-from tokenprune.method import LayerMethod, Method
+from tokenprune.method import Method
 
 
 @dataclass
@@ -105,7 +105,7 @@ class Runs:
     def kept(self, handle: Handle) -> Kept:
         ids = self.inputs["input_ids"]
         placeholders = self.adapter.placeholders(ids)
-        if isinstance(self.method, LayerMethod):
+        if self.method.in_layers:
             hidden = [
                 torch.zeros_like(placeholders)
                 if keep is None
@@ -154,7 +154,7 @@ class Runs:
         placeholders = self.adapter.placeholders(self.inputs["input_ids"])
         language_model = self.adapter.language_model
         call = check_language_model(language_model)
-        everywhere = not isinstance(self.method, LayerMethod)
+        everywhere = not self.method.in_layers
         hidden = kept.hidden[0] if everywhere else kept.hidden[-1]
 
         def before_language_model(module: Any, args: Any, kwargs: Any) -> Any:

@@ -46,9 +46,9 @@ def pyramiddrop(case: Recorded) -> Iterator[Compared]:
     ratios, stage = options["image_token_ratio_list"], options["stage"]
     start, number = options["image_index"], int(options["image_tokens"] * ratios[stage])
     received, queries, keys = rotated(case)
-    received = received[:, None, None, start : start + number]
+    received = received[..., start : start + number]
     tokens = LayerTokens(len(hidden), start, number, attention=received)
-    yield "score", received.flatten(), case.official("score")
+    yield "score", received.mean(1).flatten(), case.official("score")
     yield "keys", keys[0], case.official("keys")
     yield "query_last", queries[0, :, -1], case.official("query_last")
     num_keep = int(options["image_tokens"] * ratios[stage + 1])
@@ -60,7 +60,8 @@ def rotated(case: Recorded) -> tuple[Tensor, Tensor, Tensor]:
     """Of a layer with the recorded weights.
 
     Returns:
-        [1, L] what its last column attends to; [1, H, L, d] its queries, and its keys, rotated.
+        [1, H, 1, L] what its last column attends to; [1, H, L, d] its queries, and its keys,
+        rotated.
     """
     hidden = case.given("hidden")
     config = LlamaConfig(
@@ -80,7 +81,7 @@ def rotated(case: Recorded) -> tuple[Tensor, Tensor, Tensor]:
             "position_embeddings": LlamaRotaryEmbedding(config)(hidden, positions),
             "attention_mask": None,
         }
-        last = torch.tensor([len(hidden) - 1])
+        last = torch.tensor([[len(hidden) - 1]])
         received = attention_of(layer, 0, hidden[None], last, given)
         normed, heads = layer.input_layernorm(hidden), config.num_attention_heads
         flat = layer.self_attn.q_proj(normed), layer.self_attn.k_proj(normed)
