@@ -6,14 +6,17 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from tokenprune.layer_tokens import LayerTokens
-from tokenprune.method import Method
+from tokenprune.method import Cut, Method
 from tokenprune.ops.common.checks import check_choice, check_int, check_num_keep
 from tokenprune.ops.common.precision import wide_dtype
 from tokenprune.selection import best, rows, select_in_layer, select_tokens
 from tokenprune.tokens import ReducedTokens, VisionTokens
+
+OFFICIAL = "faithful to Chenfei-Liao/VTC-Bench@983e443"  # a copy of the authors' code
 
 
 @dataclass(kw_only=True)
@@ -25,16 +28,21 @@ class DART(Method):
     among those left.
 
     The paper's code works before layer 2 of the language model, with pivots in the text as well:
-    `reduce_in_layer`. It reads `hidden_states`, layer 1's output after the model's final norm, and
-    `keys`, that layer's.
+    `DART(official=True)`. It reads `hidden_states`, layer 1's output after the model's final norm,
+    and `keys`, that layer's, of prompts with one image.
 
     Attributes:
+        official: as the authors' code, in the language model's layers.
+        layer: with `official`, before which layer tokens leave, counted from 0.
         num_pivots: before the language model, at least 1; never more than the budget.
         image_pivots, text_pivots: in a layer, how many visual tokens, which stay, and columns of
             text, which only choose.
-        code: whose code is followed in a layer: "dart", with pivots in the text after the image,
+        code: whose code `reduce_in_layer` follows: "dart", with pivots in the text after the image,
             in the order of a Python set of their columns, or "angelslim", with pivots in the text
-            on both sides, by descending norm.
+            on both sides, by descending norm; it reads other states, and is not `official`.
+
+    Raises:
+        ValueError: options out of range; `layer` not below the number of layers when applied.
 
     Formula:
         With M = `num_pivots`, or K where that is less, the pivots $p_0 < \ldots < p_{M-1}$ are the
@@ -65,9 +73,11 @@ class DART(Method):
         `reduce_in_layer` keeps the tokens recorded from a copy of the authors' code in three cases,
         pivots in the recorded order, and with `code="angelslim"` those recorded from AngelSlim's in
         two (`tests/tokenprune/test_replay.py`). The order of a Python set is CPython's, no rule of
-        the paper. The authors' count is $4 + 8T$; other budgets are kept exactly here. What
-        `tokenprune.apply` runs is a variant: it looks at vision tokens alone, before the language
-        model.
+        the paper. The authors' count is $4 + 8T$; other budgets are kept exactly here. With
+        `official=True` this is what `tokenprune.apply` runs, positions stay the original ones as
+        there, and logits equal the whole model's with the dropped tokens masked from the layer on
+        (`tests/tokenprune/test_official_layers.py`). Without it `apply` runs a variant: it looks at
+        vision tokens alone, before the language model.
     """
 
     paper: ClassVar[str | None] = "2502.11494"
@@ -75,6 +85,8 @@ class DART(Method):
     approximates: ClassVar[str | None] = (
         "pivots by features before the language model, not by a layer's keys and text"
     )
+    official: bool = False
+    layer: int = 2
     num_pivots: int = 8
     image_pivots: int = 4
     text_pivots: int = 4
@@ -86,6 +98,29 @@ class DART(Method):
         check_int("image_pivots", self.image_pivots, low=1)
         check_int("text_pivots", self.text_pivots, low=0)
         check_choice("code", self.code, ("dart", "angelslim"))
+        check_int("layer", self.layer, low=1)
+        if not self.official:
+            return
+        if self.code != "dart":
+            raise ValueError(f"official=True follows the authors' code, got code={self.code!r}")
+        self.declare(
+            needs=("layers",),
+            reads=("hidden_states", "keys"),
+            normed=True,
+            query_agnostic=False,
+            faithful=OFFICIAL,
+            approximates=None,
+        )
+
+    def cuts(self, num_layers: int) -> list[Cut]:
+        if not self.official:
+            return super().cuts(num_layers)
+        if self.layer >= num_layers:
+            raise ValueError(
+                f"layer must lie below the {num_layers} layers of the language model, "
+                f"got {self.layer}"
+            )
+        return [Cut(before=self.layer, ranked_in=self.layer - 1)]
 
     def reduce_in_layer(self, tokens: LayerTokens, num_keep: int) -> ReducedTokens:
         """Keeps the image's pivots, and what is least similar to them and to those of the text.
@@ -98,7 +133,8 @@ class DART(Method):
         if left < 0:
             raise ValueError(f"num_keep must be at least {self.image_pivots}, got {num_keep}")
         states, keys = tokens.needed("hidden_states", "keys")
-        directions = functional.normalize(states, dim=2)
+        # Norms and similarities choose: they must not be rounded to 8 bits of mantissa.
+        directions = functional.normalize(states.to(wide_dtype(states.dtype)), dim=2)
         kept = torch.zeros(len(states), tokens.num_tokens, dtype=torch.bool, device=states.device)
         for row, pivots in enumerate(self.pivots(tokens)):
             kept[row, [pivot - tokens.start for pivot in pivots[0]]] = True
@@ -107,13 +143,13 @@ class DART(Method):
                 share = self._share(left, turn, len(pivots[1]))
                 free = (-similarity).masked_fill(kept[row], -torch.inf)
                 kept[row, best(free[None], share)[0]] = True
-        norms = keys[:, :, tokens.visual].abs().sum((1, 3))
+        norms = norms_of(keys[:, :, tokens.visual])
         return select_in_layer(tokens, best(kept.int(), num_keep), norms)
 
     def pivots(self, tokens: LayerTokens) -> list[tuple[list[int], list[int]]]:
         """Of each row, the columns of the image's pivots, and of all pivots in their order."""
         (keys,) = tokens.needed("keys")
-        norms = keys.abs().sum((1, 3))  # [B, L]
+        norms = norms_of(keys)
         columns = torch.arange(tokens.length, device=norms.device)
         in_image = (columns >= tokens.start) & (columns < tokens.visual.stop)
         in_text = ~in_image if self.code == "angelslim" else columns >= tokens.visual.stop
@@ -150,3 +186,8 @@ class DART(Method):
             taken = best((-similarity[:, pivot]).masked_fill(kept, -torch.inf), share)
             kept.scatter_(1, taken, True)
         return select_tokens(tokens, best(kept.int(), num_keep), norms)
+
+
+def norms_of(keys: Tensor) -> Tensor:
+    """[B, H, L, d] -> [B, L], their L1 norms over all heads."""
+    return keys.to(wide_dtype(keys.dtype)).abs().sum((1, 3))

@@ -1,0 +1,191 @@
+"""Methods in the language model's layers, written down once more: one prompt, layer by layer.
+
+What the library does with masks, caches and batches is here a loop over the layers of the whole
+model, on hidden states, in eager attention. Words after the prompt run along: layers are causal, so
+the logits of the last columns are those of generation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tokenprune.hosts.registry import find_adapter
+
+from .hosts import IMAGE, Host
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What goes from layer to layer.
+
+    Attributes:
+        states: [C, D].
+        positions: [.., C].
+        start, count: of the visual rows.
+        end: columns of the prompt; after them come further words.
+        sizes: [C], how many tokens each column stands for in attention.
+    """
+
+    states: Tensor
+    positions: Tensor
+    start: int
+    count: int
+    end: int
+    sizes: Tensor
+
+    @property
+    def visual(self) -> slice:
+        return slice(self.start, self.start + self.count)
+
+    def with_rows(self, kept: Tensor, rows: Tensor, sizes: Tensor, numbered_anew: bool) -> Stream:
+        """The visual rows become `rows` [M, D]; the first are at the positions of `kept`."""
+
+        def joined(values: Tensor, middle: Tensor) -> Tensor:
+            before, after = values[..., : self.start], values[..., self.visual.stop :]
+            return torch.cat([before, middle, after], -1)
+
+        if numbered_anew:
+            length = self.states.shape[0] - self.count + len(rows)
+            positions = torch.arange(length).expand(*self.positions.shape[:-1], -1)
+        else:
+            positions = joined(self.positions, self.positions[..., self.start + kept])
+        return replace(
+            self,
+            states=joined(self.states.T, rows.T).T,
+            positions=positions,
+            count=len(rows),
+            end=self.end - self.count + len(rows),
+            sizes=joined(self.sizes, sizes),
+        )
+
+
+class Plain:
+    """A method, one prompt with one image at a time. It changes nothing."""
+
+    def begin(self, stream: Stream) -> None:
+        """Before the first layer."""
+
+    def before(self, number: int, layer: Any, stream: Stream, rotary: Any) -> Stream:
+        return stream
+
+    def after(
+        self, number: int, layer: Any, given: Stream, rotary: Any, weights: Tensor, made: Stream
+    ) -> Stream:
+        """`weights`: [H, C, C]; `given` went into the layer, `made` comes out."""
+        return made
+
+
+def plain_logits(host: Host, inputs: dict[str, Any], words: Tensor, method: Plain) -> Tensor:
+    """[C, V] of a prompt of one row without padding, and of `words` [T] after it."""
+    adapter = find_adapter(host.model)
+    model: Any = adapter.language_model
+    given: dict[str, Any] = {}
+
+    def note(module: Any, args: Any, kwargs: Any) -> None:
+        given.update(kwargs)
+
+    ids = inputs["input_ids"]
+    start, count = int((ids[0] == IMAGE).nonzero()[0]), int((ids == IMAGE).sum())
+    hook = model.register_forward_pre_hook(note, with_kwargs=True)
+    implementation = host.model.config._attn_implementation
+    host.model.set_attn_implementation("eager")
+    try:
+        with torch.no_grad():
+            host.model(**inputs)
+            hook.remove()
+            new = host.model.get_input_embeddings()(words)
+            states = torch.cat([given["inputs_embeds"][0], new])
+            positions = host.positions(inputs)[..., 0, :]
+            following = positions.max() + 1 + torch.arange(len(words))
+            positions = torch.cat([positions, following.expand(*positions.shape[:-1], -1)], -1)
+            length = ids.shape[1]
+            stream = Stream(states, positions, start, count, length, torch.ones(len(states)))
+            method.begin(stream)
+            for number, layer in enumerate(model.layers):
+                stream = run_layer(model, number, layer, stream, method)
+            logits: Tensor = host.model.lm_head(model.norm(stream.states))
+            return logits
+    finally:
+        hook.remove()
+        host.model.set_attn_implementation(implementation)
+
+
+def run_layer(model: Any, number: int, layer: Any, stream: Stream, method: Plain) -> Stream:
+    stream = method.before(number, layer, stream, rotary_of(model, stream))
+    rotary = rotary_of(model, stream)
+    length = len(stream.states)
+    hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
+    mask = stream.sizes.log().expand(length, -1).masked_fill(hidden, -torch.inf)
+    weights: list[Tensor] = []
+    hook = layer.self_attn.register_forward_hook(lambda module, args, out: weights.append(out[1]))
+    output = layer(
+        stream.states[None],
+        attention_mask=mask[None, None],
+        position_embeddings=tuple(part[None] for part in rotary),
+    )
+    hook.remove()
+    states = (output[0] if isinstance(output, tuple) else output)[0]
+    return method.after(
+        number, layer, stream, rotary, weights[0][0], replace(stream, states=states)
+    )
+
+
+def rotary_of(model: Any, stream: Stream) -> tuple[Tensor, Tensor]:
+    """Cosine and sine, [C, d] each."""
+    cosine, sine = model.rotary_emb(stream.states[None], stream.positions[..., None, :])
+    return cosine[0], sine[0]
+
+
+def heads_of(projection: Any, layer: Any, states: Tensor) -> Tensor:
+    """[C, D] -> [C, H, d], a projection of the layer's input."""
+    flat = projection(layer.input_layernorm(states))
+    heads: Tensor = flat.unflatten(1, (-1, layer.self_attn.head_dim))
+    return heads
+
+
+def turned(vectors: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """[C, H, d] by their rotary embedding: pairs of channels half a head apart."""
+    cosine, sine = (part[:, None] for part in rotary)
+    first, second = vectors.chunk(2, -1)
+    return vectors * cosine + torch.cat([-second, first], -1) * sine
+
+
+@dataclass
+class PlainDART(Plain):
+    """4 image pivots and 4 of the text after the image in the paper; each takes T tokens."""
+
+    layer: int
+    taken: int
+    pivots: int
+    norm: Any
+
+    def after(
+        self, number: int, layer: Any, given: Stream, rotary: Any, weights: Tensor, made: Stream
+    ) -> Stream:
+        if number != self.layer - 1:
+            return made
+        keys = turned(heads_of(layer.self_attn.k_proj, layer, given.states), rotary)
+        norms = keys.flatten(1).norm(p=1, dim=1).tolist()
+        outside = range(given.visual.stop, given.end)
+        image, text = (
+            sorted(columns, key=lambda column: -norms[column])[: self.pivots]
+            for columns in (range(given.start, given.visual.stop), outside)
+        )
+        states = self.norm(made.states)
+        kept, left = [*image], sorted({*range(given.start, given.visual.stop)} - {*image})
+        for pivot in {*image, *text}:  # in the order of a set, as there
+            similar = {
+                column: float(functional.cosine_similarity(states[pivot], states[column], dim=0))
+                for column in left
+            }
+            least = sorted(left, key=lambda column: similar[column])[: self.taken]
+            kept += least
+            left = [column for column in left if column not in least]
+        chosen = torch.tensor(sorted(kept)) - given.start
+        rows = made.states[made.visual][chosen]
+        return made.with_rows(chosen, rows, torch.ones(len(rows)), numbered_anew=False)
