@@ -156,6 +156,63 @@ def turned(vectors: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
 
 
 @dataclass
+class PlainSparseVLM(Plain):
+    """Layers 2, 6 and 15 in the paper, and as many kept in each as its tables say."""
+
+    layers: tuple[int, ...]
+    kept: tuple[int, ...]
+    version: int
+    heads: int
+
+    def begin(self, stream: Stream) -> None:
+        image = stream.states[stream.visual]
+        text = stream.states[stream.visual.stop : stream.end]
+        relevance = torch.stack([(text @ token).softmax(0) for token in image]).mean(0)
+        self.raters = [at for at, value in enumerate(relevance) if value > relevance.mean()]
+
+    def after(
+        self, number: int, layer: Any, given: Stream, rotary: Any, weights: Tensor, made: Stream
+    ) -> Stream:
+        if number not in self.layers:
+            return made
+        raters = torch.tensor(self.raters) + given.visual.stop
+        attention = weights[:, raters, given.visual]
+        if self.version == 2:
+            ones = turned(torch.ones_like(rotary[0])[:, None], rotary)[:, 0]
+            products = ones[raters] @ ones[given.visual].T / ones.shape[1] ** 0.5
+            attention = attention / products
+            attention = attention[attention.sum((1, 2)).topk(self.heads).indices]
+        scores = attention.mean(0).mean(0)
+        count = min(self.kept[self.layers.index(number)], made.count - 1)
+        chosen = scores.topk(count).indices.sort().values
+        states = made.states[made.visual]
+        rows = states[chosen]
+        if self.version == 1:
+            left = torch.tensor([at for at in range(made.count) if at not in chosen.tolist()])
+            best = left[scores[left].topk(int(0.3 * len(left)) + 1).indices.sort().values]
+            rows = torch.cat([rows, clustered(states[best], len(best) // 10 + 1)])
+        return made.with_rows(chosen, rows, torch.ones(len(rows)), numbered_anew=self.version == 1)
+
+
+def clustered(states: Tensor, number: int) -> Tensor:
+    """[M, D] -> [number, D], means of clusters around dense tokens far from denser ones."""
+    distance = torch.cdist(states, states) / states.shape[1] ** 0.5
+    density = (-distance.topk(number, largest=False).values.square().mean(1)).exp()
+    gaps = []
+    for token, own in enumerate(density):
+        denser = [
+            float(distance[token, other])
+            for other, value in enumerate(density)
+            if value > own or (value == own and other < token)
+        ]
+        gaps.append(min(denser, default=float(distance.max())))
+    centers = (torch.tensor(gaps) * density).topk(number).indices
+    cluster = distance[centers].argmin(0)
+    cluster[centers] = torch.arange(number)
+    return torch.stack([states[cluster == one].mean(0) for one in range(number)])
+
+
+@dataclass
 class PlainDART(Plain):
     """4 image pivots and 4 of the text after the image in the paper; each takes T tokens."""
 

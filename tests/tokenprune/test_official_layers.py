@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import tokenprune
-from tokenprune import get_method
+from tokenprune import LayerTokens, get_method
 from tokenprune.hosts.registry import find_adapter
 from tokenprune.method import Cut
 
 from .families.proof import ASKED, NEW, longer, said
 from .hosts import CACHE, IMAGE, Host, cache_in
-from .plain_layers import Plain, PlainDART, plain_logits
+from .plain_layers import Plain, PlainDART, PlainSparseVLM, plain_logits
 from .test_apply import generated, logits_of
 from .test_layers import assert_exact, assert_no_cache, assert_rows, deep
 
@@ -23,6 +23,8 @@ ROW = [[5, 0, 6]]
 ROWS = [[5, 0, 6], [7], [9, 0, 3]]  # of unequal length, one of them without image
 HOSTS = ("llava", "llava_next", "qwen2_5_vl")
 DART = {"official": True, "layer": 2, "image_pivots": 2, "text_pivots": 2}
+SPARSEVLM = {"official": True, "layers": (0, 1, 2), "num_heads": 3}
+NOT_SERVED = {("qwen2_5_vl", "sparsevlm"): "several axes of positions"}
 
 
 _built: dict[str, Host] = {}
@@ -40,25 +42,36 @@ def norm_of(host: Host) -> Any:
     return find_adapter(host.model).language_model.norm
 
 
-@pytest.fixture(params=HOSTS)
-def host(request) -> Host:
-    return build(request.param)
-
-
 def dart(host: Host) -> Plain:
     """6 of an image's tokens: two pivots, and one for each of four."""
     return PlainDART(2, 1, 2, norm_of(host))
 
 
+def sparsevlm(version: int) -> Any:
+    def plain(host: Host) -> Plain:
+        num_tokens = int((host.inputs(ROW)["input_ids"] == IMAGE).sum())
+        counts = get_method("sparsevlm", **SPARSEVLM, version=version).counts(num_tokens, 5, 3)
+        return PlainSparseVLM((0, 1, 2), tuple(counts), version, 3)
+
+    return plain
+
+
 FORMS: dict[str, tuple[Any, int, Any]] = {  # the method, its budget, and how it is written plainly
     "dart": (get_method("dart", **DART), 6, dart),
+    "sparsevlm": (get_method("sparsevlm", **SPARSEVLM), 5, sparsevlm(1)),
+    "sparsevlm+": (get_method("sparsevlm", **SPARSEVLM, version=2), 5, sparsevlm(2)),
 }
-SUBSETS = ("dart",)  # the others make rows of several tokens
+SUBSETS = ("dart", "sparsevlm+")  # the others make rows of several tokens
 
 
-@pytest.fixture(params=FORMS)
-def form(request) -> Any:
-    return FORMS[request.param]
+SERVED = [(host, form) for host in HOSTS for form in FORMS if (host, form) not in NOT_SERVED]
+
+
+@pytest.fixture(params=SERVED, ids="-".join)
+def served(request) -> Any:
+    """(host, method, budget, how it is written plainly)"""
+    name, form = request.param
+    return build(name), *FORMS[form]
 
 
 def assert_plain(host: Host, method: Any, num_keep: int, plain: Any) -> None:
@@ -91,8 +104,12 @@ def assert_plain(host: Host, method: Any, num_keep: int, plain: Any) -> None:
     assert (whole - said_all[-NEW:]).abs().max() > 1e-3, "the method changes nothing"
 
 
-def test_as_written_plainly(host, form):
-    assert_plain(host, *form)
+def test_as_written_plainly(served):
+    assert_plain(*served)
+
+
+def last_column(tokens: LayerTokens) -> list[torch.Tensor]:
+    return [torch.tensor([tokens.length - 1])]
 
 
 FAULTS = {  # what is declared otherwise
@@ -101,6 +118,8 @@ FAULTS = {  # what is declared otherwise
         {"cuts": lambda num_layers: [Cut(before=2, ranked_in=0)]},
         {"cuts": lambda num_layers: [Cut(before=3, ranked_in=1)]},
     ),
+    "sparsevlm": ({"renumbers": False}, {"rating_columns": last_column}),
+    "sparsevlm+": ({"renumbers": True}, {"rating_columns": last_column}),
 }
 
 
@@ -115,19 +134,20 @@ def test_a_planted_fault_does_not_pass(name, fault):
         assert_plain(build("llava"), method, num_keep, plain)
 
 
-def test_a_batch_is_its_rows(host, form):
-    method, num_keep, _ = form
+def test_a_batch_is_its_rows(served):
+    host, method, num_keep, _ = served
     assert_rows(host, method, num_keep, ROWS)
 
 
-def test_a_cache_changes_nothing(host, form):
-    method, num_keep, _ = form
+def test_a_cache_changes_nothing(served):
+    host, method, num_keep, _ = served
     assert_no_cache(host, method, num_keep)
 
 
 @pytest.mark.parametrize("name", SUBSETS)
-def test_exactly_the_whole_model_with_columns_masked_away(host, name):
-    method, num_keep, _ = FORMS[name]
+@pytest.mark.parametrize("host_name", HOSTS)
+def test_exactly_the_whole_model_with_columns_masked_away(host_name, name):
+    host, (method, num_keep, _) = build(host_name), FORMS[name]
 
     def truth(host: Host, inputs: Any, method: Any, num_keep: int) -> dict[int, torch.Tensor]:
         """As the handle says: `test_as_written_plainly` proves what is kept."""
@@ -139,3 +159,62 @@ def test_exactly_the_whole_model_with_columns_masked_away(host, name):
     assert_exact(host, method, num_keep, ROW, truth)
     report = tokenprune.verify(host.model, host.inputs(ROWS), method=method, keep_ratio=0.5)
     assert report.ok, report
+
+
+@pytest.mark.parametrize(("pair", "why"), NOT_SERVED.items(), ids=str)
+def test_hosts_that_have_no_place_for_it(pair, why):
+    name, form = pair
+    method, num_keep, _ = FORMS[form]
+    with pytest.raises(NotImplementedError, match=why):
+        tokenprune.apply(build(name).model, method, num_keep=num_keep)
+
+
+def test_rows_of_no_single_token_take_the_last_places_of_their_image():
+    host, (method, num_keep, _) = build("llava_next"), FORMS["sparsevlm"]
+    inputs = host.inputs(ROW)
+    visual = (inputs["input_ids"][0] == IMAGE).nonzero()[:, 0]
+    with tokenprune.apply(host.model, method, num_keep=num_keep) as handle:
+        logits_of(host, inputs)
+        report, last, (kept,) = handle.report(), handle.last, handle.kept_positions
+        assert handle.retained_count([len(visual)]) == report.tokens_after
+    rows = last.rows.shape[1]
+    assert report.tokens_after == [rows]
+    assert rows > num_keep, "something is recycled"
+    assert last.keep_indices.shape[1] + last.extra.shape[1] == rows
+    standing = kept[(kept >= visual[0]) & (kept <= visual[-1])]
+    assert len(standing) == rows
+    assert standing[-1] == visual[-1]
+
+
+def test_prompts_that_the_official_code_does_not_take():
+    host = build("llava")
+    whole = logits_of(host, host.inputs(ROW))
+    for name, (method, num_keep, _) in FORMS.items():
+        with tokenprune.apply(host.model, method, num_keep=num_keep):
+            with pytest.raises(NotImplementedError, match="takes one image in a prompt, got 2"):
+                logits_of(host, host.inputs([[3, 0, 4, 0, 5]]))
+            inputs = host.inputs(ROW)
+            begun = {name: inputs[name][:, :4] for name in ("input_ids", "attention_mask")}
+            rest = {"input_ids": inputs["input_ids"][:, 4:], "pixel_values": inputs["pixel_values"]}
+            cache = cache_in(host.model(**begun, use_cache=True))
+            with pytest.raises(NotImplementedError, match="got one that goes on in a cache of 4"):
+                logits_of(host, rest | {CACHE: cache})
+        with tokenprune.apply(host.model, method, keep_ratio=1.0):
+            assert torch.equal(logits_of(host, inputs), whole), name
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_published_schedules_of_sparsevlm(version):
+    """576 tokens of LLaVA-1.5, RETAIN_TOKN = 64, 96, 128 and 192."""
+    method = get_method("sparsevlm", official=True, version=version)
+    assert method.cuts(32) == [(3, 2), (7, 6), (16, 15)]
+    tables = {
+        1: [(66, 30, 17), (238, 48, 26), (303, 110, 36), (300, 200, 110)],
+        2: [(66, 34, 20), (246, 54, 28), (238, 108, 60), (300, 200, 118)],
+    }
+    for counts in tables[version]:
+        assert method.counts(576, counts[-1], 3) == list(counts)
+    assert method.counts(576, 576, 3) == [576] * 3
+    assert method.counts(30, 1, 3)[-1] == 1
+    # 66 and 16 clusters of 154, 30 and 2 of 16, 17 and 1 of 5
+    assert method.count(576, 17) == {1: 18, 2: 17}[version]

@@ -60,6 +60,18 @@ def check_layers(adapter: Adapter, method: Method) -> None:
     for layer in layers:
         check_layer(layer)
     method.cuts(len(layers))
+    if method.merges and method.renumbers:
+        # Rows of no single token take columns of others, which must mean nothing but their order.
+        if adapter.positions_need_grid:
+            raise NotImplementedError(
+                f"{type(method).__name__} numbers rows of several tokens anew, which have no place "
+                f"in the several axes of positions in {type(adapter.model).__name__}"
+            )
+        if any(window_of(number, layer) is not None for number, layer in enumerate(layers)):
+            raise NotImplementedError(
+                f"{type(method).__name__} numbers rows of several tokens anew, which sliding "
+                "windows would not see where they are"
+            )
 
 
 class BetweenLayers(Reduction):

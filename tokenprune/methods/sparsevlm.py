@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -11,13 +12,23 @@ from torch import Tensor
 from tokenprune import ops
 from tokenprune.clustering import density_peaks
 from tokenprune.layer_tokens import LayerTokens
-from tokenprune.method import Method
+from tokenprune.method import Cut, Method
 from tokenprune.ops.common.checks import check_int, check_num_keep
 from tokenprune.ops.common.precision import wide_dtype
 from tokenprune.selection import best, others, rows, select_in_layer, select_tokens
 from tokenprune.tokens import ReducedTokens, VisionTokens
 
+OFFICIAL = "faithful to Gumpest/SparseVLMs@26a5f48"
 RECYCLED = 0.3  # share of the pruned tokens
+# Tokens kept in the three layers, for on average 64, 96, 128 and 192 in 32 layers. By version.
+SCHEDULES = {
+    1: ((66, 30, 17), (238, 48, 26), (303, 110, 36), (300, 200, 110)),
+    2: ((66, 34, 20), (246, 54, 28), (238, 108, 60), (300, 200, 118)),
+}
+READS = {
+    1: ("attention", "raters", "hidden_states"),
+    2: ("attention", "raters", "position_embeddings"),
+}
 
 
 @dataclass(kw_only=True)
@@ -27,13 +38,24 @@ class SparseVLM(Method):
     Raters are the words that image tokens attend to at least as much as to the average word; a
     token's score is the attention it receives from the raters. Tokens and text embeddings must come
     from one space. The paper's code takes raters from input embeddings, see `raters`, and scores
-    from attention in layers 2, 6 and 15 of the language model: `reduce_in_layer`.
+    from attention in layers 2, 6 and 15 of the language model: `SparseVLM(official=True)`, for
+    prompts with one image and text after it.
 
     Attributes:
+        official: as the official code, in the language model's layers. The budget is what is kept
+            in the last of `layers`; what is kept before it follows the official schedules, in
+            between in proportion. For the paper's averages of 64, 96, 128 and 192 tokens the budget
+            is 17, 26, 36 and 110, or 20, 28, 60 and 118 in version 2.
+        layers: the three that rank, counted from 0; tokens leave after each. Shallow models need
+            others.
         version: of the official code, in a layer: 1 recycles what it prunes; 2, SparseVLM+, frees
             attention from the rotary embedding's preference for near columns, and averages the
             heads that look at the image most.
         num_heads: how many heads these are.
+
+    Raises:
+        ValueError: options out of range; when applied, `layers` that the language model does not
+            have, or a prompt without raters.
 
     Formula:
         With the text's embeddings $t_1 \ldots t_T \in \mathbb{R}^D$ and
@@ -66,9 +88,13 @@ class SparseVLM(Method):
     Faithful:
         `raters` and `reduce_in_layer` give raters, scores, kept tokens and recycled rows equal to
         those recorded from the official code, in three cases of version 1 and two of version 2
-        (`tests/tokenprune/test_replay.py`); densities get no noise here. What `tokenprune.apply`
-        runs is a variant: raters and scores come from the embeddings, once, before the language
-        model, and the rest is dropped.
+        (`tests/tokenprune/test_replay.py`); densities get no noise here. With `official=True` this
+        is what `tokenprune.apply` runs. In version 1 recycled rows stand after the kept tokens and
+        positions are numbered anew, as there; in version 2 positions stay. Logits of prompts and
+        generation equal those of a plain writing
+        (`tests/tokenprune/test_official_layers.py`). Budgets that are none of the official ones
+        follow no official schedule. Without `official` a variant runs: raters and scores come from
+        the embeddings, once, before the language model, and the rest is dropped.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("text",)
@@ -79,12 +105,77 @@ class SparseVLM(Method):
         "text embeddings for the language model's attention; nothing is recycled"
     )
 
+    official: bool = False
+    layers: Sequence[int] = (2, 6, 15)
     version: int = 1
     num_heads: int = 14
 
     def __post_init__(self) -> None:
         check_int("version", self.version, low=1, high=2)
         check_int("num_heads", self.num_heads, low=1)
+        layers = list(self.layers)
+        if len(layers) != 3 or layers != sorted({*layers}) or layers[0] < 0:
+            raise ValueError(f"layers must be three that ascend from at least 0, got {layers}")
+        if self.official:
+            self.declare(
+                needs=("layers",),
+                reads=READS[self.version],
+                renumbers=self.version == 1,
+                merges=self.version == 1,
+                faithful=OFFICIAL,
+                approximates=None,
+            )
+
+    def cuts(self, num_layers: int) -> list[Cut]:
+        if not self.official:
+            return super().cuts(num_layers)
+        if self.layers[-1] + 1 >= num_layers:
+            raise ValueError(
+                f"layers must lie below {num_layers - 1}, the last of the language model, "
+                f"got {list(self.layers)}"
+            )
+        return [Cut(before=layer + 1, ranked_in=layer) for layer in self.layers]
+
+    def counts(self, num_tokens: int, num_keep: int, num_cuts: int) -> list[int]:
+        if num_keep == num_tokens:
+            return [num_keep] * num_cuts
+        schedules = [(0, 0, 0), *SCHEDULES[self.version], (num_tokens,) * 3]
+        upper = next(at for at, counts in enumerate(schedules) if num_keep <= counts[-1])
+        low, high = schedules[upper - 1 : upper + 1]
+        share = (num_keep - low[-1]) / (high[-1] - low[-1])
+        found, left = [], num_tokens
+        for fewer, more in zip(low, high, strict=True):
+            # At least one token leaves, as there, where the budget allows it.
+            count = min(round(fewer + share * (more - fewer)), left - 1)
+            found.append(max(count, num_keep))
+            left = found[-1] + self._num_recycled(left - found[-1])
+        return found
+
+    def count(self, num_tokens: int, num_keep: int) -> int | None:
+        if not self.official or num_keep == num_tokens:
+            return num_keep
+        left = num_tokens
+        for count in self.counts(num_tokens, num_keep, 3):
+            left = count + self._num_recycled(left - count)
+        return left
+
+    def _num_recycled(self, num_pruned: int) -> int:
+        """Rows that come out for pruned tokens."""
+        if self.version == 2 or not num_pruned:
+            return 0
+        return num_taken(num_pruned) // 10 + 1
+
+    def rating_columns(self, tokens: LayerTokens) -> list[Tensor]:
+        (states,) = tokens.needed("hidden_states")
+        stop = tokens.visual.stop
+        chosen = raters(states[:, tokens.visual], states[:, stop:])
+        found = [row.nonzero()[:, 0] + stop for row in chosen]
+        if not all(map(len, found)):
+            raise ValueError(
+                "SparseVLM ranks by words after the image that speak of it more than others do, "
+                f"got {tokens.length - stop} columns and none of them"
+            )
+        return found
 
     def reduce_in_layer(self, tokens: LayerTokens, num_keep: int) -> ReducedTokens:
         """Keeps the visual tokens that raters attend to, and recycles others in `version=1`.
@@ -102,10 +193,11 @@ class SparseVLM(Method):
         if self.version == 2 or not left.shape[1]:
             return result
         (states,) = tokens.needed("hidden_states")
-        taken = best(scores.gather(1, left), int(RECYCLED * left.shape[1]) + 1)
+        taken = best(scores.gather(1, left), num_taken(left.shape[1]))
         recycled = rows(states[:, tokens.visual], left.gather(1, taken))
-        num_clusters = recycled.shape[1] // 10 + 1
-        centers, cluster = density_peaks(recycled, num_clusters, num_clusters)
+        num_clusters = self._num_recycled(left.shape[1])
+        compared = recycled.detach().to(wide_dtype(recycled.dtype))
+        centers, cluster = density_peaks(compared, num_clusters, num_clusters)
         return replace(
             result,
             extra=ops.cluster_mean(recycled, centers.gather(1, cluster), centers),
@@ -131,9 +223,15 @@ class SparseVLM(Method):
         return select_tokens(tokens, best(scores, num_keep), scores)
 
 
+def num_taken(num_pruned: int) -> int:
+    """Tokens that are recycled of so many."""
+    return int(RECYCLED * num_pruned) + 1
+
+
 def raters(features: Tensor, text: Tensor) -> Tensor:
     """[B, N, D] and [B, T, D] input embeddings -> [B, T] bool: the words that rate the tokens."""
-    relevance = (text @ features.mT).softmax(1).mean(2)
+    dtype = wide_dtype(features.dtype)
+    relevance = (text.to(dtype) @ features.to(dtype).mT).softmax(1).mean(2)
     return relevance > relevance.mean(1, keepdim=True)
 
 
