@@ -152,7 +152,8 @@ class Handle:
 
         Raises:
             ValueError: `batch_num_images` does not add up to the sizes.
-            NotImplementedError: videos that the host does not reduce.
+            NotImplementedError: videos that the host does not reduce, or a method whose count
+                depends on the image.
         """
         sizes = sizes.tolist() if isinstance(sizes, Tensor) else list(sizes)
         if batch_num_images is not None:
@@ -167,8 +168,10 @@ class Handle:
             raise NotImplementedError(
                 f"{type(self._adapter).__name__} reduces no videos, got their sizes"
             )
-        method = self._applied.method
-        return [kept_of(self.budget, self._layout(size, source), method) for size in sizes]
+        method, layouts = self._applied.method, [self._layout(size, source) for size in sizes]
+        for layout in layouts:
+            method.known_count(layout.num_tokens, kept_of(self.budget, layout, method))
+        return [kept_of(self.budget, layout, method) for layout in layouts]
 
     def _layout(self, size: Any, source: Adapter | Videos) -> ImageLayout:
         if isinstance(size, Integral) or (isinstance(size, Tensor) and size.ndim == 0):
@@ -182,7 +185,8 @@ class Handle:
     def last(self) -> ReducedTokens | list[ReducedTokens] | None:
         """The tokens of the last forward with images: [B images, ...].
 
-        A list where images differ in size, or consist of several grids; None before any came.
+        A list where images differ in size or in how many of their tokens remain, or consist of
+        several grids; None before any came.
         """
         outcome = self._applied.last.outcome
         if outcome is None:
