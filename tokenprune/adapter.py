@@ -2,14 +2,10 @@
 
 import warnings
 
-from tokenprune.hosts.adapter import (
-    Adapter,
-    layer_before,
-    pool_patches,
-    tower_layers,
-)
+from tokenprune.hosts.adapter import Adapter
 from tokenprune.hosts.layout import ImageLayout, TokenGrid
 from tokenprune.hosts.registry import find_adapter
+from tokenprune.hosts.tower_of_host import layer_before, pool_patches, tower_layers
 
 __all__ = [
     "Adapter",

@@ -26,7 +26,7 @@ BUDGET = ("num_keep", "keep_ratio")
 
 # Fields of `VisionTokens` that a vision tower gives: of a layer that the method names, and others.
 OF_TOWER_LAYER = ("keys", "queries", *BY_LAYER)
-OF_TOWER = ("cls", "attention", *OF_TOWER_LAYER)
+OF_TOWER = ("cls", "attention", "cls_logits", *OF_TOWER_LAYER)
 
 
 class Cut(NamedTuple):
@@ -68,6 +68,9 @@ class Method(ABC):
         uses_grid: the result depends on which tokens lie beside and below which. A host whose
             tokens are no grid, as they are after another reduction, refuses the method by name; to
             all others it hands them as a grid of one row.
+        by_crop: the crops of an image share its budget. Such a method is handed each image as the
+            vision tower's crops, B crops of one image with `VisionTokens.crop_grid` and `shown`; a
+            host that does not say which crops are one image's refuses it by name.
         over_time: the result depends on the order of a video's frames. Such a method is handed
             whole videos, and images not at all; all others are handed each frame by itself.
         paper: arXiv number; None for a method without a paper.
@@ -91,6 +94,7 @@ class Method(ABC):
     renumbers: ClassVar[bool] = False
     merges: ClassVar[bool] = False
     uses_grid: ClassVar[bool] = False
+    by_crop: ClassVar[bool] = False
     over_time: ClassVar[bool] = False
     paper: ClassVar[str | None] = None
     faithful: ClassVar[str | None] = None

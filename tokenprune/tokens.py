@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 BY_LAYER = ("hidden_states", "received")  # fields of `VisionTokens` that hold several tower layers
+BY_SLOT = ("features", "keep_indices", "valid", "scores")  # of `ReducedTokens`, [B, K] or [T]
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,17 @@ class VisionTokens:
             receives there from all tokens, the class token among them: sum over queries, mean over
             heads and over the patches that make a token.
         cls_logits: [B, N], the class token's attention in the tower's last layer before the
-            softmax: scaled products of its query and the patches' keys, mean over heads. No host
-            hands it over.
+            softmax: scaled products of its query and the patches' keys, mean over heads.
         image_embeds: [B, N, C], the patches in the joint space of a contrastive model, such as
             CLIP's. No host hands it over.
         text_embeds: [B, T, C], the question in that space, in one piece or several.
         sizes: [B, N] at least 1, how many tokens of the image each stands for where some have
             merged before; None for one each.
         frames: of a video, or 1. Only a method that works `over_time` takes more.
+        shown: [B, N] bool, False where a crop shows padding, which the host cuts away; None where
+            crops show their image alone.
+        crop_grid: (rows, cols) of tiles, where the B crops are those of one image: its thumbnail,
+            then its tiles row by row. None where nothing is said.
     """
 
     features: Tensor
@@ -63,6 +67,8 @@ class VisionTokens:
     text_embeds: Tensor | None = None
     sizes: Tensor | None = None
     frames: int = 1
+    shown: Tensor | None = None
+    crop_grid: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         from tokenprune.ops.common.checks import (
@@ -90,6 +96,10 @@ class VisionTokens:
         for name, value in given.items():
             if value is not None:
                 check_shape(name, value, (batch, num_tokens), "[B, N]", like=self.features)
+        if self.shown is not None and self.shown.shape != (batch, num_tokens):
+            raise ValueError(
+                f"shown must be [B, N] = {[batch, num_tokens]}, got {list(self.shown.shape)}"
+            )
         for name, value in (("keys", self.keys), ("queries", self.queries)):
             if value is not None:
                 check_of_patches(name, value, "[B, N, Dk]", self.features)
@@ -191,6 +201,25 @@ class ReducedTokens:
         if self.cu_seqlens is None:
             return per_root.gather(1, self.keep_indices) * self.valid
         return per_root[crops_of(self.cu_seqlens), self.keep_indices] * self.valid
+
+    def unpacked(self) -> list[ReducedTokens]:
+        """Each crop alone, [1, K, ...] with a K of its own."""
+        sizes = None if self.cu_seqlens is None else self.cu_seqlens.diff().tolist()
+        parts = {
+            name: value.split(1) if sizes is None else [one[None] for one in value.split(sizes)]
+            for name in BY_SLOT
+            for value in (getattr(self, name),)
+        }
+        return [
+            replace(
+                self,
+                **{name: of_crops[crop] for name, of_crops in parts.items()},
+                assignment=self.assignment[crop : crop + 1],
+                extra=None if self.extra is None else self.extra[crop : crop + 1],
+                cu_seqlens=None,
+            )
+            for crop in range(len(self.assignment))
+        ]
 
     @staticmethod
     def cat(parts: Sequence[ReducedTokens]) -> ReducedTokens:

@@ -41,7 +41,12 @@ class GeoLlava(Adapter):
     @property
     def offers(self) -> frozenset[str]:
         whole = self.config.reduction_method == NO_REDUCTION
-        return super().offers if whole else frozenset({"features", "text"})
+        # The tower ends before the last layer, whose logits are asked for.
+        return super().offers - {"cls_logits"} if whole else frozenset({"features", "text"})
+
+    @property
+    def knows_crops(self) -> bool:
+        return False  # methods by crop go by a thumbnail, and there is none
 
     def why_not(self, method: Any) -> str | None:
         config = self.config

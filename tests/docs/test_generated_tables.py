@@ -34,7 +34,7 @@ def test_hosts_are_listed_with_what_they_take():
     assert listed["qwen2_vl"].positions == "several axes"
     assert listed["llava"].attention == "the class token (clip)"
     assert listed["paligemma"].attention == "all tokens (siglip)"
-    assert listed["llava"].offers.startswith("`attention`, `cls`, `hidden_states`, `keys`")
+    assert listed["llava"].offers.startswith("`attention`, `cls`, `cls_logits`, `hidden_states`")
     assert "`cls`" not in listed["llava_next"].offers
     assert listed["internvl"].budget.startswith("a crop")
     known = set(tokenprune.list_methods())

@@ -20,15 +20,20 @@ CACHE = "cache" if Version(hf.__version__) >= Version("5.24") else "past_key_val
 NEEDS_CACHE = {"ernie4_5_vl_moe"}
 NEEDS_CACHE |= {"paligemma"} if Version(hf.__version__) < Version("5.18") else set()
 # Methods that no prompt of images is for, or that need what no host hands over, and the refusal.
-NOT_HANDED = {"received", "cls_logits", "image_embeds", "text_embeds"}
+NOT_HANDED = {"image_embeds", "text_embeds"}
 NOT_OF_IMAGES = {
     name: "compares the frames of videos" if method_class(name).over_time else "hands over"
     for name in list_methods()
     if method_class(name).over_time or NOT_HANDED & set(method_class(name).needs)
 }
-# Methods with weights that belong to one model, and options for towers as shallow as these.
+# Methods with weights that belong to one model, options for towers as shallow as these, and
+# methods of a class token and of an image's crops, which few hosts have.
 OF_ONE_MODEL = {name for name in list_methods() if required_options(method_class(name))}
-IN_SHALLOW_TOWERS: dict[str, dict[str, Any]] = {"nuwa": {"layers": (-2,)}}
+IN_SHALLOW_TOWERS: dict[str, dict[str, Any]] = {
+    "nuwa": {"layers": (-2,)},
+    "hiprune": {"object_layer": 0},
+}
+BY_CROP = {name for name in list_methods() if method_class(name).by_crop}
 IMAGE, VIDEO, START, END, PAD = 100, 101, 102, 103, 0
 TEXT: dict[str, Any] = {
     "vocab_size": 128,

@@ -730,7 +730,6 @@ def test_what_cannot_be_is_refused(llava, caplog):
         )
     for method, options, message in (
         ("visionzip", {"keep_cls": True}, "VisionZip gives 5 rows for a budget of 4 tokens"),
-        ("prumerge", {"adaptive": True}, "how many tokens PruMerge keeps depends on the image"),
         ("prumerge", {"keep_rest": True}, "PruMerge gives 5 rows for a budget of 4 tokens"),
     ):
         with pytest.raises(NotImplementedError, match=message):

@@ -22,6 +22,7 @@ from tokenprune.hosts.attention import AsItWas
 
 from . import flash
 from .hosts import (
+    BY_CROP,
     CACHE,
     HOSTS,
     IN_SHALLOW_TOWERS,
@@ -36,7 +37,7 @@ from .test_layers import deep
 from .test_turns import Conversation, with_images
 
 NAMES = ("llava", "qwen2_5_vl")
-METHODS = sorted({*tokenprune.list_methods()} - {*OF_ONE_MODEL, *NOT_OF_IMAGES})
+METHODS = sorted({*tokenprune.list_methods()} - {*OF_ONE_MODEL, *NOT_OF_IMAGES, *BY_CROP})
 OPTIONS: dict[str, dict[str, Any]] = {
     "fastv": {"layer": 1},
     "pyramiddrop": {"layers": (1, 3), "ratio": 0.7},

@@ -17,9 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import tokenprune
 from tokenprune import Method, VisionTokens, get_method
-from tokenprune.hosts.adapter import tower_layers
 from tokenprune.hosts.compat import image_features
 from tokenprune.hosts.registry import find_adapter
+from tokenprune.hosts.tower_of_host import tower_layers
 from tokenprune.selection import best, select_tokens
 from tokenprune.testing import check_method
 
@@ -444,7 +444,9 @@ def test_adapters_say_what_they_hand_over(host):
     offers = find_adapter(host.model).offers
     assert {"features", "text", "keys", "queries", "hidden_states"} <= offers
     pixtral = host.model.config.vision_config.model_type == "pixtral"
-    assert ("attention" in offers) is not pixtral
+    assert ("attention" in offers) is ("received" in offers) is not pixtral
+    class_token = host.model_type in ("llava", "llava_next", "internvl")
+    assert ("cls_logits" in offers) is (class_token and not pixtral)
     assert ("cls" in offers) is (host.model_type == "llava" and not pixtral)
     assert offers <= set(VisionTokens.__dataclass_fields__)
 
@@ -492,6 +494,7 @@ def test_layers_that_are_not_there_are_refused(llava):
         ({"keys": (-1, -2)}, r"tower_layers must name one for keys, got \[-1, -2\]"),
         ({"queries": ()}, r"must name one for queries, got \[\]"),
         ({"hidden_states": ()}, r"must name at least one for hidden_states, got \[\]"),
+        ({"received": ()}, r"must name at least one for received, got \[\]"),
     ):
         with pytest.raises(ValueError, match=message):
             tokenprune.apply(llava.model, needing(**layers), num_keep=3)
@@ -509,7 +512,7 @@ class MapsAttention(type(find_adapter(HOSTS["llava"]().model))):  # type: ignore
 
 def test_an_adapter_that_maps_attention_alone_offers_attention_alone(llava):
     offers = tokenprune.Adapter.offers.fget(MapsAttention(llava.model.model))
-    assert offers == {"features", "text", "attention"}
+    assert offers == {"features", "text", "attention", "received", "cls_logits"}
 
 
 @pytest.mark.skipif(not CHUNKS_ENCODED_IMAGES, reason="images are encoded in the forward alone")

@@ -2,6 +2,7 @@
 
 apply.py, handle.py    the door: apply(model, method) -> Handle; applied.py is what is in force
 adapter.py, layout.py  what a family of hosts must say; families/ has one file for each
+tower_of_host.py       the part of an adapter that knows the vision tower
 generic.py             the adapter of hosts that keep transformers' conventions; mechanisms.py says
                        why others are refused, registry.py finds a model's adapter
 listing.py, tested.py  which types are shown to work: tools/tested_hosts.py writes tested.json
@@ -12,6 +13,7 @@ encoder.py             the images' sizes, seen where the host encodes them
 tower.py               what a method needs of the vision tower, read while it runs
 attention.py           reading attention, of the tower and ahead of a decoder layer
 reduction.py           where tokens leave: before_model.py and between_layers.py
+crops.py               an image as the tower's crops, which share its budget
 images.py              each image's tokens -> the ones that remain; image_groups.py between layers
 column_arguments.py    what else has columns: taken along, or refused by name
 sequence.py, masks.py  the same columns out of embeddings, positions, masks and labels; windows.py

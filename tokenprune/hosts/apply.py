@@ -16,7 +16,7 @@ from tokenprune.hosts.between_layers import check_layers
 from tokenprune.hosts.handle import Handle
 from tokenprune.hosts.hooks import HostHooks
 from tokenprune.hosts.registry import find_adapter
-from tokenprune.hosts.tower import points_of
+from tokenprune.hosts.tower import attention_layers, points_of
 from tokenprune.method import Method, get_method
 from tokenprune.words import suggestion
 
@@ -120,8 +120,8 @@ def check_method(method: Method, adapter: Adapter) -> None:
     """Raises unless the method can work in a host, and says beforehand how many tokens it keeps.
 
     Raises:
-        NotImplementedError: it needs what is not handed over, or keeps another number of tokens
-            than its budget, or the host says why not.
+        NotImplementedError: it needs what is not handed over, or adds rows to its budget, or the
+            host says why not.
         ValueError: it names layers that the tower does not have.
     """
     if (reason := adapter.why_not(method)) is not None:
@@ -141,7 +141,13 @@ def check_method(method: Method, adapter: Adapter) -> None:
             f"hands over {', '.join(sorted(offers))}"
         )
     points_of(adapter, method)
-    if (rows := method.known_count(16, 4)) != 4:
+    attention_layers(adapter, method)
+    if method.by_crop and not adapter.knows_crops:
+        raise NotImplementedError(
+            f"{type(method).__name__} shares an image's budget over its crops, "
+            f"{type(adapter).__name__} does not say which crops are one image's"
+        )
+    if (rows := method.count(16, 4)) not in (4, None):
         raise NotImplementedError(
             f"{type(method).__name__} gives {rows} rows for a budget of 4 tokens, a host has "
             "placeholders for the budget alone"

@@ -10,7 +10,7 @@ import copy
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -46,7 +46,8 @@ class Exchange:
 
 _lock = threading.RLock()
 _exchanges: weakref.WeakKeyDictionary[nn.Module, Exchange] = weakref.WeakKeyDictionary()
-_reading: ContextVar[tuple[nn.Module, Attend] | None] = ContextVar("reading", default=None)
+_nobody: Mapping[nn.Module, Attend] = {}
+_reading: ContextVar[Mapping[nn.Module, Attend]] = ContextVar("reading", default=_nobody)
 
 
 @contextmanager
@@ -59,7 +60,7 @@ def attention_exchanged(layer: Any, function: Attend) -> Iterator[None]:
             # Only this layer's own configuration is exchanged.
             layer.config = naming_ours(layer.config)
         exchange.readers += 1
-    token = _reading.set((layer, function))
+    token = _reading.set({**_reading.get(), layer: function})
     try:
         yield
     finally:
@@ -80,9 +81,8 @@ def naming_ours(config: Any) -> Any:
 
 
 def attend_or_read(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    reading = _reading.get()
-    if reading is not None and reading[0] is module:
-        return reading[1](module, *args, **kwargs)
+    if (function := _reading.get().get(module)) is not None:
+        return function(module, *args, **kwargs)
     exchange = _exchanges.get(module)  # None: the last reader has just gone
     attend = real_attention(module) if exchange is None else exchange.attend
     return attend(module, *args, **kwargs)
@@ -115,24 +115,26 @@ def real_attention(layer: Any) -> Attend:
 
 
 class AttentionReader:
-    """The attention that each patch receives in one layer, in O(patches) memory.
+    """What queries and keys of one layer say of each patch, in O(patches) memory.
 
     Args:
-        num_prefix_tokens: 1 where the tower has a class token; then its row is read, else the mean
-            over all queries.
+        num_prefix_tokens: 1 where the tower has a class token; then its row is the attention, else
+            the mean over all queries.
+        names: what is read, fields of `VisionTokens`: "attention", "received", "cls_logits".
     """
 
-    def __init__(self, num_prefix_tokens: int) -> None:
+    def __init__(self, num_prefix_tokens: int, names: Sequence[str] = ("attention",)) -> None:
         self.num_prefix_tokens = num_prefix_tokens
-        self.parts: list[Tensor] = []
+        self.parts: dict[str, list[Tensor]] = {name: [] for name in names}
         self.stopwatches: list[Stopwatch] = []
 
-    def joined(self) -> Tensor:
+    def joined(self, name: str = "attention") -> Tensor:
         """[crops, patches] of one call or several; calls image by image give [1, patches]."""
-        if not self.parts:
-            raise RuntimeError("the attention layer was not reached, its scores cannot be read")
-        by_image = all(len(part) == 1 for part in self.parts)
-        return torch.cat(self.parts, dim=1 if by_image else 0)
+        parts = self.parts[name]
+        if not parts:
+            raise RuntimeError(f"the attention layer was not reached, its {name} cannot be read")
+        by_image = all(len(part) == 1 for part in parts)
+        return torch.cat(parts, dim=1 if by_image else 0)
 
     @contextmanager
     def reading(self, layer: nn.Module) -> Iterator[None]:
@@ -151,12 +153,28 @@ class AttentionReader:
     @torch.no_grad()
     def _read(self, query: Tensor, key: Tensor, scale: float | None) -> None:
         with Stopwatch(query.device) as stopwatch:
-            if self.num_prefix_tokens:
-                received = ops.cls_attention(query, key, scale=scale)
-            else:
-                received = ops.attention_received(query, key, scale=scale) / key.shape[2]
-            self.parts.append(received.mean(1)[:, self.num_prefix_tokens :])
+            for name, parts in self.parts.items():
+                by_head = self._by_head(name, query, key, scale)
+                parts.append(by_head.mean(1)[:, self.num_prefix_tokens :])
         self.stopwatches.append(stopwatch)
+
+    def _by_head(self, name: str, query: Tensor, key: Tensor, scale: float | None) -> Tensor:
+        """[B, H, N]: what is read, prefix tokens included."""
+        if name == "cls_logits":
+            return class_logits(query, key, scale)
+        if name == "attention" and self.num_prefix_tokens:
+            return ops.cls_attention(query, key, scale=scale)
+        received = ops.attention_received(query, key, scale=scale)
+        return received if name == "received" else received / key.shape[2]
+
+
+@without_autocast
+def class_logits(query: Tensor, key: Tensor, scale: float | None) -> Tensor:
+    """[B, H, N, d] each -> [B, H, N]: the first token's attention before the softmax."""
+    dtype = wide_dtype(key.dtype)
+    scale = query.shape[3] ** -0.5 if scale is None else scale
+    first = query[:, :, :1].to(dtype) * scale
+    return (first @ key.to(dtype).mT)[:, :, 0]
 
 
 def attention_of(
@@ -234,7 +252,7 @@ def attend_ahead(
     # A twin with the same weights: other threads may be attending in the layer itself.
     twin = copy.copy(attention)
     twin.config = naming_ours(attention.config)
-    token = _reading.set((twin, noting))
+    token = _reading.set({twin: noting})
     try:
         # The class's `forward`, not a call: hooks that collect outputs must not see this one.
         type(twin).forward(twin, layer.input_layernorm(hidden.to(device)), **arguments)

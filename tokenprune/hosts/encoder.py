@@ -145,6 +145,10 @@ def refuse_needs_of_videos(method: Method, source: Adapter | Videos) -> None:
     Raises:
         NotImplementedError: the method needs of videos what is handed over for images alone.
     """
+    if isinstance(source, Videos) and method.by_crop:
+        raise NotImplementedError(
+            f"{type(method).__name__} shares an image's budget over its crops, videos have none"
+        )
     missing = [name for name in OF_TOWER if name in method.needs and name not in source.offers]
     if missing and isinstance(source, Videos):
         raise NotImplementedError(

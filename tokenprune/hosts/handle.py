@@ -187,7 +187,8 @@ class Handle:
     def last(self) -> ReducedTokens | list[ReducedTokens] | None:
         """The tokens of the last forward with images: [B images, ...].
 
-        A list where images differ in size, or consist of several grids; None before any came.
+        A list where images differ in size or in how many of their tokens remain, or consist of
+        several grids; None before any came.
         """
         outcome = self._applied.last.outcome
         if outcome is None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.budget import Budget, share_out
+from tokenprune.hosts.crops import tokens_of, without_padding
 from tokenprune.hosts.layout import ImageLayout, TokenGrid
 from tokenprune.hosts.tower import TowerValues
 from tokenprune.method import Method
@@ -116,7 +117,8 @@ def reduce_images(
     """
     keep = torch.zeros(len(features), dtype=torch.bool, device=features.device)
     groups: dict[tuple[int, int, int, int, int], list[Grid]] = {}
-    before, after, offset = [], [], 0
+    grids: list[ReducedGrids] = []
+    before, offset = [layout.num_tokens for layout in layouts], 0
     for number, layout in enumerate(layouts):
         num_keep = kept_of(budget, layout, method)
         read = None if tower is None else tower[number]
@@ -131,13 +133,18 @@ def reduce_images(
             groups.setdefault(shape, []).append(Grid(places + offset, part, text))
         # What shows nothing is kept last, in order, where the budget still has room.
         rest = (~shown).nonzero()[:, 0][: num_keep - sum(shares)]
+        if method.by_crop:
+            of_image = slice(offset, offset + layout.num_tokens)
+            of_crops = _reduce_by_crop(method, features[of_image], layout, num_keep, read)
+            grids += [replace(grid, positions=grid.positions + offset) for grid in of_crops]
+            rest = (~shown_by(layout, features.device)).nonzero()[:, 0]
         keep[rest + offset] = True
-        before.append(layout.num_tokens)
-        after.append(num_keep)
         offset += layout.num_tokens
-    grids = [_reduce_group(method, features, *group) for group in groups.items()]
+    for group in groups.items():
+        grids += _reduce_group(method, features, *group)
     for grid_group in grids:
         keep[grid_group.kept.flatten()] = True
+    after = torch.stack([of_image.sum() for of_image in keep.split(before)]).tolist()
     return ReducedImages(keep, grids, before, after)
 
 
@@ -162,7 +169,12 @@ def kept_of(budget: Budget, layout: ImageLayout, method: Method) -> int:
 
 
 def grids_of(layout: ImageLayout, method: Method) -> list[TokenGrid]:
-    """What the method is handed of an image or a video: a video as a whole, or frame by frame."""
+    """What the method is handed of an image or a video: a video as a whole, or frame by frame.
+
+    Nothing of an image that goes `by_crop`.
+    """
+    if method.by_crop:
+        return []
     if method.over_time:
         return list(layout.grids) if layout.is_video else []
     return [frame for grid in layout.grids for frame in grid.by_frame()]
@@ -183,11 +195,12 @@ def _reduce_group(
     features: Tensor,
     shape: tuple[int, int, int, int, int],
     members: list[Grid],
-) -> ReducedGrids:
+) -> list[ReducedGrids]:
+    """All of them together, or each by itself where they keep different numbers of tokens."""
     frames, rows, cols, num_keep, _ = shape
     positions = torch.stack([grid.positions for grid in members])
     if num_keep == 0:
-        return ReducedGrids(positions, None)
+        return [ReducedGrids(positions, None)]
     tokens = VisionTokens(
         features[positions],
         (rows, cols),
@@ -196,10 +209,60 @@ def _reduce_group(
         **TowerValues.fields([grid.tower for grid in members if grid.tower], features.device),
     )
     if num_keep == frames * rows * cols:
-        return ReducedGrids(positions, whole(tokens))
+        return [ReducedGrids(positions, whole(tokens))]
     result = method.reduce(tokens, num_keep)
+    if method.count(tokens.features.shape[1], num_keep) is None:
+        return [
+            ReducedGrids(positions[crop : crop + 1], one)
+            for crop, one in enumerate(unpacked(type(method).__name__, result, tokens))
+        ]
     check_reduced(type(method).__name__, result, tokens, num_keep)
-    return ReducedGrids(positions, result)
+    return [ReducedGrids(positions, result)]
+
+
+def _reduce_by_crop(
+    method: Method, features: Tensor, layout: ImageLayout, num_keep: int, tower: TowerValues | None
+) -> list[ReducedGrids]:
+    """One image's crops, whose budget is dealt to them in equal parts, then as the method does.
+
+    Args:
+        features: [T, D] of the image's tokens.
+        num_keep: of the image.
+        tower: of the image, crop by crop.
+    """
+    crops, everything = layout.crops, torch.arange(len(features), device=features.device)
+    num_crops, num_patches = crops.places.shape
+    if num_keep == len(features):
+        whole_image = whole(VisionTokens(features[None], (1, num_keep)))
+        return [ReducedGrids(everything[None], whole_image)]
+    tokens = tokens_of(crops, features, tower)
+    result = method.reduce(tokens, min(max(num_keep // num_crops, 1), num_patches))
+    places = crops.places.to(features.device)
+    parts = unpacked(type(method).__name__, result, tokens)
+    return [
+        ReducedGrids(of_crop[None, of_crop >= 0], without_padding(one, of_crop))
+        for of_crop, one in zip(places, parts, strict=True)
+    ]
+
+
+def shown_by(layout: ImageLayout, device: torch.device) -> Tensor:
+    """[T] bool: which of an image's tokens are of a patch."""
+    places = layout.crops.places.to(device)
+    shown = torch.zeros(layout.num_tokens, dtype=torch.bool, device=device)
+    shown[places[places >= 0]] = True
+    return shown
+
+
+def unpacked(name: str, result: object, tokens: VisionTokens) -> list[ReducedTokens]:
+    """Each crop's result, checked, of a method that may keep different numbers of tokens."""
+    if not isinstance(result, ReducedTokens):
+        raise TypeError(f"{name} must return ReducedTokens, got {type(result).__name__}")
+    parts = result.unpacked()
+    if len(parts) != len(tokens.features):
+        raise ValueError(f"{name} must reduce {len(tokens.features)} crops, got {len(parts)}")
+    for crop, part in enumerate(parts):
+        check_reduced(name, part, tokens.crop(crop), part.keep_indices.shape[1])
+    return parts
 
 
 def check_reduced(name: str, result: object, tokens: VisionTokens, num_keep: int) -> None:

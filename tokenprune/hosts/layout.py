@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -39,6 +39,31 @@ class TokenGrid:
         return [TokenGrid(start, self.rows, self.cols, self.stride) for start in starts]
 
 
+@dataclass(frozen=True, eq=False)
+class Crops:
+    """The vision tower's crops of one image, its thumbnail first.
+
+    Attributes:
+        places: [C, N] int64, the number of each patch's token among those of the image; -1 where
+            the crop shows padding, which the host cuts away.
+        grid_size: (rows, cols) of a crop's patches.
+        tiles: (rows, cols) of the crops after the first.
+    """
+
+    places: Tensor
+    grid_size: tuple[int, int]
+    tiles: tuple[int, int] = (0, 0)
+
+    @staticmethod
+    def numbered(numbers: Tensor, grid_size: tuple[int, int], tiles: tuple[int, int]) -> Crops:
+        """`numbers` [T] int64: which patch each of an image's tokens is, crop by crop; -1: none."""
+        num_crops, (rows, cols) = 1 + tiles[0] * tiles[1], grid_size
+        places = numbers.new_full((num_crops * rows * cols,), -1)
+        tokens = (numbers >= 0).nonzero()[:, 0]
+        places[numbers[tokens]] = tokens
+        return Crops(places.view(num_crops, rows * cols), grid_size, tiles)
+
+
 @dataclass(frozen=True)
 class ImageLayout:
     """How the tokens of one image, or of one video, lie in the sequence.
@@ -48,11 +73,27 @@ class ImageLayout:
         grids: the tokens that show something, ascending. What lies between them (the newline
             tokens of LLaVA-NeXT) shows nothing and goes first.
         is_video: it is a video, if only of one frame.
+        of_crops: where the tower's crops lie in it; None for an image that is one crop.
     """
 
     num_tokens: int
     grids: tuple[TokenGrid, ...]
     is_video: bool = False
+    of_crops: Crops | None = field(default=None, compare=False)
+
+    @property
+    def crops(self) -> Crops:
+        """The tower's crops of the image.
+
+        Raises:
+            NotImplementedError: a video, or several grids of which the adapter says nothing.
+        """
+        if self.of_crops is not None:
+            return self.of_crops
+        if self.is_video or len(self.grids) > 1:
+            raise NotImplementedError("a video has no crops that share its budget")
+        (grid,) = self.grids
+        return Crops(grid.positions(torch.device("cpu"))[None], (grid.rows, grid.cols))
 
     @staticmethod
     def one_grid(rows: int, cols: int) -> ImageLayout:

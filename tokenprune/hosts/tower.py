@@ -2,9 +2,9 @@
 
 Keys and queries are the outputs of their projections, by a forward hook: what methods' papers take,
 the same in all towers, before any norm or rotary embedding. Hidden states are the outputs of
-layers, by the same hook. Attention comes from the queries and keys of one layer, see
-`AttentionReader`. Nothing that is read carries a gradient, and nothing is larger than the outputs
-of the layers that a method names.
+layers, by the same hook. Attention comes from the queries and keys of a layer on their way to its
+softmax, see `AttentionReader`. Nothing that is read carries a gradient, and nothing is larger than
+the outputs of the layers that a method names.
 
 Hooks stay as long as the reduction is applied. They tell the reader of the calling thread alone.
 """
@@ -12,7 +12,7 @@ Hooks stay as long as the reduction is applied. They tell the reader of the call
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,11 +20,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tokenprune.hosts.adapter import Adapter, self_attention_of, tower_layers
+from tokenprune.hosts.adapter import Adapter
 from tokenprune.hosts.attention import AttentionReader
 from tokenprune.hosts.stopwatch import Stopwatch
+from tokenprune.hosts.tower_of_host import OF_ATTENTION, self_attention_of, tower_layers
 from tokenprune.hosts.videos import Videos
 from tokenprune.method import OF_TOWER, OF_TOWER_LAYER, Method
+from tokenprune.tokens import BY_LAYER
 
 
 class Need(NamedTuple):
@@ -45,8 +47,8 @@ def needs_of_tower(method: Method) -> tuple[Need, ...]:
         layers = method.tower_layers.get(name, ()) if name in OF_TOWER_LAYER else (None,)
         if name not in method.needs:
             continue
-        if not layers or (len(layers) > 1 and name != "hidden_states"):
-            number = "at least one" if name == "hidden_states" else "one"
+        if not layers or (len(layers) > 1 and name not in BY_LAYER):
+            number = "at least one" if name in BY_LAYER else "one"
             raise ValueError(
                 f"{type(method).__name__}.tower_layers must name {number} for {name}, "
                 f"got {list(layers)}"
@@ -79,19 +81,11 @@ def points_of(adapter: Adapter, method: Method) -> list[Point]:
         ValueError: a layer that the tower does not have.
         NotImplementedError: a tower that is not known.
     """
-    needs = [need for need in needs_of_tower(method) if need.layer is not None]
-    if not needs:
-        return []
-    layers = tower_layers(adapter.vision_tower)
     points = []
-    for need in needs:
-        assert need.layer is not None
-        if not -len(layers) <= need.layer < len(layers):
-            raise ValueError(
-                f"{type(method).__name__} needs {need.name} of layer {need.layer}, "
-                f"{type(adapter.vision_tower).__name__} has {len(layers)} layers"
-            )
-        layer = layers[need.layer]
+    for need in needs_of_tower(method):
+        if need.layer is None or need.name in OF_ATTENTION:
+            continue
+        layer = layer_of(adapter, method, need)
         if need.name == "hidden_states":
             points.append(Point(need, layer, lambda output: output))
             continue
@@ -102,13 +96,46 @@ def points_of(adapter: Adapter, method: Method) -> list[Point]:
     return points
 
 
+def attention_layers(adapter: Adapter, method: Method) -> dict[nn.Module, list[Need]]:
+    """The tower's self-attentions that are read on their way, and what for.
+
+    Raises:
+        ValueError: a layer that the tower does not have.
+        NotImplementedError: a tower that is not known.
+    """
+    found: dict[nn.Module, list[Need]] = {}
+    for need in needs_of_tower(method):
+        if need.name == "attention":
+            found.setdefault(adapter.attention_layer, []).append(need)
+        elif need.name in OF_ATTENTION:
+            layer = layer_of(adapter, method, need)
+            found.setdefault(self_attention_of(layer), []).append(need)
+    return found
+
+
+def layer_of(adapter: Adapter, method: Method, need: Need) -> nn.Module:
+    """The tower's layer that a need names, the last where it names none.
+
+    Raises:
+        ValueError: the tower does not have it.
+    """
+    layers = tower_layers(adapter.vision_tower)
+    number = -1 if need.layer is None else need.layer
+    if not -len(layers) <= number < len(layers):
+        raise ValueError(
+            f"{type(method).__name__} needs {need.name} of layer {number}, "
+            f"{type(adapter.vision_tower).__name__} has {len(layers)} layers"
+        )
+    return layers[number]
+
+
 @dataclass(frozen=True)
 class TowerValues:
     """What was read for one image, or for one of its grids.
 
     Attributes:
-        values: for each need [tokens in its grids, D]; attention [tokens in its grids], and the
-            class token [D].
+        values: for each need [tokens in its grids, D]; those of `OF_ATTENTION` [tokens in its
+            grids], and the class token [D].
         num_heads: that lie side by side in keys and queries.
     """
 
@@ -124,6 +151,16 @@ class TowerValues:
                 part[need] = of_grid
         return [TowerValues(part, self.num_heads) for part in parts]
 
+    def crops(self) -> list[TowerValues]:
+        """For each crop, where an image was read crop by crop: [C, N, ...] -> [N, ...] each."""
+        numbers = range(len(next(iter(self.values.values()), ())))
+        return [
+            TowerValues(
+                {need: value[number] for need, value in self.values.items()}, self.num_heads
+            )
+            for number in numbers
+        ]
+
     @staticmethod
     def fields(grids: Sequence[TowerValues], device: torch.device) -> dict[str, Any]:
         """Fields of `VisionTokens` for G grids of one shape: [G, N, D], or [G, N] and [G, D]."""
@@ -132,7 +169,7 @@ class TowerValues:
         fields: dict[str, Any] = {"num_heads": grids[0].num_heads}
         for need in grids[0].values:
             value = torch.stack([grid.values[need] for grid in grids]).to(device)
-            if need.name == "hidden_states":
+            if need.name in BY_LAYER:
                 fields.setdefault(need.name, {})[need.layer] = value
             else:
                 fields[need.name] = value
@@ -152,6 +189,7 @@ class TowerReader:
 
     def __init__(self, adapter: Adapter, source: Adapter | Videos, method: Method) -> None:
         self.needs = needs_of_tower(method)
+        self._by_crop = method.by_crop
         self._source = source
         self.stopwatches: list[Stopwatch] = []
         self._adapter = adapter
@@ -159,7 +197,12 @@ class TowerReader:
         self._parts: dict[Need, list[Tensor]] = {point.need: [] for point in self._points}
         # Who needs nothing of the tower needs no tower, which not every host has.
         self._num_prefix_tokens = adapter.num_prefix_tokens if self.needs else 0
-        self._attention = AttentionReader(self._num_prefix_tokens)
+        self._attention: dict[nn.Module, AttentionReader] = {}
+        self._reader_of: dict[Need, AttentionReader] = {}
+        for layer, needs in attention_layers(adapter, method).items():
+            names = sorted({need.name for need in needs})
+            self._attention[layer] = AttentionReader(self._num_prefix_tokens, names)
+            self._reader_of |= dict.fromkeys(needs, self._attention[layer])
 
     @property
     def has_hooks(self) -> bool:
@@ -169,12 +212,11 @@ class TowerReader:
     @contextmanager
     def reading(self) -> Iterator[None]:
         """For as long as it lasts, this thread's hooks tell us what passes through the tower."""
-        attends = Need("attention") in self.needs
         token = _reading.set(self)
         try:
-            with (
-                self._attention.reading(self._adapter.attention_layer) if attends else nullcontext()
-            ):
+            with ExitStack() as stack:
+                for layer, reader in self._attention.items():
+                    stack.enter_context(reader.reading(layer))
                 yield
         finally:
             _reading.reset(token)
@@ -205,28 +247,43 @@ class TowerReader:
         read: dict[Need, Sequence[Tensor]] = {}
         with Stopwatch(next(adapter.vision_tower.parameters()).device) as stopwatch:
             for need in self.needs:
-                if need.name == "attention":
-                    read[need] = source.token_attention(self._attention.joined(), sizes)
+                if need.name in OF_ATTENTION:
+                    read[need] = self._attention_of_images(need, sizes)
                 elif need.name == "cls":
                     read[need] = list(source.class_tokens(output, arguments))
                 else:
-                    read[need] = source.token_values(self._joined(need), sizes)
+                    values = self._joined(need)
+                    read[need] = (
+                        adapter.crop_values(values, sizes)
+                        if self._by_crop
+                        else source.token_values(values, sizes)
+                    )
                 if len(read[need]) != len(sizes):
                     raise RuntimeError(
                         f"{need.name} of {len(sizes)} images expected from "
                         f"{type(adapter).__name__}, got those of {len(read[need])}"
                     )
-        self.stopwatches += [*self._attention.stopwatches, stopwatch]
+        for reader in self._attention.values():
+            self.stopwatches += reader.stopwatches
+        self.stopwatches.append(stopwatch)
         num_heads = self._num_heads(read)
         return [
             TowerValues({need: values[number] for need, values in read.items()}, num_heads)
             for number in range(len(sizes))
         ]
 
+    def _attention_of_images(self, need: Need, sizes: Sequence[Any]) -> list[Tensor]:
+        """For each image [tokens], or [crops, patches]."""
+        received = self._reader_of[need].joined(need.name)
+        if not self._by_crop:
+            return self._source.token_attention(received, sizes)
+        of_images = self._adapter.crop_values(received[:, :, None], sizes)
+        return [image[..., 0] for image in of_images]
+
     def _num_heads(self, read: Mapping[Need, Sequence[Tensor]]) -> int:
         """That lie side by side in keys and queries; 1 where none are read."""
         found = {
-            read[point.need][0].shape[1] // point.head_dim
+            read[point.need][0].shape[-1] // point.head_dim
             for point in self._points
             if point.head_dim and read[point.need]
         }

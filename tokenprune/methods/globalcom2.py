@@ -21,10 +21,11 @@ class GlobalCom2(Method):
     r"""Deals the budget out to an image's crops: more where the thumbnail's class token looks.
 
     The B crops of the tokens are those of one image: its thumbnail, then its tiles row by row. They
-    keep K tokens each on average, as whole numbers come; the result is packed.
+    keep K tokens each on average, as whole numbers come; the result is packed. Of a tile that is
+    padded in part, the rest counts as all of it.
 
     Attributes:
-        crop_grid: (rows, cols) of the tiles; None is one row of them.
+        crop_grid: (rows, cols) of the tiles; None is what the tokens say, or one row of them.
         ratio: share of the tokens that stay, in (0, 1], in place of $K / N$, which is of whole
             tokens.
 
@@ -57,8 +58,10 @@ class GlobalCom2(Method):
     Faithful:
         Kept tokens and shares equal those recorded from the official code in two cases, of an image
         that fills its tiles
-        (`tests/tokenprune/test_replay.py::test_every_recorded_case_of_a_known_form_is_equal`). No
-        host hands logits over, so `apply` refuses it by name.
+        (`tests/tokenprune/test_replay.py::test_every_recorded_case_of_a_known_form_is_equal`). In
+        LLaVA-NeXT it is the whole model with the other tokens masked
+        (`tests/tokenprune/test_official.py`); K is then a crop's equal part of the image's budget,
+        and newline tokens stay beside it, as in the official code.
 
     Example:
         ```python
@@ -78,6 +81,7 @@ class GlobalCom2(Method):
 
     needs: ClassVar[tuple[str, ...]] = ("cls_logits",)
     uses_grid: ClassVar[bool] = True
+    by_crop: ClassVar[bool] = True
     paper: ClassVar[str | None] = "2501.05179"
     faithful: ClassVar[str | None] = "faithful to xuyang-liu16/GlobalCom2@96b2d00"
     crop_grid: tuple[int, int] | None = None
@@ -100,8 +104,12 @@ class GlobalCom2(Method):
         assert tokens.cls_logits is not None  # it is in `needs`
         logits, num_tokens = tokens.cls_logits.detach(), tokens.features.shape[1]
         budget = num_keep if self.ratio is None else num_tokens * self.ratio
-        counts = (budget * self._factors(tokens)).clamp(max=num_tokens).long().tolist()
+        # All of a tile's tokens but where it is padded.
+        sizes = shown_in(tokens)[1:].sum(1)
+        wanted = budget * (sizes.double() / num_tokens) * self._factors(tokens)
+        counts = torch.minimum(wanted, sizes).long().tolist()
         scores = torch.cat([logits[:1], self._tile_scores(tokens)])
+        scores = scores.masked_fill(~shown_in(tokens), -torch.inf)
         marked = torch.zeros_like(scores, dtype=torch.bool)
         for crop, count in enumerate([int(budget), *counts]):
             marked[crop, best(scores[crop : crop + 1], count)[0]] = True
@@ -110,7 +118,7 @@ class GlobalCom2(Method):
     def _tiles(self, tokens: VisionTokens) -> tuple[int, int]:
         """(rows, cols) of tiles; raises ValueError where the crops are not those of one image."""
         num_tiles = len(tokens.features) - 1
-        grid = (1, num_tiles) if self.crop_grid is None else self.crop_grid
+        grid = self.crop_grid or tokens.crop_grid or (1, num_tiles)
         if num_tiles < 0 or grid[0] * grid[1] != num_tiles:
             raise ValueError(
                 f"GlobalCom2 expects the crops of one image, a thumbnail and {grid[0]} x {grid[1]} "
@@ -140,8 +148,20 @@ class GlobalCom2(Method):
         (rows, cols), (height, width) = self._tiles(tokens), tokens.grid_size
         if not len(own):
             return own
+        shown = shown_in(tokens)[1:]
+        mosaic = shown.view(rows, cols, height, width).transpose(1, 2).flatten(2).flatten(0, 1)
+        size = int(mosaic.any(1).sum()), int(mosaic.any(0).sum())  # padding lies around it
         enlarged = functional.interpolate(
-            thumbnail.view(1, 1, height, width), (rows * height, cols * width), mode="bilinear"
+            thumbnail.view(1, 1, height, width), size, mode="bilinear"
         )
-        parts = enlarged.view(rows, height, cols, width).transpose(1, 2).flatten(0, 1).flatten(1)
+        canvas = own.new_zeros(mosaic.shape).masked_scatter(mosaic, enlarged)
+        parts = canvas.view(rows, height, cols, width).transpose(1, 2).flatten(0, 1).flatten(1)
+        own = own * shown
         return functional.normalize(own, dim=1) + functional.normalize(parts, dim=1)
+
+
+def shown_in(tokens: VisionTokens) -> Tensor:
+    """[B, N] bool, False where a crop is padded."""
+    if tokens.shown is not None:
+        return tokens.shown
+    return torch.ones(tokens.features.shape[:2], dtype=torch.bool, device=tokens.features.device)

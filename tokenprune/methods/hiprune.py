@@ -26,8 +26,10 @@ class HiPrune(Method):
         object_layer: of the tower, whose attention finds the anchors; counted as Python's lists
             count, 8 is the ninth.
         deep_layer: whose attention finds the rest.
-        official: as the official code for Qwen2.5-VL: tokens that are kept already may be chosen
-            again, so that fewer than K remain, a number that depends on the image.
+        official: as the official code. An image's budget is dealt to the tower's crops in equal
+            parts; and tokens that are kept already may be chosen again, as the sums over queries
+            let the code for Qwen2.5-VL do, so that fewer than K remain, a number that depends on
+            the image.
 
     Formula:
         With $o_i$ and $d_i$ the attention that token $i$ receives in the two layers, mean over
@@ -58,7 +60,8 @@ class HiPrune(Method):
         LLaVA, and in two of the form for Qwen2.5-VL with `official=True`
         (`tests/tokenprune/test_replay.py::test_every_recorded_case_of_a_known_form_is_equal`).
         Without it the budget is exact: where anchors and neighbors are more than K, those of
-        highest $o$ stay.
+        highest $o$ stay. In models it is the whole model with the other tokens masked
+        (`tests/tokenprune/test_official.py`).
     """
 
     needs: ClassVar[tuple[str, ...]] = ("received",)
@@ -76,7 +79,9 @@ class HiPrune(Method):
             raise ValueError(f"alpha must lie in [0, 1], got {self.alpha}")
         if self.object_layer == self.deep_layer:
             raise ValueError(f"object_layer and deep_layer must differ, got {self.deep_layer}")
-        self.declare(tower_layers={"received": (self.object_layer, self.deep_layer)})
+        self.declare(
+            tower_layers={"received": (self.object_layer, self.deep_layer)}, by_crop=self.official
+        )
 
     def count(self, num_tokens: int, num_keep: int) -> int | None:
         return None if self.official else num_keep

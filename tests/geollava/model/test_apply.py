@@ -29,10 +29,10 @@ NUM_KEEP, PER_CROP, SIDE = 5, 16, 56
 AFTER, ALONE = "background_anchored", NO_REDUCTION
 OF_A_GRID = {"downsample", "spatial_pool"}
 BY_ATTENTION = {
-    *("fastervlm", "flashvid", "holov", "idpruner", "nuwa", "prumerge", "prumergeplus", "prunesid"),
-    *("scope", "visionzip", "vispruner"),
+    *("fastervlm", "flashvid", "hiprune", "holov", "idpruner", "nuwa", "prumerge", "prumergeplus"),
+    *("prunesid", "scope", "visionzip", "vispruner"),
 }
-NOT_HANDED_OVER = {"globalcom2": "cls_logits", "hiprune": "received"}
+NOT_HANDED_OVER = {"globalcom2": "cls_logits"}
 GREEDY = test_apply.GREEDY
 
 

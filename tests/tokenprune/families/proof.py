@@ -83,12 +83,14 @@ def one_position_off(host: Host, rows: list[list[int]] = ONE) -> None:
     assert proof.checks[0].status == "failed", proof.checks
 
 
-def second_turn(host: Host, rows: list[list[int]] = BATCH) -> None:
+def second_turn(
+    host: Host, rows: list[list[int]] = BATCH, method: Callable[[], Any] = METHOD
+) -> None:
     """An answer, and another question in the cache: as the whole model with the tokens hidden."""
     inputs = host.inputs(rows)
-    with tokenprune.apply(host.model, METHOD(), keep_ratio=KEEP):
+    with tokenprune.apply(host.model, method(), keep_ratio=KEEP):
         short = two_turns(host, inputs)
-    with tokenprune.apply(host.model, METHOD(), keep_ratio=KEEP) as handle, torch.no_grad():
+    with tokenprune.apply(host.model, method(), keep_ratio=KEEP) as handle, torch.no_grad():
         host.model(**inputs)
         hidden = find_adapter(host.model).placeholders(inputs["input_ids"])
         for row, kept in zip(hidden, handle.kept_positions, strict=True):

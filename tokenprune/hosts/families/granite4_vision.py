@@ -35,6 +35,10 @@ class Granite4Vision(LlavaNext):
             return "is refused: the tower is read, and features are added, in several layers"
         return None
 
+    @property
+    def knows_crops(self) -> bool:
+        return False
+
     def features(self, output: Any) -> Any:
         by_layer = dict(output.deepstack_features)
         return by_layer[min(by_layer)]

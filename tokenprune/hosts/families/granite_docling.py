@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from tokenprune.hosts.adapter import Adapter, pool_patches
+from tokenprune.hosts.adapter import Adapter
 from tokenprune.hosts.compat import require_attributes, require_parameters
 from tokenprune.hosts.layout import ImageLayout
+from tokenprune.hosts.tower_of_host import pool_patches
 
 
 class GraniteDocling(Adapter):

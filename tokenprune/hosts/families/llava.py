@@ -11,6 +11,7 @@ from torch import Tensor
 from tokenprune.hosts.adapter import Adapter
 from tokenprune.hosts.compat import require_attributes
 from tokenprune.hosts.layout import ImageLayout, TokenGrid
+from tokenprune.hosts.tower_of_host import OF_ATTENTION
 from tokenprune.method import Method
 
 
@@ -59,12 +60,15 @@ class Llava(Adapter):
 
     @property
     def offers(self) -> frozenset[str]:
-        without = {"attention"} if self.is_pixtral else set()
+        without = set(OF_ATTENTION) if self.is_pixtral else set()
         return (super().offers | ({"cls"} if self.num_prefix_tokens else set())) - without
 
     def why_not(self, method: Method) -> str | None:
-        if self.is_pixtral and "attention" in method.needs:
-            return "needs attention, which is not read of a Pixtral tower: it packs images"
+        needed = [name for name in OF_ATTENTION if name in method.needs]
+        if self.is_pixtral and needed:
+            return (
+                f"needs {', '.join(needed)}, which is not read of a Pixtral tower: it packs images"
+            )
         return None
 
     def token_values(self, values: Tensor, sizes: Sequence[Any]) -> list[Tensor]:

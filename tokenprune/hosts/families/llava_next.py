@@ -15,10 +15,11 @@ from tokenprune.hosts.compat import (
     require_attributes,
     require_parameters,
 )
-from tokenprune.hosts.layout import ImageLayout, TokenGrid
+from tokenprune.hosts.layout import Crops, ImageLayout, TokenGrid
 from tokenprune.hosts.videos import Videos
 
 CROP_COUNT = "transformers.models.llava_next.modeling_llava_next", "image_size_to_num_patches"
+TILES = "transformers.models.llava_next.modeling_llava_next", "get_anyres_image_grid_shape"
 
 
 class LlavaNext(Adapter):
@@ -48,6 +49,7 @@ class LlavaNext(Adapter):
         require_attributes(self.config, "vision_feature_layer", "image_grid_pinpoints")
         require_parameters(self.model.get_image_features, "image_sizes")
         imported(*CROP_COUNT)
+        imported(*TILES)
         signature = require_parameters(self.model.pack_image_features, *self.packs)
         require(
             tuple(signature.parameters)[: len(self.packs)] == self.packs,
@@ -62,22 +64,34 @@ class LlavaNext(Adapter):
 
     def layout(self, size: Any) -> ImageLayout:
         """`size`: (height, width) of the image in pixels, as `image_sizes` holds it."""
-        side = self.crop_side
-        crops = torch.zeros(self.num_crops(size), side * side, 1)
-        is_newline = self.pack(crops, size, newline=torch.ones(1))[:, 0] == 1
+        side, num_crops = self.crop_side, self.num_crops(size)
+        patches = torch.arange(num_crops * side * side).view(num_crops, -1, 1).double()
+        numbers = self.pack(patches, size, newline=-patches.new_ones(1))[:, 0].long()
         overview = TokenGrid(0, side, side, side)
-        if len(crops) == 1:
-            return ImageLayout(len(is_newline), (overview,))
-        newlines = is_newline.nonzero()[:, 0].tolist()
+        if num_crops == 1:
+            return ImageLayout(len(numbers), (overview,))
+        newlines = (numbers < 0).nonzero()[:, 0].tolist()
         stride = newlines[0] + 1 - overview.num_tokens
         mosaic = TokenGrid(overview.num_tokens, len(newlines), stride - 1, stride)
-        return ImageLayout(len(is_newline), (overview, mosaic))
+        crops = self.crops(numbers, size) if self.knows_crops else None
+        return ImageLayout(len(numbers), (overview, mosaic), of_crops=crops)
+
+    def crops(self, numbers: Tensor, size: Any) -> Crops:
+        """From which patch each token of an image is, crop by crop."""
+        get_anyres_image_grid_shape = imported(*TILES)
+        rows, cols = get_anyres_image_grid_shape(
+            size, self.config.image_grid_pinpoints, self.config.vision_config.image_size
+        )
+        return Crops.numbered(numbers, (self.crop_side, self.crop_side), (int(rows), int(cols)))
 
     def token_values(self, values: Tensor, sizes: Sequence[Any]) -> list[Tensor]:
         crops = values.split([self.num_crops(size) for size in sizes])
         return [
             self.pack(image, size, newline=None) for image, size in zip(crops, sizes, strict=True)
         ]
+
+    def crop_values(self, values: Tensor, sizes: Sequence[Any]) -> list[Tensor]:
+        return list(values.split([self.num_crops(size) for size in sizes]))
 
     @property
     def videos(self) -> PooledVideos | None:

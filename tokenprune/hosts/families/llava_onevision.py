@@ -52,6 +52,10 @@ class LlavaOnevision(LlavaNext):
         names = Call.parameters(self.model.get_video_features)
         return OnevisionVideos(self) if "pixel_values_videos" in names else None
 
+    @property
+    def knows_crops(self) -> bool:
+        return False  # a token of a shrunk mosaic is of several patches
+
     def num_crops(self, size: Any) -> int:
         """`size` None: an image that is not alone in its prompt."""
         return 1 if size is None else super().num_crops(size)

@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tokenprune.hosts.adapter import Adapter, self_attention_of, tower_layers
+from tokenprune.hosts.adapter import Adapter
 from tokenprune.hosts.compat import imported, require_attributes, require_parameters
 from tokenprune.hosts.layout import ImageLayout
+from tokenprune.hosts.tower_of_host import self_attention_of, tower_layers
 from tokenprune.hosts.videos import Videos
 
 # Others write a video's frames as images.
