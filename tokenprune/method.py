@@ -65,6 +65,8 @@ class Method(ABC):
         renumbers: in the layers, positions are counted anew, without gaps, after each cut; `apply`
             then works with `positions="compact"` whatever it is told.
         merges: tokens are averaged, not only dropped.
+        proportional: in the layers, the logarithm of how many tokens a kept one stands for is added
+            to its attention logits, in all layers after the cut and for all that follows.
         uses_grid: the result depends on which tokens lie beside and below which. A host whose
             tokens are no grid, as they are after another reduction, refuses the method by name; to
             all others it hands them as a grid of one row.
@@ -90,6 +92,7 @@ class Method(ABC):
     normed: ClassVar[bool] = False
     renumbers: ClassVar[bool] = False
     merges: ClassVar[bool] = False
+    proportional: ClassVar[bool] = False
     uses_grid: ClassVar[bool] = False
     over_time: ClassVar[bool] = False
     paper: ClassVar[str | None] = None

@@ -31,7 +31,7 @@ from tokenprune.hosts.layer_reading import (
     read_layer,
 )
 from tokenprune.hosts.masks import positions_of
-from tokenprune.hosts.memory import Memory, Origin, remember
+from tokenprune.hosts.memory import Memory, Origin, has_bias, remember
 from tokenprune.hosts.prompt import Prompt
 from tokenprune.hosts.recurrent import mixers
 from tokenprune.hosts.reduction import Reduction
@@ -60,18 +60,16 @@ def check_layers(adapter: Adapter, method: Method) -> None:
     for layer in layers:
         check_layer(layer)
     method.cuts(len(layers))
-    if method.merges and method.renumbers:
-        # Rows of no single token take columns of others, which must mean nothing but their order.
-        if adapter.positions_need_grid:
-            raise NotImplementedError(
-                f"{type(method).__name__} numbers rows of several tokens anew, which have no place "
-                f"in the several axes of positions in {type(adapter.model).__name__}"
-            )
-        if any(window_of(number, layer) is not None for number, layer in enumerate(layers)):
-            raise NotImplementedError(
-                f"{type(method).__name__} numbers rows of several tokens anew, which sliding "
-                "windows would not see where they are"
-            )
+    if method.merges and method.renumbers and adapter.positions_need_grid:
+        raise NotImplementedError(
+            f"{type(method).__name__} numbers rows of several tokens anew, which have no place in "
+            f"the several axes of positions in {type(adapter.model).__name__}"
+        )
+    if method.merges and any(window_of(*numbered) is not None for numbered in enumerate(layers)):
+        raise NotImplementedError(
+            f"{type(method).__name__} makes rows of several tokens, of which sliding windows would "
+            "see neither all nor none"
+        )
 
 
 class BetweenLayers(Reduction):
@@ -146,6 +144,11 @@ class BetweenLayers(Reduction):
         refuse_unknown(given, type(self.adapter.language_model).__name__, set())
         self.features = given["inputs_embeds"][self.prompt.placeholders]
         self.arguments.positions = positions_of(given, self.prompt.past)
+        if has_bias(self.prompt.cache):
+            raise NotImplementedError(
+                "new images after a prompt whose visual tokens have sizes in attention are not "
+                "supported; begin a new cache"
+            )
         if not any(self._shrinks(turn) for turn in range(len(self.cuts))):
             return given
         self._check_prompt()
@@ -281,7 +284,8 @@ class BetweenLayers(Reduction):
             visual[group.standing] = True
         keep = self.real.clone()
         keep[placeholders] = visual
-        states = self._shorten(KeptColumns.of(keep, pad_left=self.pad_left), states)
+        bias = self._bias(made) if self.method.proportional else None
+        states = self._shorten(KeptColumns.of(keep, pad_left=self.pad_left, bias=bias), states)
         if self.method.merges:
             for group, alike, result in made:
                 states = self._placed(states, group, alike, result)
@@ -295,6 +299,15 @@ class BetweenLayers(Reduction):
         with torch.set_grad_enabled(grad), torch.autocast(self.real.device.type, enabled=False):
             result = self.method.reduce_in_layer(tokens, num_keep)
         return check_in_layer(self.method, result, tokens, num_keep)
+
+    def _bias(self, made: Sequence[tuple[ImageGroup, Alike, ReducedTokens]]) -> Tensor:
+        """[B, L] logarithms of how many tokens each column stands for."""
+        bias = torch.zeros(self.real.shape, device=self.real.device)
+        columns = self.prompt.placeholders.nonzero()[:, 1]
+        for group, alike, result in made:
+            sizes = result.counts.to(bias).log()
+            bias[alike.rows[:, None], columns[group.standing[:, : sizes.shape[1]]]] = sizes
+        return bias
 
     def _placed(
         self, states: Tensor, group: ImageGroup, alike: Alike, result: ReducedTokens
