@@ -27,6 +27,7 @@ BUDGET = ("num_keep", "keep_ratio")
 # Fields of `VisionTokens` that a vision tower gives: of a layer that the method names, and others.
 OF_TOWER_LAYER = ("keys", "queries", *BY_LAYER)
 OF_TOWER = ("cls", "attention", *OF_TOWER_LAYER)
+ATTENTION = ("attention",)  # what `Method.reads` is where the prompt's end alone ranks tokens
 
 
 class Cut(NamedTuple):
@@ -273,7 +274,7 @@ class LayerMethod(Method):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("layers",)
-    reads: ClassVar[tuple[str, ...]] = ("attention",)
+    reads: ClassVar[tuple[str, ...]] = ATTENTION
     query_agnostic: ClassVar[bool] = False
 
     @abstractmethod
