@@ -10,14 +10,16 @@ import torch
 
 import tokenprune
 from tokenprune import LayerTokens, get_method
+from tokenprune.hosts.memory import Memory
 from tokenprune.hosts.registry import find_adapter
 from tokenprune.method import Cut
 
+from . import flash
 from .families.proof import ASKED, NEW, longer, said
 from .hosts import CACHE, IMAGE, Host, cache_in
 from .plain_layers import Plain, PlainDART, PlainPACT, PlainSparseVLM, plain_logits
 from .test_apply import generated, logits_of
-from .test_layers import assert_exact, assert_no_cache, assert_rows, deep
+from .test_layers import assert_exact, assert_no_cache, assert_rows, deep, mistral
 
 ROW = [[5, 0, 6]]
 ROWS = [[5, 0, 6], [7], [9, 0, 3]]  # of unequal length, one of them without image
@@ -230,3 +232,117 @@ def test_the_published_schedules_of_sparsevlm(version):
     assert method.counts(30, 1, 3)[-1] == 1
     # 66 and 16 clusters of 154, 30 and 2 of 16, 17 and 1 of 5
     assert method.count(576, 17) == {1: 18, 2: 17}[version]
+
+
+def test_beams_are_the_same_without_a_cache():
+    host = build("llava_next")
+    inputs = host.inputs([[3, 0, 4], [8, 0, 5]])
+    for method, budget, _ in FORMS.values():
+        with tokenprune.apply(host.model, method, **budget):
+            beams = generated(host, inputs, num_beams=3)
+            without = generated(host, inputs, num_beams=3, use_cache=False)
+        assert torch.equal(beams.sequences, without.sequences)
+
+
+def test_a_draft_in_the_first_step_takes_no_part():
+    """Words after the prompt's end, as drafts are, are shown to no method."""
+    host = build("llava")
+    inputs = host.inputs([[30, 0, 30]])
+    ids = inputs["input_ids"]
+    ids[0, -20:-10] = ids[0, 1:11] = ids[0, -10:].clone()
+    drafts = {"prompt_lookup_num_tokens": 4, "max_matching_ngram_size": 1}
+    for method, budget, _ in FORMS.values():
+        with tokenprune.apply(host.model, method, **budget):
+            greedy = generated(host, inputs, max_new_tokens=12)
+            guessed = generated(host, inputs, max_new_tokens=12, **drafts)
+        assert torch.equal(greedy.sequences, guessed.sequences)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_training_with_and_without_checkpoints(form):
+    """Gradients arrive; a checkpointed layer runs on what it ran on, or the method is refused."""
+    host, (method, budget, _) = deep("llava"), FORMS[form]
+    inputs = host.inputs(ROW)
+    labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == IMAGE, -100)
+    labels[:, :-3] = -100
+    weight = host.model.model.language_model.layers[3].mlp.up_proj.weight
+    tower = host.model.model.vision_tower
+    host.model.train()
+    with tokenprune.apply(host.model, method, **budget) as handle:
+        host.model(**inputs, labels=labels).loss.backward()
+        kept, expected = handle.kept_positions[0], weight.grad.clone()
+        assert any(one.grad is not None and one.grad.any() for one in tower.parameters())
+        changed = inputs["input_ids"].clone()
+        changed[0, -3:] = 77  # the answer
+        host.model(**{**inputs, "input_ids": changed}, labels=labels)
+        assert torch.equal(handle.kept_positions[0], kept)
+        host.model.zero_grad()
+        options = {"use_reentrant": False}
+        host.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+        if method.merges:
+            with pytest.raises(NotImplementedError, match="gradient checkpointing would make"):
+                host.model(**inputs, labels=labels)
+            return
+        host.model(**inputs, labels=labels).loss.backward()
+    torch.testing.assert_close(weight.grad, expected)
+
+
+def test_sliding_windows():
+    """A subset is exact; rows of several tokens are refused, and raters that do not see."""
+    assert_rows(mistral(47), FORMS["dart"][0], ROWS, **FORMS["dart"][1])
+    for form, host, message in (
+        ("sparsevlm", mistral(4096), "of which sliding windows would see neither"),
+        ("pact", mistral(4096), "of which sliding windows would see neither"),
+        ("sparsevlm+", mistral(12), "window of 12 does not reach back to the first visual token"),
+    ):
+        method, budget, _ = FORMS[form]
+        with (
+            pytest.raises(NotImplementedError, match=message),
+            tokenprune.apply(host.model, method, **budget),
+        ):
+            logits_of(host, host.inputs(ROW))
+
+
+def test_sizes_in_attention_outlive_the_handle(monkeypatch):
+    host, (method, budget, _) = build("llava"), FORMS["pact"]
+    inputs, token = host.inputs(ROWS), torch.tensor([[7], [8], [9]])
+    with torch.no_grad():
+        with tokenprune.apply(host.model, method, **budget):
+            cache = cache_in(host.model(**inputs, use_cache=True))
+            expected = host.model(input_ids=token, **{CACHE: cache}).logits
+            cache.crop(-1)
+            again = host.model(input_ids=token, **{CACHE: cache}).logits
+        cache.crop(-1)
+        without = host.model(input_ids=token, **{CACHE: cache}).logits
+        torch.testing.assert_close(again, expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(without, expected, atol=1e-5, rtol=0)
+        more = host.inputs([[3, 0], [4, 0], [2, 0]])
+        more.pop("attention_mask")
+        with (
+            tokenprune.apply(host.model, "fastv", num_keep=5),
+            pytest.raises(NotImplementedError, match="visual tokens have sizes in attention"),
+        ):
+            host.model(**more, **{CACHE: cache})
+        cache.crop(-1)
+        monkeypatch.setattr(Memory, "biases", lambda memory, total, _: torch.zeros(3, total))
+        forgotten = host.model(input_ids=token, **{CACHE: cache}).logits
+    assert (forgotten - expected).abs().max() > 1e-3, "sizes change nothing"
+
+
+def test_beside_flash_attention(monkeypatch):
+    """Its functions give no weights, and take no sizes."""
+    host = deep("llava")
+    inputs = host.inputs(ROWS)
+    runs = {}
+    flash.install(monkeypatch)
+    for name in ("sdpa", flash.NAME):
+        host.model.set_attn_implementation({"text_config": name})
+        for form, (method, budget, _) in FORMS.items():
+            with tokenprune.apply(host.model, method, **budget):
+                if (name, form) == (flash.NAME, "pact"):
+                    with pytest.raises(NotImplementedError, match=f"{name} takes no sizes"):
+                        logits_of(host, inputs)
+                    continue
+                runs[name, form] = torch.stack(generated(host, inputs).logits)
+    for form in FORMS.keys() - {"pact"}:
+        torch.testing.assert_close(runs[flash.NAME, form], runs["sdpa", form], atol=1e-4, rtol=0)
