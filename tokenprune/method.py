@@ -27,6 +27,7 @@ BUDGET = ("num_keep", "keep_ratio")
 # Fields of `VisionTokens` that a vision tower gives: of a layer that the method names, and others.
 OF_TOWER_LAYER = ("keys", "queries", *BY_LAYER)
 OF_TOWER = ("cls", "attention", "cls_logits", *OF_TOWER_LAYER)
+ATTENTION = ("attention",)  # what `Method.reads` is where the prompt's end alone ranks tokens
 
 
 class Cut(NamedTuple):
@@ -65,6 +66,8 @@ class Method(ABC):
         renumbers: in the layers, positions are counted anew, without gaps, after each cut; `apply`
             then works with `positions="compact"` whatever it is told.
         merges: tokens are averaged, not only dropped.
+        proportional: in the layers, the logarithm of how many tokens a kept one stands for is added
+            to its attention logits, in all layers after the cut and for all that follows.
         uses_grid: the result depends on which tokens lie beside and below which. A host whose
             tokens are no grid, as they are after another reduction, refuses the method by name; to
             all others it hands them as a grid of one row.
@@ -93,6 +96,7 @@ class Method(ABC):
     normed: ClassVar[bool] = False
     renumbers: ClassVar[bool] = False
     merges: ClassVar[bool] = False
+    proportional: ClassVar[bool] = False
     uses_grid: ClassVar[bool] = False
     by_crop: ClassVar[bool] = False
     over_time: ClassVar[bool] = False
@@ -274,7 +278,7 @@ class LayerMethod(Method):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("layers",)
-    reads: ClassVar[tuple[str, ...]] = ("attention",)
+    reads: ClassVar[tuple[str, ...]] = ATTENTION
     query_agnostic: ClassVar[bool] = False
 
     @abstractmethod

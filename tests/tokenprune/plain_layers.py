@@ -213,6 +213,47 @@ def clustered(states: Tensor, number: int) -> Tensor:
 
 
 @dataclass
+class PlainPACT(Plain):
+    """Before layer 4 in the paper: 55 in 100 may be centers, farther apart than the cutoff."""
+
+    layer: int
+    share: float
+    cutoff: float
+    reach: float
+
+    def before(self, number: int, layer: Any, stream: Stream, rotary: Any) -> Stream:
+        if number != self.layer:
+            return stream
+        visual, stop = stream.visual, stream.visual.stop
+        keys = heads_of(layer.self_attn.k_proj, layer, stream.states)
+        queries = heads_of(layer.self_attn.q_proj, layer, stream.states)[:stop].mean(0)
+        times = len(queries) // keys.shape[1]
+        attention = [
+            (keys[:stop, head // times] @ query / len(query) ** 0.5).softmax(0)
+            for head, query in enumerate(queries)
+        ]
+        states = stream.states[visual]
+        scores = torch.stack(attention).mean(0)[visual] * states.norm(dim=1)
+        able = scores.topk(int(self.share * stream.count)).indices.sort().values.tolist()
+        flat = turned(keys, rotary)[visual].flatten(1)
+        distance = 1 - functional.cosine_similarity(flat[:, None], flat[None], dim=2)
+        density = {one: float((-((distance[one, able] / 2) ** 2)).exp().sum()) for one in able}
+        centers: list[int] = []
+        for one in sorted(able, key=lambda one: -density[one]):
+            if all(distance[one, center] > self.cutoff for center in centers):
+                centers.append(one)
+        members: dict[int, list[int]] = {center: [] for center in sorted(centers)}
+        for one in range(stream.count):
+            nearest = min(members, key=lambda center: float(distance[one, center]))
+            nearest = one if one in members else nearest
+            if distance[one, nearest] <= self.reach * self.cutoff:
+                members[nearest].append(one)
+        rows = torch.stack([states[of].mean(0) for of in members.values()])
+        sizes = torch.tensor([float(len(of)) for of in members.values()])
+        return stream.with_rows(torch.tensor([*members]), rows, sizes, numbered_anew=False)
+
+
+@dataclass
 class PlainDART(Plain):
     """4 image pivots and 4 of the text after the image in the paper; each takes T tokens."""
 

@@ -246,9 +246,9 @@ def test_a_window_that_sees_no_image_cannot_rank(method):
         logits_of(host, host.inputs([[3, 0, 1]]))
 
 
-def assert_rows(host: Host, method: Method, num_keep: int = 5, rows: Any = THREE) -> None:
+def assert_rows(host: Host, method: Method, rows: Any = THREE, **budget: Any) -> None:
     inputs = host.inputs(rows)
-    with tokenprune.apply(host.model, method, num_keep=num_keep) as handle:
+    with tokenprune.apply(host.model, method, **(budget or {"num_keep": 5})) as handle:
         batch = generated(host, inputs)
         kept = handle.kept_positions
         for row, alone in enumerate(rows_alone(host, inputs)):
@@ -267,10 +267,10 @@ def test_a_batch_is_its_rows(host, method):
     assert_rows(host, method)
 
 
-def assert_no_cache(host: Host, method: Method, num_keep: int = 5) -> None:
+def assert_no_cache(host: Host, method: Method, **budget: Any) -> None:
     inputs = host.inputs([[3, 0, 4], [8, 0, 5]])
     skip_where_the_whole_model_needs_its_cache(host, inputs)
-    with tokenprune.apply(host.model, method, num_keep=num_keep):
+    with tokenprune.apply(host.model, method, **(budget or {"num_keep": 5})):
         cached = generated(host, inputs)
         without = generated(host, inputs, use_cache=False)
         again = generated(host, inputs)

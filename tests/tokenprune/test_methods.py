@@ -64,6 +64,10 @@ def test_contract(name):
         ("idpruner", {"parallel_k": 4, "mmr_lambda": 1.0}),
         ("hiprune", {"alpha": 1.0}),
         ("hiprune", {"object_layer": 15, "deep_layer": -1, "official": True}),
+        ("dart", {"official": True}),
+        ("sparsevlm", {"official": True}),
+        ("sparsevlm", {"official": True, "version": 2}),
+        ("pact", {"official": True}),
     ],
 )
 def test_contract_with_options(name, options):
@@ -287,9 +291,21 @@ def test_every_method_says_to_which_code_it_is_faithful(golden):
         assert found, f"{name}: {value}"
         repository, commit = found.groups()
         assert not repository or re.search(rf"{repository}\b.* at {commit}", recorded), value
-        assert f" | {value} | " in next(
+        assert f" | {cli.fidelity(method_class(name))} | " in next(
             line for line in cli.markdown_table().splitlines() if line.startswith(f"| `{name}`")
         )
+
+
+def test_the_table_says_what_official_makes_of_a_method(golden):
+    recorded = (golden / "methods" / "README.md").read_text("utf-8")
+    for name in ("dart", "sparsevlm", "pact", "pyramiddrop"):
+        said = cli.fidelity(method_class(name))
+        found = re.fullmatch(
+            r"variant; official=True: faithful to ([\w.-]+/[\w.-]+)@([0-9a-f]{7})", said
+        )
+        assert found, said
+        assert re.search(rf"{found[1]}\b.* at {found[2]}", recorded), said
+    assert cli.fidelity(method_class("hiprune")) == method_class("hiprune").faithful
 
 
 def test_the_table_lists_every_method(capsys):
@@ -348,6 +364,9 @@ def test_text_is_checked():
         ("vispruner", {"step": 0}, "step must be at least 1, got 0"),
         ("visionzip", {"contextual_ratio": 1.0}, r"contextual_ratio must lie in \[0, 1\), got 1.0"),
         ("dart", {"num_pivots": 0}, "num_pivots must be at least 1, got 0"),
+        ("dart", {"official": True, "code": "angelslim"}, "follows the authors' code, got code="),
+        ("sparsevlm", {"layers": (2, 6)}, r"layers must be three that ascend .*, got \[2, 6\]"),
+        ("pact", {"layer": 0}, "layer must be at least 1, got 0"),
         ("holov", {"num_windows": 0}, "num_windows must be at least 1, got 0"),
         ("fastv", {"layer": 0}, "layer must be at least 1, got 0"),
         ("pyramiddrop", {"ratio": 0.0}, r"ratio must lie in \(0, 1\], got 0.0"),

@@ -12,9 +12,9 @@ from tokenprune.budget import Budget
 from tokenprune.config import POSITIONS, ReductionConfig
 from tokenprune.hosts.adapter import Adapter
 from tokenprune.hosts.applied import Applied
-from tokenprune.hosts.between_layers import check_layers
 from tokenprune.hosts.handle import Handle
 from tokenprune.hosts.hooks import HostHooks
+from tokenprune.hosts.layer_checks import check_layers
 from tokenprune.hosts.registry import find_adapter
 from tokenprune.hosts.tower import attention_layers, points_of
 from tokenprune.method import Method, get_method

@@ -17,61 +17,27 @@ from torch import Tensor, nn
 from tokenprune.hosts.adapter import Adapter
 from tokenprune.hosts.applied import Applied, Outcome, cache_bytes_saved
 from tokenprune.hosts.column_arguments import refuse_unknown
-from tokenprune.hosts.compat import check_layer
 from tokenprune.hosts.image_groups import ImageGroup, group_images, reduced_images
 from tokenprune.hosts.layer_arguments import LayerArguments
+from tokenprune.hosts.layer_checks import check_in_layer, check_prompt, ranking_layer
 from tokenprune.hosts.layer_fit import fit_in_layers
 from tokenprune.hosts.layer_reading import (
-    ATTENTION,
     Alike,
     Raters,
     Reading,
-    check_in_layer,
     find_raters,
     read_layer,
 )
 from tokenprune.hosts.masks import positions_of
 from tokenprune.hosts.memory import Memory, Origin, remember
 from tokenprune.hosts.prompt import Prompt
-from tokenprune.hosts.recurrent import mixers
 from tokenprune.hosts.reduction import Reduction
 from tokenprune.hosts.sequence import KeptColumns, edge_padding
 from tokenprune.hosts.stopwatch import Stopwatch
-from tokenprune.hosts.windows import window_of
 from tokenprune.layer_tokens import LayerTokens
-from tokenprune.method import Cut, Method
+from tokenprune.method import Cut
 from tokenprune.ops.common.checks import check_finite
 from tokenprune.tokens import ReducedTokens
-
-
-def check_layers(adapter: Adapter, method: Method) -> None:
-    """Raises unless the method can work between the layers of this host.
-
-    Raises:
-        NotImplementedError: layers that are not known, or go on from token to token.
-        ValueError: the method's options do not fit the number of layers.
-    """
-    layers = adapter.decoder_layers
-    if mixers(adapter.language_model):
-        raise NotImplementedError(
-            f"{type(method).__name__} works between layers, which a language model with recurrent "
-            "layers does not allow: what has left would go on in their states"
-        )
-    for layer in layers:
-        check_layer(layer)
-    method.cuts(len(layers))
-    if method.merges and method.renumbers:
-        # Rows of no single token take columns of others, which must mean nothing but their order.
-        if adapter.positions_need_grid:
-            raise NotImplementedError(
-                f"{type(method).__name__} numbers rows of several tokens anew, which have no place "
-                f"in the several axes of positions in {type(adapter.model).__name__}"
-            )
-        if any(window_of(number, layer) is not None for number, layer in enumerate(layers)):
-            raise NotImplementedError(
-                f"{type(method).__name__} numbers rows of several tokens anew, which sliding "
-                "windows would not see where they are"
-            )
 
 
 class BetweenLayers(Reduction):
@@ -106,35 +72,11 @@ class BetweenLayers(Reduction):
         self._deepstack: tuple[Tensor, Sequence[Tensor]] | None = None
         self.arguments = LayerArguments(prompt, adapter, applied.positions == "compact")
         self.cuts = [
-            Cut(cut.before, self._ranking_layer(cut.ranked_in))
+            Cut(cut.before, ranking_layer(self.method, adapter, prompt, cut.ranked_in))
             if self._shrinks(turn) and "attention" in self.method.reads
             else cut
             for turn, cut in enumerate(self.cuts)
         ]
-
-    def _ranking_layer(self, number: int) -> int:
-        """The last layer up to `number` in which prompts' ends see all visual tokens.
-
-        Tokens that have left a sliding window would all rank alike, by their place.
-
-        Raises:
-            NotImplementedError: there is none.
-        """
-        layers, placeholders = self.adapter.decoder_layers, self.prompt.placeholders
-        windows = [window_of(layer, layers[layer]) for layer in range(number + 1)]
-        if windows[number] is None:
-            return number
-        rows = placeholders.any(1)
-        first = placeholders.int().argmax(1)
-        farthest = int((self.prompt.ends - first)[rows].max())
-        seeing = [at for at, window in enumerate(windows) if window is None or farthest < window]
-        if not seeing or self.method.reads != ATTENTION:
-            raise NotImplementedError(
-                f"{type(self.method).__name__} ranks tokens in layer {number}, whose sliding "
-                f"window of {windows[number]} does not reach back to the first visual token, "
-                f"{farthest} columns before the prompt's end, nor does one of an earlier layer"
-            )
-        return seeing[-1]
 
     def begin(self, given: dict[str, Any]) -> dict[str, Any]:
         """The whole prompt goes in.
@@ -146,9 +88,11 @@ class BetweenLayers(Reduction):
         refuse_unknown(given, type(self.adapter.language_model).__name__, set())
         self.features = given["inputs_embeds"][self.prompt.placeholders]
         self.arguments.positions = positions_of(given, self.prompt.past)
-        if not any(self._shrinks(turn) for turn in range(len(self.cuts))):
+        reduces = any(self._shrinks(turn) for turn in range(len(self.cuts)))
+        first = [places for group in self.groups for places in group.positions[:, 0].tolist()]
+        check_prompt(self.method, self.adapter, self.prompt, first, reduces)
+        if not reduces:
             return given
-        self._check_prompt()
         features = given.get("deepstack_visual_embeds")
         if not features:
             return given
@@ -160,30 +104,6 @@ class BetweenLayers(Reduction):
         # Added here, layer by layer, where it is known which columns are left.
         self._deepstack = given["visual_pos_masks"], features
         return given | {"visual_pos_masks": None, "deepstack_visual_embeds": None}
-
-    def _check_prompt(self) -> None:
-        """Raises where a method would be another than its official code."""
-        name, prompt = type(self.method).__name__, self.prompt
-        layers = self.adapter.decoder_layers
-        if self.method.merges and any(
-            layer.training and getattr(layer, "gradient_checkpointing", False) for layer in layers
-        ):
-            raise NotImplementedError(
-                f"{name} makes rows of several tokens, which gradient checkpointing would make "
-                "twice; switch it off"
-            )
-        if self.method.reads == ATTENTION:
-            return
-        if prompt.past:
-            raise NotImplementedError(
-                f"{name} reads a whole prompt, got one that goes on in a cache of {prompt.past} "
-                "columns"
-            )
-        rows = prompt.placeholders.nonzero()[:, 0]
-        first = torch.cat([group.positions[:, 0] for group in self.groups])
-        most = int(rows[first].bincount().max())
-        if most > 1:
-            raise NotImplementedError(f"{name} takes one image in a prompt, got {most}")
 
     def enter_layer(
         self, number: int, layer: nn.Module, states: Tensor, given: dict[str, Any]
@@ -281,7 +201,8 @@ class BetweenLayers(Reduction):
             visual[group.standing] = True
         keep = self.real.clone()
         keep[placeholders] = visual
-        states = self._shorten(KeptColumns.of(keep, pad_left=self.pad_left), states)
+        bias = self._bias(made) if self.method.proportional else None
+        states = self._shorten(KeptColumns.of(keep, pad_left=self.pad_left, bias=bias), states)
         if self.method.merges:
             for group, alike, result in made:
                 states = self._placed(states, group, alike, result)
@@ -295,6 +216,15 @@ class BetweenLayers(Reduction):
         with torch.set_grad_enabled(grad), torch.autocast(self.real.device.type, enabled=False):
             result = self.method.reduce_in_layer(tokens, num_keep)
         return check_in_layer(self.method, result, tokens, num_keep)
+
+    def _bias(self, made: Sequence[tuple[ImageGroup, Alike, ReducedTokens]]) -> Tensor:
+        """[B, L] logarithms of how many tokens each column stands for."""
+        bias = torch.zeros(self.real.shape, device=self.real.device)
+        columns = self.prompt.placeholders.nonzero()[:, 1]
+        for group, alike, result in made:
+            sizes = result.counts.to(bias).log()
+            bias[alike.rows[:, None], columns[group.standing[:, : sizes.shape[1]]]] = sizes
+        return bias
 
     def _placed(
         self, states: Tensor, group: ImageGroup, alike: Alike, result: ReducedTokens

@@ -80,7 +80,9 @@ class Handle:
     def kept_positions(self) -> list[Tensor]:
         """After a prefill, for each row the int64 positions in the original sequence that remain.
 
-        Without padding at its ends; logits have these columns.
+        Without padding at its ends; logits have these columns. Rows that a method makes of several
+        tokens stand where their center stood, or, where they are no single token's, in the last
+        places of their image: then these are places, and `last` says which tokens were kept.
         """
         return list(self._applied.last.kept_positions)
 

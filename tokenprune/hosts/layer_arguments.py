@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenprune.hosts.adapter import Adapter
 from tokenprune.hosts.compat import attention_implementation
-from tokenprune.hosts.masks import fit_prompt_mask, moved, rotary_of
+from tokenprune.hosts.masks import fit_prompt_mask, moved, rotary_of, with_bias
 from tokenprune.hosts.memory import Memory
 from tokenprune.hosts.prompt import Prompt
 from tokenprune.hosts.sequence import KeptColumns, compacted
@@ -61,7 +61,10 @@ class LayerArguments:
             return rotary_of(language_model, number, layer, states, left.take(positions))
 
         def fit_mask() -> Tensor | None:
-            return fit_prompt_mask(mask, memory, self.prompt, left, window, attention)
+            fitted = fit_prompt_mask(mask, memory, self.prompt, left, window, attention)
+            if left.bias is None:
+                return fitted
+            return with_bias(fitted, left.bias.to(states.device), states, attention)
 
         # Layers look at positions only to find packed sequences, which gaps would pass for.
         return given | {

@@ -16,10 +16,8 @@ from tokenprune.hosts.image_groups import ImageGroup
 from tokenprune.hosts.prompt import Prompt
 from tokenprune.hosts.sequence import KeptColumns
 from tokenprune.layer_tokens import LayerTokens
-from tokenprune.method import Method
-from tokenprune.tokens import ReducedTokens
+from tokenprune.method import ATTENTION, Method
 
-ATTENTION = ("attention",)
 PLAIN = ("plain_keys", "plain_queries")
 BY_HEAD = ("keys", *PLAIN)
 
@@ -240,22 +238,3 @@ def final_norm(adapter: Adapter, states: Tensor) -> Tensor:
     require_attributes(language_model, "norm")
     normed: Tensor = language_model.norm(states.to(device_of(language_model.norm)))
     return normed.to(states.device)
-
-
-def check_in_layer(
-    method: Method, result: object, tokens: LayerTokens, num_keep: int
-) -> ReducedTokens:
-    """The result; raises unless a method, which may be anybody's, has kept what it was asked to."""
-    name, number = type(method).__name__, tokens.num_tokens
-    if not isinstance(result, ReducedTokens):
-        raise TypeError(f"{name} must return ReducedTokens, got {type(result).__name__}")
-    kept = result.keep_indices
-    fixed = method.count(number, num_keep) is not None
-    counts = {num_keep} if fixed else set(range(1, num_keep + 1))
-    if kept.ndim != 2 or kept.shape[1] not in counts:
-        raise ValueError(f"{name} must keep {num_keep} of {number} tokens, got {list(kept.shape)}")
-    if bool((kept.diff(dim=1) <= 0).any() | (kept < 0).any() | (kept >= number).any()):
-        raise ValueError(f"{name} must give keep_indices ascending and below {number}")
-    if result.extra is not None and not method.merges:
-        raise ValueError(f"{name} must declare merges where it adds rows of no single token")
-    return result

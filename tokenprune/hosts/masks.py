@@ -68,7 +68,7 @@ def fit_mask(
     window: int | None,
     attention: str,
 ) -> Tensor | None:
-    """A step's mask for what a layer holds.
+    """A step's mask for what a layer holds, and what attention adds there.
 
     Args:
         mask: in columns of the whole sequence: [B, M], [B or 1, H, L, M], or None for causal.
@@ -77,6 +77,45 @@ def fit_mask(
         window: the layer's.
         attention: the name of its implementation.
     """
+    fitted = fit_seen(mask, memory, past, states, window, attention)
+    if memory.bias is None:
+        return fitted
+    held, _ = held_before(memory, past, len(states), window, states.device)
+    bias = memory.biases(held.shape[1] + states.shape[1], states.device)
+    assert bias is not None  # the memory has one
+    return with_bias(fitted, bias, states, attention)
+
+
+def with_bias(mask: Tensor | None, bias: Tensor, states: Tensor, attention: str) -> Tensor:
+    """[B, 1, Q, K] in the dtype of the states, additive: what is seen, and `bias` [B, K] on it.
+
+    Raises:
+        NotImplementedError: an implementation of attention that takes no such mask.
+    """
+    if attention not in ("eager", "sdpa"):
+        raise NotImplementedError(
+            f"attention by {attention} takes no sizes of merged tokens; use attn_implementation "
+            "sdpa or eager"
+        )
+    length, held = states.shape[1], bias.shape[1]
+    if mask is None:
+        mask = torch.ones(length, held, dtype=torch.bool, device=states.device)
+        mask = mask.tril(held - length)[None, None]
+    if mask.dtype == torch.bool:
+        least = torch.finfo(states.dtype).min
+        mask = torch.zeros_like(mask, dtype=states.dtype).masked_fill(~mask, least)
+    return mask + bias[:, None, None].to(mask)
+
+
+def fit_seen(
+    mask: Any,
+    memory: Memory,
+    past: int,
+    states: Tensor,
+    window: int | None,
+    attention: str,
+) -> Tensor | None:
+    """A step's mask for what a layer holds. Args: as of `fit_mask`."""
     batch, length, _ = states.shape
     total = past + length
     if "flash" in attention:

@@ -89,6 +89,7 @@ class Memory:
         shift: [B] int64, how far the positions that follow have moved; None where they have not.
         origin: shared by all layers of the cache.
         rows: [B'] int64, which of the prompt's rows each row of the cache is now; None: the same.
+        bias: [B, C] float32, what attention adds to each entry's logits; None for nothing.
     """
 
     length: int
@@ -100,6 +101,7 @@ class Memory:
     shift: Tensor | None
     origin: Origin
     rows: Tensor | None = None
+    bias: Tensor | None = None
 
     @staticmethod
     def of(cache: Any, number: int | None = None) -> Memory | None:
@@ -132,6 +134,13 @@ class Memory:
         real = torch.cat([real, torch.ones_like(later, dtype=torch.bool)], dim=1)
         return columns.to(device), real.to(device)
 
+    def biases(self, total: int, device: torch.device) -> Tensor | None:
+        """[B, K]: `bias` of all that is held, `total` entries with those after the prompt."""
+        if self.bias is None:
+            return None
+        bias = self.bias if self.rows is None else self.bias[self.rows.to(self.bias.device)]
+        return nn.functional.pad(bias, (0, total - bias.shape[1])).to(device)
+
     def shift_of_rows(self) -> Tensor | None:
         if self.shift is None or self.rows is None:
             return self.shift
@@ -159,8 +168,9 @@ class Memory:
                 f"be cropped to {length}: its rows hold different columns there"
             )
         held = self.columns.shape[1] - lost
-        cut = replace(self, length=length, columns=self.columns[:, :held], real=self.real[:, :held])
-        return cut, lost
+        bias = None if self.bias is None else self.bias[:, :held]
+        columns, real = self.columns[:, :held], self.real[:, :held]
+        return replace(self, length=length, columns=columns, real=real, bias=bias), lost
 
 
 class ShortenedLayer:
@@ -268,6 +278,13 @@ class ShortenedLayer:
         self.reset()
 
 
+def has_bias(cache: Any) -> bool:
+    """Whether attention adds something to what a layer of the cache holds."""
+    layers = [] if cache is None else cache.layers
+    memories = (Memory.of(cache, number) for number in range(len(layers)))
+    return any(memory is not None and memory.bias is not None for memory in memories)
+
+
 def own(layer: Any) -> Any:
     return super(type(layer), layer)
 
@@ -316,7 +333,10 @@ def remember(
             now, real = joined(columns, length, past, before)
             uniform = len(set(keys)) == 1
             padded = real is not None and not bool(real.all())
-            made[key] = Memory(past + length, now, real, padded, len(made), uniform, shift, origin)
+            bias = None if columns is None else columns.bias
+            made[key] = Memory(
+                past + length, now, real, padded, len(made), uniform, shift, origin, bias=bias
+            )
         if before is None:
             kind: Any = type(layer)
             layer.__class__, layer.removed = shortened(kind), 0

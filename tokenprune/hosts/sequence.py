@@ -17,22 +17,25 @@ class KeptColumns:
         index: [B, L'] int64, the column that each place comes from; any column where padding.
         real: [B, L'] bool, False where padding.
         padded: whether there is any.
+        bias: [B, L'] float32, what attention adds to each column's logits; None for nothing.
     """
 
     keep: Tensor
     index: Tensor
     real: Tensor
     padded: bool
+    bias: Tensor | None = None
 
     @staticmethod
-    def of(keep: Tensor, *, pad_left: bool) -> KeptColumns:
-        """Keeps the columns where `keep` [B, L] is True, in their order."""
+    def of(keep: Tensor, *, pad_left: bool, bias: Tensor | None = None) -> KeptColumns:
+        """Keeps the columns where `keep` [B, L] is True, in their order; `bias` is [B, L]."""
         counts = keep.sum(1)
         shortest, longest = (int(count) for count in counts.aminmax())
         # A stable sort of booleans moves the kept columns to one side and leaves their order.
         order = (keep if pad_left else ~keep).int().argsort(dim=1, stable=True)
         index = order[:, keep.shape[1] - longest :] if pad_left else order[:, :longest]
-        return KeptColumns(keep, index, keep.gather(1, index), shortest != longest)
+        taken = None if bias is None else bias.gather(1, index)
+        return KeptColumns(keep, index, keep.gather(1, index), shortest != longest, taken)
 
     def rows(self) -> list[Tensor]:
         """For each row the kept columns, ascending."""

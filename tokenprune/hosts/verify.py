@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from tokenprune.budget import Budget
 from tokenprune.hosts.adapter import Adapter
 from tokenprune.hosts.apply import open_host
-from tokenprune.hosts.between_layers import check_layers
 from tokenprune.hosts.hooks import is_applied
+from tokenprune.hosts.layer_checks import check_layers
 from tokenprune.hosts.verifying.compare import restored
 from tokenprune.hosts.verifying.proof import Proof
 from tokenprune.hosts.verifying.report import VerifyReport

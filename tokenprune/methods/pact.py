@@ -12,11 +12,13 @@ from torch.nn import functional
 from tokenprune import ops
 from tokenprune.clustering import gaps
 from tokenprune.layer_tokens import LayerTokens
-from tokenprune.method import Method
-from tokenprune.ops.common.checks import check_num_keep
+from tokenprune.method import Cut, Method
+from tokenprune.ops.common.checks import check_int, check_num_keep
 from tokenprune.ops.common.precision import wide_dtype
 from tokenprune.selection import best, merge_tokens, rows, select_in_layer
 from tokenprune.tokens import ReducedTokens, VisionTokens
+
+OFFICIAL = "faithful to orailix/PACT@cf9a0c9"
 
 
 @dataclass(kw_only=True)
@@ -24,19 +26,24 @@ class PACT(Method):
     r"""Merges tokens into the centers of their clusters, which the important tokens form.
 
     The paper's code works on the input of layer 4 of the language model, counted from 0, where the
-    number of clusters follows from a distance: `PACT().reduce_in_layer(...)`. It reads
-    `hidden_states`, what goes into the layer, and `keys`, `plain_keys` and `plain_queries`. Under
-    `tokenprune.apply`, and on vision tokens, features stand for all of them, and the centers are as
-    many as the budget says.
+    number of clusters follows from a distance: `PACT(official=True)`, for prompts with one image.
+    It reads `hidden_states`, what goes into the layer, and `keys`, `plain_keys` and
+    `plain_queries`. On vision tokens features stand for all of them, and the centers are as many as
+    the budget says.
 
     Attributes:
+        official: as the official code, in the language model's layers. A budget is the most that
+            there may be, and more clusters an error: they are never more than `share` of the
+            tokens. With a budget of all tokens nothing is merged.
+        layer: with `official`, before which layer tokens leave, counted from 0.
         share: of the tokens that may be centers, in (0, 1]: the most important ones.
         cutoff: the cosine distance between centers, in a layer.
         reach: in cutoffs, how far a token may lie from the center that it joins, in a layer.
             Tokens farther away are dropped.
 
     Raises:
-        ValueError: `share` out of range, or `cutoff` or `reach` not above 0.
+        ValueError: `share` out of range, or `cutoff` or `reach` not above 0; when applied, `layer`
+            not below the number of layers.
 
     Formula:
         With queries $q^h$ and keys $k^h$ before rotary embedding, $e$ the last visual token,
@@ -62,13 +69,18 @@ class PACT(Method):
     Fails when:
         - what matters is small beside a large even ground: it is less dense, and its norm decides
           whether it may be a center at all.
-        - the language model does not know the sizes: no host adds their logarithm.
+        - the language model does not know the sizes: without `official` none is told.
         - features are all about equally far apart: density says nothing.
 
     Faithful:
         `reduce_in_layer` gives scores, centers and sizes equal to those recorded from the official
-        code, and merged rows to 1e-4, in three cases (`tests/tokenprune/test_replay.py`). What
-        `tokenprune.apply` runs is a variant: before the language model, and to a budget.
+        code, and merged rows to 1e-4, in three cases (`tests/tokenprune/test_replay.py`). With
+        `official=True` this is what `tokenprune.apply` runs: centers keep their positions, and
+        logarithms of sizes are added to attention from the layer on, in generation and further
+        turns too, by eager attention and SDPA. Logits equal those of a plain writing
+        (`tests/tokenprune/test_official_layers.py`). The official code rounds the logarithms to
+        half precision, this one to the model's. Without `official` a variant runs: before the
+        language model, and to a budget.
     """
 
     merges: ClassVar[bool] = True
@@ -78,6 +90,8 @@ class PACT(Method):
         "before the language model, features for a layer's keys; a budget for a distance; sizes "
         "are not added to attention"
     )
+    official: bool = False
+    layer: int = 4
     share: float = 0.55
     cutoff: float = 0.21
     reach: float = 1.5
@@ -88,6 +102,29 @@ class PACT(Method):
         for name in ("cutoff", "reach"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        check_int("layer", self.layer, low=1)
+        if self.official:
+            self.declare(
+                needs=("layers",),
+                reads=("hidden_states", "keys", "plain_keys", "plain_queries"),
+                proportional=True,
+                query_agnostic=False,
+                faithful=OFFICIAL,
+                approximates=None,
+            )
+
+    def cuts(self, num_layers: int) -> list[Cut]:
+        if not self.official:
+            return super().cuts(num_layers)
+        if self.layer >= num_layers:
+            raise ValueError(
+                f"layer must lie below the {num_layers} layers of the language model, "
+                f"got {self.layer}"
+            )
+        return [Cut(before=self.layer, ranked_in=self.layer)]
+
+    def count(self, num_tokens: int, num_keep: int) -> int | None:
+        return None if self.official else num_keep
 
     def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
         features = tokens.features.detach().to(wide_dtype(tokens.features.dtype))
@@ -115,7 +152,7 @@ class PACT(Method):
             raise NotImplementedError(f"PACT takes one prompt in a layer, got {len(states)}")
         able = self.able(tokens)
         flat = keys[:, :, tokens.visual].transpose(1, 2).flatten(2)  # [1, N, H * d]
-        between = distances(flat)[0]
+        between = distances(flat.to(wide_dtype(flat.dtype)))[0]
         among = between[able[0]][:, able[0]]
         centers: list[int] = []
         for place in densities(among[None])[0].argsort(descending=True, stable=True).tolist():
@@ -146,8 +183,12 @@ class PACT(Method):
 
 def importance(tokens: LayerTokens) -> Tensor:
     """[B, N]: attention of the mean query up to the last visual token, times the state's norm."""
-    queries, keys, states = tokens.needed("plain_queries", "plain_keys", "hidden_states")
+    queries, keys, states = (
+        one.to(wide_dtype(one.dtype))
+        for one in tokens.needed("plain_queries", "plain_keys", "hidden_states")
+    )
     visual = tokens.visual
+    keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], 1)  # heads that share them
     query = queries[:, :, : visual.stop].mean(2, keepdim=True) * queries.shape[3] ** -0.5
     attention = (query @ keys[:, :, : visual.stop].mT)[:, :, 0].softmax(-1).mean(1)
     return attention[:, visual.start :] * states[:, visual].norm(dim=2)
