@@ -87,10 +87,10 @@ def verify(
     host, adapter, given = open_whole(model, inputs)
     if isinstance(method, LayerMethod):
         check_layers(adapter, method)
-        if method.renumbers:
-            raise NotImplementedError(
-                f"{name} numbers positions anew, which the whole model with masked tokens does not"
-            )
+    if method.renumbers:
+        raise NotImplementedError(
+            f"{name} numbers positions anew, which the whole model with masked tokens does not"
+        )
     with torch.no_grad(), restored(adapter.model, adapter.conversation_state):
         runs = Runs(host, adapter, given, method, new_tokens)
         return Proof(runs, name, keep_ratio).report()
