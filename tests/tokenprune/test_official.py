@@ -16,6 +16,7 @@ from unittest import mock
 
 import pytest
 import torch
+import transformers as hf
 from torch import Tensor
 from torch.nn import functional
 from torch.testing import assert_close
@@ -28,7 +29,7 @@ from tokenprune.hosts.tower_of_host import TowerOfHost, self_attention_of, tower
 from tokenprune.ops import cls_attention
 
 from .families.proof import ASKED, BATCH, NEW, ONE, second_turn, two_turns, words_of_two_turns
-from .hosts import HOSTS, IMAGE, Host
+from .hosts import HOSTS, IMAGE, TEXT, TOWER, Host, fixed
 from .test_apply import logits_of
 
 OF_PROMPT = ("input_ids", "attention_mask", "mm_token_type_ids")
@@ -382,14 +383,24 @@ def prumerge_rows(image: Plain, method: Any, budget: int) -> Tensor:
     return torch.stack([*rows, (attention[left, None] * states[left]).sum(0)])
 
 
+def large_llava() -> Host:
+    """With images of 64 tokens, of which 32 may be neighbors."""
+    config = hf.LlavaConfig(
+        vision_config=hf.CLIPVisionConfig(**TOWER | {"image_size": 112}, projection_dim=32),
+        text_config=hf.Qwen2Config(**TEXT),
+        image_token_id=IMAGE,
+    )
+    return fixed(hf.LlavaForConditionalGeneration(config), 112)
+
+
 def sharp(name: str) -> Host:
-    """With outliers in the attention of the last layer."""
+    """With a few outliers in the attention of the last layer."""
     torch.manual_seed(0)
-    host = HOSTS[name]()
+    host = {**HOSTS, "llava": large_llava}[name]()
     with torch.no_grad():
         attention = tower_layers(host.model.model.vision_tower)[-1].self_attn
-        attention.q_proj.weight.mul_(60)
-        attention.k_proj.weight.mul_(20)
+        attention.q_proj.weight.mul_(3)
+        attention.k_proj.weight.mul_(3)
     return host
 
 
@@ -411,12 +422,12 @@ PROJECTED: dict[str, tuple[str, Any, Any, int]] = {
         visionzip_rows,
         36,
     ),
-    "prumerge of llava": ("llava", get_method("prumerge", official=True), prumerge_rows, 15),
+    "prumerge of llava": ("llava", get_method("prumerge", official=True), prumerge_rows, 45),
     "prumergeplus of llava": (
         "llava",
         get_method("prumergeplus", official=True),
         prumerge_rows,
-        15,
+        45,
     ),
 }
 
