@@ -58,6 +58,11 @@ class Chain(Method):
                 raise NotImplementedError(
                     f"{type(stage).__name__} compares whole frames, which only the first stage has"
                 )
+            if stage.by_crop:
+                raise NotImplementedError(
+                    f"{type(stage).__name__} shares an image's budget over its crops, Chain before "
+                    "it or after it has no crops"
+                )
             if stage.count(1, 1) is None:
                 raise NotImplementedError(
                     f"how many tokens {type(stage).__name__} keeps depends on the image, "
@@ -161,4 +166,5 @@ def compose(first: ReducedTokens, then: ReducedTokens) -> ReducedTokens:
         assignment=moves.gather(1, first.assignment),
         grid_size=first.grid_size,
         extra=torch.cat(extra, dim=1) if extra else None,
+        order=None,
     )

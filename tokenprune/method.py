@@ -26,7 +26,7 @@ BUDGET = ("num_keep", "keep_ratio")
 
 # Fields of `VisionTokens` that a vision tower gives: of a layer that the method names, and others.
 OF_TOWER_LAYER = ("keys", "queries", *BY_LAYER)
-OF_TOWER = ("cls", "attention", "cls_logits", *OF_TOWER_LAYER)
+OF_TOWER = ("cls", "attention", "cls_logits", "single_head_attention", *OF_TOWER_LAYER)
 ATTENTION = ("attention",)  # what `Method.reads` is where the prompt's end alone ranks tokens
 
 
@@ -51,9 +51,10 @@ class Method(ABC):
 
     Attributes:
         needs: the fields of `VisionTokens` that it cannot do without: "cls", "attention", "keys",
-            "queries", "hidden_states", "received", "cls_logits", "text", "image_embeds",
-            "text_embeds"; or "layers", those of a language model: then the method works between
-            them, see `cuts`. A host that cannot hand one of them over refuses the method by name.
+            "queries", "hidden_states", "received", "cls_logits", "single_head_attention", "text",
+            "image_embeds", "text_embeds"; or "layers", those of a language model: then the method
+            works between them, see `cuts`. A host that cannot hand one of them over refuses the
+            method by name.
         tower_layers: for "keys", "queries", "hidden_states" and "received" among `needs`, the
             layers of the vision tower that they are read from, counted as Python's lists count: -2
             is the second last. Keys and queries are read from one layer each.
@@ -63,8 +64,6 @@ class Method(ABC):
             is what the prompt's last token pays, unless "raters" is among them, see
             `rating_columns`. A method that reads more than attention takes one image a prompt.
         normed: hidden states, among `reads`, come after the language model's final norm.
-        renumbers: in the layers, positions are counted anew, without gaps, after each cut; `apply`
-            then works with `positions="compact"` whatever it is told.
         merges: tokens are averaged, not only dropped.
         proportional: in the layers, the logarithm of how many tokens a kept one stands for is added
             to its attention logits, in all layers after the cut and for all that follows.
@@ -74,6 +73,11 @@ class Method(ABC):
         by_crop: the crops of an image share its budget. Such a method is handed each image as the
             vision tower's crops, B crops of one image with `VisionTokens.crop_grid` and `shown`; a
             host that does not say which crops are one image's refuses it by name.
+        before_projector: features and the class token are the tower's, and a host projects the rows
+            that come out, extra ones too; it reads them in `ReducedTokens.order`. Such a method is
+            also `by_crop`, and `renumbers`.
+        renumbers: positions are counted anew, without gaps, where tokens have left; `apply` then
+            works with `positions="compact"` whatever it is told.
         over_time: the result depends on the order of a video's frames. Such a method is handed
             whole videos, and images not at all; all others are handed each frame by itself.
         paper: arXiv number; None for a method without a paper.
@@ -99,6 +103,7 @@ class Method(ABC):
     proportional: ClassVar[bool] = False
     uses_grid: ClassVar[bool] = False
     by_crop: ClassVar[bool] = False
+    before_projector: ClassVar[bool] = False
     over_time: ClassVar[bool] = False
     paper: ClassVar[str | None] = None
     faithful: ClassVar[str | None] = None

@@ -20,7 +20,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 NUM_HEADS = 2
 JOINT_WIDTH = 8
 DEFAULT_LAYERS = {"hidden_states": (-2,), "received": (8, -2)}
-NEEDS = (*OF_TOWER, "cls_logits", "text", "image_embeds", "text_embeds", "layers")
+NEEDS = (*OF_TOWER, "text", "image_embeds", "text_embeds", "layers")
 
 
 def example_tokens(
@@ -62,6 +62,7 @@ def example_tokens(
             layer: torch.rand(batch, num_tokens, generator=generator) for layer in received_layers
         },
         cls_logits=of_a_layer(1)[:, :, 0],
+        single_head_attention=torch.rand(batch, num_tokens, generator=generator),
         text=text,
         image_embeds=of_a_layer(JOINT_WIDTH),
         text_embeds=of_a_layer(JOINT_WIDTH)[:, :2],

@@ -40,6 +40,9 @@ class VisionTokens:
             heads and over the patches that make a token.
         cls_logits: [B, N], the class token's attention in the tower's last layer before the
             softmax: scaled products of its query and the patches' keys, mean over heads.
+        single_head_attention: [B, N], the class token's attention in the tower's last layer, as one
+            head that is as wide as all heads side by side would give it. Of hosts that show an
+            image in one crop.
         image_embeds: [B, N, C], the patches in the joint space of a contrastive model, such as
             CLIP's. No host hands it over.
         text_embeds: [B, T, C], the question in that space, in one piece or several.
@@ -63,6 +66,7 @@ class VisionTokens:
     num_heads: int = 1
     received: Mapping[int, Tensor] | None = None
     cls_logits: Tensor | None = None
+    single_head_attention: Tensor | None = None
     image_embeds: Tensor | None = None
     text_embeds: Tensor | None = None
     sizes: Tensor | None = None
@@ -91,6 +95,7 @@ class VisionTokens:
         given = {
             "attention": self.attention,
             "cls_logits": self.cls_logits,
+            "single_head_attention": self.single_head_attention,
             "sizes": self.sizes,
         }
         for name, value in given.items():
@@ -169,6 +174,9 @@ class ReducedTokens:
         extra: None, or [B, E, D] in the dtype of the input: rows that stand for no single token,
             such as the class token or a mean of the rest. They come after the kept tokens unless
             the method says otherwise.
+        order: None, or [R] int64, a permutation of the rows of all crops, crop after crop, each
+            crop's extra ones last: how a language model reads them. Of a method `by_crop` the crops
+            are one image's, and their rows may mix.
     """
 
     features: Tensor
@@ -179,6 +187,7 @@ class ReducedTokens:
     grid_size: tuple[int, int] | None = None
     cu_seqlens: Tensor | None = None
     extra: Tensor | None = None
+    order: Tensor | None = None
 
     @property
     def rows(self) -> Tensor:
@@ -217,6 +226,7 @@ class ReducedTokens:
                 assignment=self.assignment[crop : crop + 1],
                 extra=None if self.extra is None else self.extra[crop : crop + 1],
                 cu_seqlens=None,
+                order=None,
             )
             for crop in range(len(self.assignment))
         ]
@@ -243,6 +253,7 @@ class ReducedTokens:
             grid_size=parts[0].grid_size,
             cu_seqlens=_cat_cu_seqlens([part.cu_seqlens for part in parts]),
             extra=torch.cat(extra) if extra else None,
+            order=_cat_orders([part.order for part in parts]),
         )
 
     @staticmethod
@@ -305,6 +316,15 @@ def crops_of(cu_seqlens: Tensor, total: int | None = None) -> Tensor:
     """[T] int64: the crop of each packed slot. Knowing `total` = T spares a synchronization."""
     crops = torch.arange(len(cu_seqlens) - 1, device=cu_seqlens.device)
     return crops.repeat_interleave(cu_seqlens.diff(), output_size=total)
+
+
+def _cat_orders(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """One part's rows after the other's."""
+    orders = [part for part in parts if part is not None]
+    if len(orders) != len(parts):
+        return None
+    starts = torch.tensor([0, *(len(order) for order in orders[:-1])]).cumsum(0).tolist()
+    return torch.cat([order + start for order, start in zip(orders, starts, strict=True)])
 
 
 def _cat_cu_seqlens(parts: Sequence[Tensor | None]) -> Tensor | None:

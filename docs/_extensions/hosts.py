@@ -30,6 +30,7 @@ BUDGET = "A budget counts for "
 # Options that fit the tiny models' few layers.
 OPTIONS: dict[str, dict[str, Any]] = {
     "fastv": {"layer": 1},
+    "hiprune": {"object_layer": 0},
     "nuwa": {"layers": (-2,)},
     "pyramiddrop": {"layers": (1, 3)},
 }

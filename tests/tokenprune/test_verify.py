@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import tokenprune
 from tokenprune import get_method
-from tokenprune.hosts.images import ReducedImages
+from tokenprune.hosts.reduced import ReducedImages
 
 from . import hosts
 from .hosts import (

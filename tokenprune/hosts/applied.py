@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from tokenprune.budget import Budget
-from tokenprune.hosts.images import ReducedImages
+from tokenprune.hosts.reduced import ReducedImages
 from tokenprune.hosts.sequence import KeptColumns
 from tokenprune.hosts.stopwatch import Stopwatch
 from tokenprune.method import Method

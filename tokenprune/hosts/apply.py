@@ -134,7 +134,17 @@ def check_method(method: Method, adapter: Adapter) -> None:
     if method.in_layers:
         check_layers(adapter, method)
         return
-    offers = adapter.offers
+    if method.by_crop and not adapter.knows_crops:
+        raise NotImplementedError(
+            f"{type(method).__name__} shares an image's budget over its crops, "
+            f"{type(adapter).__name__} does not say which crops are one image's"
+        )
+    if method.before_projector and not adapter.projects:
+        raise NotImplementedError(
+            f"{type(method).__name__} works before the projector, {type(adapter).__name__} does "
+            "not say how rows are projected"
+        )
+    offers = adapter.offers_by_crop if method.by_crop else adapter.offers
     if missing := [name for name in method.needs if name not in offers]:
         raise NotImplementedError(
             f"{type(method).__name__} needs {', '.join(missing)}, {type(adapter.model).__name__} "
@@ -142,12 +152,7 @@ def check_method(method: Method, adapter: Adapter) -> None:
         )
     points_of(adapter, method)
     attention_layers(adapter, method)
-    if method.by_crop and not adapter.knows_crops:
-        raise NotImplementedError(
-            f"{type(method).__name__} shares an image's budget over its crops, "
-            f"{type(adapter).__name__} does not say which crops are one image's"
-        )
-    if (rows := method.count(16, 4)) not in (4, None):
+    if not method.before_projector and (rows := method.count(16, 4)) not in (4, None):
         raise NotImplementedError(
             f"{type(method).__name__} gives {rows} rows for a budget of 4 tokens, a host has "
             "placeholders for the budget alone"

@@ -120,7 +120,8 @@ class AttentionReader:
     Args:
         num_prefix_tokens: 1 where the tower has a class token; then its row is the attention, else
             the mean over all queries.
-        names: what is read, fields of `VisionTokens`: "attention", "received", "cls_logits".
+        names: what is read, fields of `VisionTokens`: "attention", "received", "cls_logits",
+            "single_head_attention".
     """
 
     def __init__(self, num_prefix_tokens: int, names: Sequence[str] = ("attention",)) -> None:
@@ -162,6 +163,9 @@ class AttentionReader:
         """[B, H, N]: what is read, prefix tokens included."""
         if name == "cls_logits":
             return class_logits(query, key, scale)
+        if name == "single_head_attention":
+            query, key = (side.transpose(1, 2).flatten(2)[:, None] for side in (query, key))
+            return ops.cls_attention(query, key)
         if name == "attention" and self.num_prefix_tokens:
             return ops.cls_attention(query, key, scale=scale)
         received = ops.attention_received(query, key, scale=scale)

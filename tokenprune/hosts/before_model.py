@@ -11,11 +11,12 @@ from torch import Tensor
 from tokenprune.hosts.applied import Outcome, cache_bytes_saved
 from tokenprune.hosts.column_arguments import BY_COLUMN, refuse_unknown, taken
 from tokenprune.hosts.compat import attention_implementation, prepared_masks
-from tokenprune.hosts.images import ReducedImages, reduce_images
+from tokenprune.hosts.images import reduce_images
 from tokenprune.hosts.layer_fit import fit_in_layers
 from tokenprune.hosts.masks import bounds_beside_gaps, fit_prompt_mask, moved, positions_of
 from tokenprune.hosts.memory import Memory, Origin, remember
 from tokenprune.hosts.recurrent import KINDS, fit_recurrent_mask, refuse_padding_between
+from tokenprune.hosts.reduced import ReducedImages
 from tokenprune.hosts.reduction import Reduction
 from tokenprune.hosts.sequence import KeptColumns, compacted, edge_padding
 from tokenprune.hosts.stopwatch import Stopwatch
@@ -53,6 +54,7 @@ class BeforeModel(Reduction):
                 prompt.layouts,
                 prompt.tower,
                 prompt.texts(embeddings) if "text" in method.needs else None,
+                self.adapter.project,
             )
             if memory is None and bool(self.images.keep.all()):
                 return given

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from types import TracebackType
@@ -15,8 +15,9 @@ from tokenprune.budget import Budget
 from tokenprune.hosts.adapter import Adapter
 from tokenprune.hosts.applied import Applied, Outcome
 from tokenprune.hosts.hooks import HostHooks
-from tokenprune.hosts.images import ReducedImages, kept_of
+from tokenprune.hosts.images import count_of
 from tokenprune.hosts.layout import ImageLayout
+from tokenprune.hosts.reduced import ReducedGrids, ReducedImages
 from tokenprune.hosts.videos import Videos
 from tokenprune.method import Method
 from tokenprune.tokens import ReducedTokens
@@ -27,7 +28,8 @@ class Report:
     """What the last forward with images did.
 
     Attributes:
-        tokens_before, tokens_after: per image, or per crop: see `unit`.
+        tokens_before, tokens_after: per image, or per crop: see `unit`. Rows that stand for no
+            token are among the latter.
         merged: per image, tokens averaged into one that remains.
         dropped: per image, tokens of which nothing remains.
         seconds_reducing: time spent on reading attention, scoring, selecting and shortening.
@@ -81,8 +83,10 @@ class Handle:
         """After a prefill, for each row the int64 positions in the original sequence that remain.
 
         Without padding at its ends; logits have these columns. Rows that a method makes of several
-        tokens stand where their center stood, or, where they are no single token's, in the last
-        places of their image: then these are places, and `last` says which tokens were kept.
+        tokens in the layers stand where their center stood. Those that are no single token's, as
+        VisionZip's class token, take the columns of the image's last dropped tokens; those made
+        before the projector lie there in the method's own order. `last` says which tokens were
+        kept.
         """
         return list(self._applied.last.kept_positions)
 
@@ -171,11 +175,7 @@ class Handle:
                 f"{type(self._adapter).__name__} reduces no videos, got their sizes"
             )
         method = self._applied.method
-        layouts = [self._layout(size, source) for size in sizes]
-        return [
-            method.known_count(layout.num_tokens, kept_of(self.budget, layout, method))
-            for layout in layouts
-        ]
+        return [count_of(self.budget, self._layout(size, source), method) for size in sizes]
 
     def _layout(self, size: Any, source: Adapter | Videos) -> ImageLayout:
         if isinstance(size, Integral) or (isinstance(size, Tensor) and size.ndim == 0):
@@ -190,12 +190,12 @@ class Handle:
         """The tokens of the last forward with images: [B images, ...].
 
         A list where images differ in size or in how many of their tokens remain, or consist of
-        several grids; None before any came.
+        several grids; None before any came. Features of methods before the projector are projected.
         """
         outcome = self._applied.last.outcome
         if outcome is None:
             return None
-        results = [group.tokens for group in outcome.images.grids if group.tokens is not None]
+        results = [result for group in outcome.images.grids for result in group.results]
         return results[0] if len(results) == 1 else results
 
     def report(self) -> Report:
@@ -206,14 +206,15 @@ class Handle:
         """
         outcome = self.outcome()
         images = outcome.images
-        merged = merged_per_image(images)
+        merged = per_image(images, lambda group: group.merged)
+        extra = per_image(images, lambda group: torch.full_like(group.merged, group.num_extra))
         before, after = images.tokens_before, images.tokens_after
-        counts = zip(before, after, merged, strict=True)
+        counts = zip(before, after, merged, extra, strict=True)
         return Report(
             tokens_before=before,
             tokens_after=after,
             merged=merged,
-            dropped=[total - kept - joined for total, kept, joined in counts],
+            dropped=[total - (kept - rows) - joined for total, kept, joined, rows in counts],
             seconds_reducing=sum(stopwatch.seconds for stopwatch in outcome.stopwatches),
             kv_cache_bytes_saved=outcome.cache_bytes_saved,
             unit=self._adapter.unit,
@@ -231,20 +232,12 @@ class Handle:
         return outcome
 
 
-def merged_per_image(images: ReducedImages) -> list[int]:
-    """Tokens that are part of a kept token's mean without being that token."""
+def per_image(images: ReducedImages, of_grid: Callable[[ReducedGrids], Tensor]) -> list[int]:
+    """`of_grid` [G] int64 of each group of grids, summed for each image."""
     owner = torch.repeat_interleave(
         torch.arange(len(images.tokens_before)), torch.tensor(images.tokens_before)
     )
-    merged = torch.zeros(len(images.tokens_before), dtype=torch.int64)
+    totals = torch.zeros(len(images.tokens_before), dtype=torch.int64)
     for group in images.grids:
-        if group.tokens is None:
-            continue
-        tokens = group.tokens
-        roots = torch.zeros_like(tokens.assignment, dtype=torch.bool)
-        roots.scatter_(1, tokens.keep_indices, tokens.valid)
-        kept = torch.zeros_like(roots).scatter_(1, tokens.keep_indices, True)
-        joined = roots.gather(1, tokens.assignment) & ~kept
-        crops = owner[group.positions[:, 0].cpu()]
-        merged.index_add_(0, crops, joined.sum(1).cpu())
-    return merged.tolist()
+        totals.index_add_(0, owner[group.positions[:, 0].cpu()], of_grid(group).cpu())
+    return totals.tolist()

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from tokenprune.budget import Budget
-from tokenprune.hosts.images import ReducedGrids, ReducedImages, kept_of
+from tokenprune.hosts.images import kept_of
 from tokenprune.hosts.layout import ImageLayout
+from tokenprune.hosts.reduced import ReducedGrids, ReducedImages
 from tokenprune.method import Method
 from tokenprune.selection import select_tokens
 from tokenprune.tokens import ReducedTokens, VisionTokens

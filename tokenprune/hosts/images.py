@@ -2,101 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from tokenprune.budget import Budget, share_out
-from tokenprune.hosts.crops import tokens_of, without_padding
+from tokenprune.hosts.crops import CropsOfImage, share_of_crop
 from tokenprune.hosts.layout import ImageLayout, TokenGrid
+from tokenprune.hosts.reduced import ReducedGrids, ReducedImages, check_reduced, unpacked, whole
 from tokenprune.hosts.tower import TowerValues
 from tokenprune.method import Method
-from tokenprune.ops import cluster_mean
-from tokenprune.tokens import ReducedTokens, VisionTokens, refuse_extra
-
-
-@dataclass(frozen=True)
-class ReducedGrids:
-    """Grids of one shape and budget, reduced together.
-
-    Attributes:
-        positions: [G, N] int64, the place of each token among all visual tokens of the batch.
-        tokens: of the G grids; None where nothing of them is kept.
-    """
-
-    positions: Tensor
-    tokens: ReducedTokens | None
-
-    @property
-    def kept(self) -> Tensor:
-        """[G, K] places of the kept tokens."""
-        if self.tokens is None:
-            return self.positions[:, :0]
-        return self.positions.gather(1, self.tokens.keep_indices)
-
-    def features(self, like: Tensor) -> Tensor:
-        """[G * K, D]. A slot that stands for no cluster keeps its own token: the count is fixed."""
-        if self.tokens is None:
-            return like[:0]
-        features = self.tokens.features.flatten(0, 1)
-        valid = self.tokens.valid.flatten()[:, None]
-        return torch.where(valid, features, like[self.kept.flatten()])
-
-    def applied_to(self, other: Tensor) -> Tensor:
-        """[P, D'] further features of all visual tokens -> [G * K, D'], reduced in step."""
-        if self.tokens is None:
-            return other[:0]
-        means = cluster_mean(
-            other[self.positions], self.tokens.assignment, self.tokens.keep_indices
-        )
-        valid = self.tokens.valid.flatten()[:, None]
-        return torch.where(valid, means.flatten(0, 1), other[self.kept.flatten()])
-
-
-@dataclass(frozen=True)
-class ReducedImages:
-    """All images of a batch, in the order of their placeholders.
-
-    Attributes:
-        keep: [P] bool over all visual tokens of the batch.
-        grids: what was reduced together.
-        tokens_before, tokens_after: per image.
-    """
-
-    keep: Tensor
-    grids: list[ReducedGrids]
-    tokens_before: list[int]
-    tokens_after: list[int]
-
-    def detached(self) -> ReducedImages:
-        """The same, without what a backward would need."""
-        grids = [
-            grid
-            if grid.tokens is None
-            else replace(grid, tokens=replace(grid.tokens, features=grid.tokens.features.detach()))
-            for grid in self.grids
-        ]
-        return replace(self, grids=grids)
-
-    def places(self) -> Tensor:
-        """[M] int64 ascending: the kept tokens whose features a method has made."""
-        return torch.cat([grid.kept.flatten() for grid in self.grids]).sort().values
-
-    def features(self, features: Tensor) -> Tensor:
-        """[M, D] their features, in that order."""
-        return self._sorted([grid.features(features) for grid in self.grids])
-
-    def applied_to(self, other: Tensor) -> Tensor:
-        """[P, D'] -> [kept, D']: further features of the same tokens, reduced in step."""
-        result = other.clone()
-        result[self.places()] = self._sorted([grid.applied_to(other) for grid in self.grids])
-        return result[self.keep]
-
-    def _sorted(self, parts: list[Tensor]) -> Tensor:
-        order = torch.cat([grid.kept.flatten() for grid in self.grids]).argsort()
-        return torch.cat(parts)[order]
+from tokenprune.tokens import VisionTokens
 
 
 def reduce_images(
@@ -106,6 +24,7 @@ def reduce_images(
     layouts: Sequence[ImageLayout],
     tower: Sequence[TowerValues] | None,
     texts: Sequence[Tensor] | None,
+    project: Callable[[Tensor], Tensor],
 ) -> ReducedImages:
     """Reduces every image to its budget; grids of one shape go through the method together.
 
@@ -114,6 +33,8 @@ def reduce_images(
         layouts: one per image, in order.
         tower: for each image what the method needs of the tower, or None.
         texts: for each image [T, D], the embeddings of its prompt's words, or None.
+        project: [.., D'] -> [.., D], rows of the tower into the space of the features, for methods
+            `before_projector`.
     """
     keep = torch.zeros(len(features), dtype=torch.bool, device=features.device)
     groups: dict[tuple[int, int, int, int, int], list[Grid]] = {}
@@ -134,10 +55,13 @@ def reduce_images(
         # What shows nothing is kept last, in order, where the budget still has room.
         rest = (~shown).nonzero()[:, 0][: num_keep - sum(shares)]
         if method.by_crop:
-            of_image = slice(offset, offset + layout.num_tokens)
-            of_crops = _reduce_by_crop(method, features[of_image], layout, num_keep, read)
-            grids += [replace(grid, positions=grid.positions + offset) for grid in of_crops]
-            rest = (~shown_by(layout, features.device)).nonzero()[:, 0]
+            of_image = features[offset : offset + layout.num_tokens]
+            crops = CropsOfImage(layout, of_image, read)
+            grids += [
+                replace(grid, positions=grid.positions + offset)
+                for grid in crops.reduced(method, num_keep, project)
+            ]
+            rest = crops.beside(method)
         keep[rest + offset] = True
         offset += layout.num_tokens
     for group in groups.items():
@@ -166,6 +90,22 @@ def kept_of(budget: Budget, layout: ImageLayout, method: Method) -> int:
         kept = grid.frames * budget.kept_of(grid.num_tokens // grid.frames)
         return layout.num_tokens if kept == grid.num_tokens else kept
     return budget.kept_of(layout.num_tokens)
+
+
+def count_of(budget: Budget, layout: ImageLayout, method: Method) -> int:
+    """Rows that are left of an image or a video, before it is encoded.
+
+    Raises:
+        NotImplementedError: the number depends on the image.
+    """
+    num_keep = kept_of(budget, layout, method)
+    known = method.known_count(layout.num_tokens, num_keep)
+    if num_keep == layout.num_tokens:
+        return num_keep
+    if not method.by_crop:
+        return known
+    num_crops, num_patches = layout.crops.places.shape
+    return num_crops * method.known_count(num_patches, share_of_crop(num_keep, layout.crops))
 
 
 def grids_of(layout: ImageLayout, method: Method) -> list[TokenGrid]:
@@ -220,82 +160,7 @@ def _reduce_group(
     return [ReducedGrids(positions, result)]
 
 
-def _reduce_by_crop(
-    method: Method, features: Tensor, layout: ImageLayout, num_keep: int, tower: TowerValues | None
-) -> list[ReducedGrids]:
-    """One image's crops, whose budget is dealt to them in equal parts, then as the method does.
-
-    Args:
-        features: [T, D] of the image's tokens.
-        num_keep: of the image.
-        tower: of the image, crop by crop.
-    """
-    crops, everything = layout.crops, torch.arange(len(features), device=features.device)
-    num_crops, num_patches = crops.places.shape
-    if num_keep == len(features):
-        whole_image = whole(VisionTokens(features[None], (1, num_keep)))
-        return [ReducedGrids(everything[None], whole_image)]
-    tokens = tokens_of(crops, features, tower)
-    result = method.reduce(tokens, min(max(num_keep // num_crops, 1), num_patches))
-    places = crops.places.to(features.device)
-    parts = unpacked(type(method).__name__, result, tokens)
-    return [
-        ReducedGrids(of_crop[None, of_crop >= 0], without_padding(one, of_crop))
-        for of_crop, one in zip(places, parts, strict=True)
-    ]
-
-
-def shown_by(layout: ImageLayout, device: torch.device) -> Tensor:
-    """[T] bool: which of an image's tokens are of a patch."""
-    places = layout.crops.places.to(device)
-    shown = torch.zeros(layout.num_tokens, dtype=torch.bool, device=device)
-    shown[places[places >= 0]] = True
-    return shown
-
-
-def unpacked(name: str, result: object, tokens: VisionTokens) -> list[ReducedTokens]:
-    """Each crop's result, checked, of a method that may keep different numbers of tokens."""
-    if not isinstance(result, ReducedTokens):
-        raise TypeError(f"{name} must return ReducedTokens, got {type(result).__name__}")
-    parts = result.unpacked()
-    if len(parts) != len(tokens.features):
-        raise ValueError(f"{name} must reduce {len(tokens.features)} crops, got {len(parts)}")
-    for crop, part in enumerate(parts):
-        check_reduced(name, part, tokens.crop(crop), part.keep_indices.shape[1])
-    return parts
-
-
-def check_reduced(name: str, result: object, tokens: VisionTokens, num_keep: int) -> None:
-    """Raises unless a method, which may be anybody's, has kept what it was asked to keep."""
-    if not isinstance(result, ReducedTokens):
-        raise TypeError(f"{name} must return ReducedTokens, got {type(result).__name__}")
-    refuse_extra(name, result, "apply")
-    batch, num_tokens, width = tokens.features.shape
-    kept, shape = result.keep_indices, tuple(result.features.shape)
-    if tuple(kept.shape) != (batch, num_keep) or shape != (batch, num_keep, width):
-        raise ValueError(
-            f"{name} must keep {num_keep} tokens of each of {batch} images, "
-            f"got keep_indices {list(kept.shape)} and features {list(shape)}"
-        )
-    if bool((kept.diff(dim=1) <= 0).any() | (kept < 0).any() | (kept >= num_tokens).any()):
-        raise ValueError(f"{name} must give keep_indices ascending and below {num_tokens}")
-
-
 def _stack(parts: list[Tensor | None], like: Tensor) -> Tensor | None:
     """All there or none."""
     present = [part for part in parts if part is not None]
     return torch.stack(present).to(like.device) if present else None
-
-
-def whole(tokens: VisionTokens) -> ReducedTokens:
-    """Every token kept as it is."""
-    batch, num_tokens, _ = tokens.features.shape
-    everyone = torch.arange(num_tokens, device=tokens.features.device).repeat(batch, 1)
-    return ReducedTokens(
-        features=tokens.features,
-        keep_indices=everyone,
-        valid=torch.ones_like(everyone, dtype=torch.bool),
-        assignment=everyone,
-        scores=torch.zeros(batch, num_tokens, device=tokens.features.device),
-        grid_size=tokens.grid_size,
-    )

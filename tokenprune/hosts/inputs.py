@@ -25,7 +25,6 @@ from tokenprune.hosts.sequence import edge_padding
 from tokenprune.hosts.tower import needs_of_tower
 from tokenprune.hosts.videos import IMAGE, VIDEO, Modality, Videos
 from tokenprune.log import refuse
-from tokenprune.method import OF_TOWER
 
 
 @dataclass
@@ -342,7 +341,8 @@ def find_encoded(
             "fit it"
         )
     if missing := set(needs_of_tower(applied.method)) - {*encoded.needs}:
-        names = ", ".join(name for name in OF_TOWER if name in {need.name for need in missing})
+        needed = [need.name for need in needs_of_tower(applied.method) if need in missing]
+        names = ", ".join(dict.fromkeys(needed))
         raise ValueError(
             f"{type(applied.method).__name__} needs {names} of the vision tower, "
             f"got {name}s that were encoded before; pass {modality.pixels}"

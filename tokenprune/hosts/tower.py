@@ -30,10 +30,17 @@ from tokenprune.tokens import BY_LAYER
 
 
 class Need(NamedTuple):
-    """A field of `VisionTokens` that a method needs of the tower, and the layer that it names."""
+    """A field of `VisionTokens` that a method needs of the tower.
+
+    Attributes:
+        name: of the field; "features" where they are the projector's input.
+        layer: that the method names.
+        by_crop: it is handed crop by crop, see `Method.by_crop`.
+    """
 
     name: str
     layer: int | None = None
+    by_crop: bool = False
 
 
 def needs_of_tower(method: Method) -> tuple[Need, ...]:
@@ -42,7 +49,8 @@ def needs_of_tower(method: Method) -> tuple[Need, ...]:
     Raises:
         ValueError: a field that comes from a layer, and no layer or, of keys or queries, several.
     """
-    needs: list[Need] = []
+    by_crop = method.by_crop
+    needs = [Need("features", None, by_crop)] if method.before_projector else []
     for name in OF_TOWER:
         layers = method.tower_layers.get(name, ()) if name in OF_TOWER_LAYER else (None,)
         if name not in method.needs:
@@ -53,7 +61,7 @@ def needs_of_tower(method: Method) -> tuple[Need, ...]:
                 f"{type(method).__name__}.tower_layers must name {number} for {name}, "
                 f"got {list(layers)}"
             )
-        needs += [Need(name, layer) for layer in layers]
+        needs += [Need(name, layer, by_crop) for layer in layers]
     return tuple(needs)
 
 
@@ -249,8 +257,10 @@ class TowerReader:
             for need in self.needs:
                 if need.name in OF_ATTENTION:
                     read[need] = self._attention_of_images(need, sizes)
+                elif need.name == "features":
+                    read[need] = self._projected_states(output, arguments, sizes)
                 elif need.name == "cls":
-                    read[need] = list(source.class_tokens(output, arguments))
+                    read[need] = self._class_tokens(output, arguments, sizes)
                 else:
                     values = self._joined(need)
                     read[need] = (
@@ -279,6 +289,26 @@ class TowerReader:
             return self._source.token_attention(received, sizes)
         of_images = self._adapter.crop_values(received[:, :, None], sizes)
         return [image[..., 0] for image in of_images]
+
+    def _projected_states(
+        self, output: Any, arguments: Mapping[str, Any], sizes: Sequence[Any]
+    ) -> list[Tensor]:
+        """For each image [crops, patches, D'], what the projector takes."""
+        states = self._adapter.projected_states(output, arguments)
+        return self._adapter.crop_values(states[:, self._num_prefix_tokens :], sizes)
+
+    def _class_tokens(
+        self, output: Any, arguments: Mapping[str, Any], sizes: Sequence[Any]
+    ) -> list[Tensor]:
+        """For each image [D], or [crops, D]; as the tower has them before the projector."""
+        if not self._by_crop:
+            return list(self._source.class_tokens(output, arguments))
+        adapter = self._adapter
+        if any(need.name == "features" for need in self.needs):
+            tokens = adapter.projected_states(output, arguments)[:, :1]
+        else:
+            tokens = adapter.class_tokens(output, arguments)[:, None]
+        return [image[:, 0] for image in adapter.crop_values(tokens, sizes)]
 
     def _num_heads(self, read: Mapping[Need, Sequence[Tensor]]) -> int:
         """That lie side by side in keys and queries; 1 where none are read."""

@@ -6,13 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from tokenprune.hosts.layout import ImageLayout
 
 PROJECTIONS = {"keys": "k_proj", "queries": "q_proj"}  # what towers call them
 # One number per patch, read of a layer's queries and keys on their way to the softmax.
-OF_ATTENTION = ("attention", "received", "cls_logits")
+OF_ATTENTION = ("attention", "received", "cls_logits", "single_head_attention")
 
 
 class TowerOfHost(ABC):
@@ -42,9 +43,9 @@ class TowerOfHost(ABC):
 
         "text" is the prompt's other words, as the language model embeds them. By default the rest
         is what the tower has: "attention", "received" and "hidden_states" where it is a list of
-        layers, "cls_logits" where it has a class token, "keys" and "queries" where a layer has
-        projections that `projection` knows. An adapter that maps attention alone, by a
-        `token_attention` of its own, offers attention alone.
+        layers, "cls_logits" and "single_head_attention" where it has a class token, "keys" and
+        "queries" where a layer has projections that `projection` knows. An adapter that maps
+        attention alone, by a `token_attention` of its own, offers nothing but attention.
         """
         offered = {"features", "text"}
         try:
@@ -53,13 +54,24 @@ class TowerOfHost(ABC):
             return frozenset(offered)
         offered |= {"attention", "received"}
         if self.num_prefix_tokens:
-            offered.add("cls_logits")
+            offered |= {"cls_logits", "single_head_attention"}
         own = type(self)
         maps_vectors = own.token_values is not TowerOfHost.token_values
         if maps_vectors or own.token_attention is TowerOfHost.token_attention:
             offered.add("hidden_states")
             offered |= {name for name in PROJECTIONS if self.projection(attention, name)}
         return frozenset(offered)
+
+    @property
+    def offers_by_crop(self) -> frozenset[str]:
+        """The same for methods `by_crop`; crops have a class token each, where it is projected."""
+        has_class_token = self.projects and self.num_prefix_tokens > 0
+        return self.offers | ({"cls"} if has_class_token else set())
+
+    @property
+    def projects(self) -> bool:
+        """Whether what projects patches takes a row by itself, see `project`."""
+        return False
 
     @property
     def vision_tower(self) -> nn.Module:
@@ -121,17 +133,29 @@ class TowerOfHost(ABC):
         """
         return [image[None] for image in self.token_values(values, sizes)]
 
-    def class_tokens(self, output: Any, arguments: Mapping[str, Any]) -> Tensor:
-        """[images, D]: the class token's output of each image, in the space of the features.
-
-        Only where `offers` has "cls": the image has one class token, and what projects patches
-        takes a token by itself.
+    def projected_states(self, output: Any, arguments: Mapping[str, Any]) -> Tensor:
+        """[crops, prefix tokens + patches, D']: what the projector takes, the class token's too.
 
         Args:
             output: of `get_image_features`.
             arguments: of `get_image_features`.
         """
-        raise NotImplementedError(f"{type(self).__name__} hands over no class token")
+        chosen = arguments.get("vision_feature_layer")
+        chosen = self.config.vision_feature_layer if chosen is None else chosen
+        layers = [chosen] if isinstance(chosen, int) else chosen
+        return torch.cat([output.hidden_states[layer] for layer in layers], dim=-1)
+
+    def project(self, rows: Tensor) -> Tensor:
+        """[.., D'] -> [.., D], into the space of the features; where the host `projects`."""
+        projected: Tensor = self.model.multi_modal_projector(rows)
+        return projected
+
+    def class_tokens(self, output: Any, arguments: Mapping[str, Any]) -> Tensor:
+        """[crops, D]: each crop's class token, in the space of the features.
+
+        Only where the host `projects`, and its tower has one.
+        """
+        return self.project(self.projected_states(output, arguments)[:, 0])
 
 
 def pool_patches(values: Tensor, rows: int, cols: int) -> Tensor:

@@ -92,10 +92,10 @@ def verify(
                 f"{name} makes rows of several tokens in the language model's layers, which the "
                 "whole model with masked tokens does not"
             )
-        if method.renumbers:
-            raise NotImplementedError(
-                f"{name} numbers positions anew, which the whole model with masked tokens does not"
-            )
+    if method.renumbers:
+        raise NotImplementedError(
+            f"{name} numbers positions anew, which the whole model with masked tokens does not"
+        )
     with torch.no_grad(), restored(adapter.model, adapter.conversation_state):
         runs = Runs(host, adapter, given, method, new_tokens)
         return Proof(runs, name, keep_ratio).report()

@@ -12,13 +12,14 @@ from torch.nn import functional
 from tokenprune.method import Method
 from tokenprune.ops.common.checks import check_choice, check_int
 from tokenprune.ops.common.precision import wide_dtype
-from tokenprune.selection import best, merge_tokens, rows
+from tokenprune.selection import merge_tokens, rows
 from tokenprune.tokens import ReducedTokens, VisionTokens
 
 KEY_LAYER = -1  # of the tower
 OFFICIAL = "faithful to 42Shawn/LLaVA-PruMerge@097c041"
 FIXED_COUNT = "a budget for outliers"  # which the official code has too, as an option
 SEVERAL_HEADS = "attention of several heads for one as wide"
+OFFICIAL_NEIGHBORS = 32
 SMALLEST_WEIGHT = 1e-6  # a token that nobody looks at still counts where it is alone
 
 
@@ -28,8 +29,9 @@ class PruMerge(Method):
 
     By default a merged token is the mean of its members, weighted by their attention, and clusters
     do not overlap. The paper's code compares attention keys, adds to each kept token the
-    attention-weighted sum of its 32 nearest, and adds one row for all that is not kept; four
-    options follow it: `PruMerge(compared="keys", neighbors=32, keep_rest=True, adaptive=True)`.
+    attention-weighted sum of its 32 nearest, and adds one row for all that is not kept.
+    `PruMerge(official=True)` is the paper's code: in models tokens then merge before the projector,
+    and rows come in its order, by attention, the one for the rest last.
 
     Attributes:
         compared: "features"; or "keys", those of the tower's last layer, all heads side by side.
@@ -41,6 +43,8 @@ class PruMerge(Method):
         adaptive: a crop keeps as many tokens as have outlying attention (above the third quartile
             by 1.5 interquartile ranges), at least one and at most the budget. Slots then lie
             packed.
+        official: as the official code: compared="keys", neighbors=32, keep_rest=True,
+            adaptive=True, before the projector, by the attention of one head as wide as all.
 
     Formula:
         $S = \operatorname{top}_K(a)$ by attention. With $\kappa_i$ the features or keys, every
@@ -68,11 +72,11 @@ class PruMerge(Method):
         - `adaptive` finds no outliers: one token is left of a crop.
 
     Faithful:
-        With the four options above and the official attention given, kept tokens equal the recorded
-        ones and merged rows agree to 1e-5 in three cases
-        (`tests/tokenprune/test_replay.py`). The departure that
-        no option lifts: the official attention is that of one head as wide as all heads in the last
-        layer, here it is what the host reads. The official default forward is `prumergeplus`.
+        With `official=True`, or its options and the official attention given, kept tokens equal the
+        recorded ones and merged rows agree to 1e-5 in three cases
+        (`tests/tokenprune/test_replay.py`); LLaVA says what it says with rows that are written out
+        from the paper (`tests/tokenprune/test_official.py`). The official code has no form for
+        images of several crops, hosts that have them refuse. Its default forward is `prumergeplus`.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("attention",)
@@ -87,8 +91,12 @@ class PruMerge(Method):
     neighbors: int | None = None
     keep_rest: bool = False
     adaptive: bool = False
+    official: bool = False
 
     def __post_init__(self) -> None:
+        if self.official:
+            self.compared, self.neighbors = "keys", OFFICIAL_NEIGHBORS
+            self.keep_rest = self.adaptive = True
         check_choice("compared", self.compared, ("features", "keys"))
         if self.neighbors is not None:
             check_int("neighbors", self.neighbors, low=1)
@@ -98,20 +106,26 @@ class PruMerge(Method):
             "clusters do not overlap": self.neighbors is None,
             "no extra token": not self.keep_rest,
             FIXED_COUNT: not self.adaptive,
-            SEVERAL_HEADS: True,
+            SEVERAL_HEADS: not self.official,
         }
         departing = [words for words, departs in departures.items() if departs]
+        attention = "single_head_attention" if self.official else "attention"
         self.declare(
-            needs=("attention", "keys") if by_keys else ("attention",),
+            needs=(attention, "keys") if by_keys else (attention,),
             tower_layers={"keys": (KEY_LAYER,)} if by_keys else {},
-            approximates="; ".join(departing),
+            approximates="; ".join(departing) or None,
             faithful=OFFICIAL if {*departing} <= {FIXED_COUNT, SEVERAL_HEADS} else "variant",
+            by_crop=self.official,
+            before_projector=self.official,
+            renumbers=self.official,
         )
 
     def count(self, num_tokens: int, num_keep: int) -> int | None:
         return None if self.adaptive else num_keep + self.keep_rest
 
     def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
+        if self.official:
+            tokens = replace(tokens, attention=tokens.single_head_attention)
         assert tokens.attention is not None  # it is in `needs`
         attention = tokens.attention.detach()
         if self.count(attention.shape[1], num_keep) is not None:
@@ -125,8 +139,8 @@ class PruMerge(Method):
         return ReducedTokens.pack(parts)
 
     def _kept(self, attention: Tensor, num_keep: int) -> Tensor:
-        """[B, N] -> [B, num_keep], the tokens that others merge into, ascending."""
-        return best(attention, num_keep)
+        """[B, N] -> [B, num_keep], the tokens that others merge into, in the official order."""
+        return attention.argsort(dim=1, descending=True, stable=True)[:, :num_keep]
 
     def _shares(self, attention: Tensor) -> list[float]:
         """[B, N] -> the share of each crop's tokens whose attention is outlying."""
@@ -135,11 +149,13 @@ class PruMerge(Method):
     def _kept_by_share(self, attention: Tensor, share: float, num_keep: int) -> Tensor:
         """[1, N] -> [1, M], as many as a share of the tokens, at most `num_keep`."""
         # The official code floors the product, which may lie a rounding error below a whole number.
-        return best(attention, min(max(int(attention.shape[1] * share), 1), num_keep))
+        return PruMerge._kept(
+            self, attention, min(max(int(attention.shape[1] * share), 1), num_keep)
+        )
 
-    def _merged(self, tokens: VisionTokens, kept: Tensor) -> ReducedTokens:
+    def _merged(self, tokens: VisionTokens, chosen: Tensor) -> ReducedTokens:
         assert tokens.attention is not None  # it is in `needs`
-        weights = tokens.attention.detach()
+        weights, kept = tokens.attention.detach(), chosen.sort(dim=1).values
         compared = tokens.features if self.compared == "features" else tokens.keys
         assert compared is not None  # it is in `needs`
         if self.neighbors is None:
@@ -152,7 +168,19 @@ class PruMerge(Method):
         dtype = wide_dtype(tokens.features.dtype)
         left = tokens.attention.detach().scatter(1, kept, 0)[:, None]  # [B, 1, N]
         rest = left.to(dtype) @ tokens.features.to(dtype)
-        return replace(result, extra=rest.to(tokens.features.dtype))
+        return replace(
+            result,
+            extra=rest.to(tokens.features.dtype),
+            order=order_of(kept, chosen) if self.official else None,
+        )
+
+
+def order_of(kept: Tensor, chosen: Tensor) -> Tensor:
+    """[R] int64: of the slots [B, K], ascending, as they were chosen, and each crop's last row."""
+    slots = torch.searchsorted(kept, chosen.contiguous())
+    per_crop = torch.nn.functional.pad(slots, (0, 1), value=kept.shape[1])
+    first = torch.arange(len(kept), device=kept.device)[:, None] * per_crop.shape[1]
+    return (per_crop + first).flatten()
 
 
 def num_outliers(attention: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.methods.prumerge import PruMerge
-from tokenprune.selection import best, others
+from tokenprune.selection import others
 
 ATTENDED = 1 / 4  # of the budget: the official steps bring three tokens for each attended one
 
@@ -18,12 +18,11 @@ class PruMergePlus(PruMerge):
     r"""Keeps tokens of high attention and tokens at equal steps, and merges the others into them.
 
     As `prumerge`, with tokens spread over the image beside the attended ones (section 3.4). The
-    official code decides the number by the data:
-    `PruMergePlus(compared="keys", neighbors=32, keep_rest=True, adaptive=True)`. By default the
+    official code decides the number by the data: `PruMergePlus(official=True)`. By default the
     budget holds, a quarter of it for attended tokens.
 
     Attributes:
-        compared, neighbors, keep_rest: as of `prumerge`.
+        compared, neighbors, keep_rest, official: as of `prumerge`.
         ratio: the official share of attended tokens where it is fixed; else None. Steps follow as
             under `adaptive`.
         adaptive: tokens of outlying attention, and others at the official steps, as long as they
@@ -49,10 +48,10 @@ class PruMergePlus(PruMerge):
         - `adaptive` finds many outliers: steps get short, and most tokens stay.
 
     Faithful:
-        With the four options above and the official attention given, kept tokens equal the recorded
-        ones and merged rows agree to 1e-4 in one case (`tests/tokenprune/test_replay.py`). The
-        official code is written for 576 tokens; here the steps end at $N - 1$ for any N. As for
-        `prumerge`, the attention is what the host reads.
+        With `official=True` kept tokens equal the recorded ones and merged rows agree to 1e-4 in
+        one case (`tests/tokenprune/test_replay.py`); LLaVA as for `prumerge`
+        (`tests/tokenprune/test_official.py`). The official code is written for 576 tokens; here
+        the steps end at $N - 1$ for any N.
     """
 
     ratio: float | None = None
@@ -71,18 +70,19 @@ class PruMergePlus(PruMerge):
         return super()._shares(attention) if self.ratio is None else [self.ratio] * len(attention)
 
     def _kept(self, attention: Tensor, num_keep: int) -> Tensor:
-        attended = best(attention, max(1, int(num_keep * ATTENDED)))
+        attended = super()._kept(attention, max(1, int(num_keep * ATTENDED)))
         left = num_keep - attended.shape[1]
         if not left:
             return attended
         rest = others(attended, attention.shape[1])
         places = torch.arange(left, device=attention.device) * rest.shape[1] // left
-        return torch.cat([attended, rest[:, places]], 1).sort(1).values
+        return torch.cat([attended, rest[:, places]], 1)
 
     def _kept_by_share(self, attention: Tensor, share: float, num_keep: int) -> Tensor:
         num_tokens = attention.shape[1]
         attended = super()._kept_by_share(attention, share, num_tokens)
         step = max(1, int(1 / share) // 3) if share else num_tokens
         spread = torch.arange(0, max(num_tokens - 1, 1), step, device=attention.device)
-        kept = torch.cat([attended[0], spread]).unique()[None]  # ascending
+        added = spread[~torch.isin(spread, attended)]
+        kept = torch.cat([attended, added[None]], 1)
         return kept if kept.shape[1] <= num_keep else self._kept(attention, num_keep)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from tokenprune.method import Method
 from tokenprune.ops.common.checks import check_choice
@@ -25,8 +26,10 @@ class VisionZip(Method):
     other token joins the target it is most similar to. The paper's code compares attention keys,
     adds the mean of a target's members to the target, and keeps the class token. By default the
     features are compared, a contextual token is the mean of its target and its members, and the
-    class token is left out; three options follow the paper's code:
-    `VisionZip(compared="keys", merging="sum", keep_cls=True)`.
+    class token is left out. `VisionZip(official=True)` is the paper's code: in models tokens then
+    merge before the projector, crop by crop, and rows come in its order: the class token, dominant
+    tokens, contextual tokens; of LLaVA-NeXT's tiles the dominant tokens row by row of the mosaic,
+    then all class tokens, then all contextual tokens.
 
     Attributes:
         contextual_ratio: share of the budget that goes to contextual tokens, from 0 to below 1;
@@ -35,6 +38,8 @@ class VisionZip(Method):
         merging: "mean", or "sum": the target plus the mean of its members, as the paper's code has
             it. A sum is longer than a token: features that are all equal come out twice as large.
         keep_cls: the class token comes out too, as an extra row beside the budget.
+        official: as the official code: compared="keys", merging="sum", keep_cls=True, before the
+            projector. An image's budget is dealt to the tower's crops in equal parts.
 
     Formula:
         With $\gamma$ = `contextual_ratio`, $K_c = \min(\lfloor \gamma K + 1/2 \rfloor, K - 1)$ and
@@ -63,9 +68,9 @@ class VisionZip(Method):
         - `merging="sum"`: contextual tokens are about twice as long as others.
 
     Faithful:
-        With the three options above the tokens equal those recorded from the official code to 1e-5
-        in three cases (`tests/tokenprune/test_replay.py`). The
-        departure that no option lifts: under `tokenprune.apply` tokens merge after the projector.
+        With `official=True` the tokens equal those recorded from the official code to 1e-5 in three
+        cases (`tests/tokenprune/test_replay.py`), and LLaVA and LLaVA-NeXT say what they say with
+        rows that are written out from the paper (`tests/tokenprune/test_official.py`).
     """
 
     needs: ClassVar[tuple[str, ...]] = ("attention",)
@@ -79,8 +84,11 @@ class VisionZip(Method):
     compared: str = "features"
     merging: str = "mean"
     keep_cls: bool = False
+    official: bool = False
 
     def __post_init__(self) -> None:
+        if self.official:
+            self.compared, self.merging, self.keep_cls = "keys", "sum", True
         if not 0 <= self.contextual_ratio < 1:
             raise ValueError(f"contextual_ratio must lie in [0, 1), got {self.contextual_ratio}")
         check_choice("compared", self.compared, ("features", "keys"))
@@ -91,14 +99,17 @@ class VisionZip(Method):
             "features for keys": not by_keys,
             "means for sums": self.merging == "mean",
             "the class token is left out": not self.keep_cls,
-            AFTER_THE_PROJECTOR: True,
+            AFTER_THE_PROJECTOR: not self.official,
         }
         departing = [words for words, departs in departures.items() if departs]
         self.declare(
             needs=tuple(name for name, needed in wanted.items() if needed),
             tower_layers={"keys": (KEY_LAYER,)} if by_keys else {},
-            approximates="; ".join(departing),
-            faithful=OFFICIAL if departing == [AFTER_THE_PROJECTOR] else "variant",
+            approximates="; ".join(departing) or None,
+            faithful=OFFICIAL if {*departing} <= {AFTER_THE_PROJECTOR} else "variant",
+            by_crop=self.official,
+            before_projector=self.official,
+            renumbers=self.official,
         )
 
     def count(self, num_tokens: int, num_keep: int) -> int:
@@ -109,12 +120,20 @@ class VisionZip(Method):
         if not self.keep_cls:
             return result
         assert tokens.cls is not None  # it is in `needs`
-        return replace(result, extra=tokens.cls[:, None])
+        num_contextual = self._num_contextual(num_keep)
+        return replace(
+            result,
+            extra=tokens.cls[:, None],
+            order=official_order(tokens, result, num_contextual) if self.official else None,
+        )
+
+    def _num_contextual(self, num_keep: int) -> int:
+        return min(int(num_keep * self.contextual_ratio + 0.5), num_keep - 1)
 
     def _merged(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
         assert tokens.attention is not None  # it is in `needs`
         attention = tokens.attention
-        num_contextual = min(int(num_keep * self.contextual_ratio + 0.5), num_keep - 1)
+        num_contextual = self._num_contextual(num_keep)
         dominant = best(attention, num_keep - num_contextual)
         rest = others(dominant, tokens.features.shape[1])
         if not num_contextual:  # nothing to merge into: the rest is dropped
@@ -130,3 +149,31 @@ class VisionZip(Method):
         result = merge_tokens(tokens, kept, targets, attention, 1 - is_target, compared)
         added = rows(tokens.features, kept) * is_target.gather(1, kept)[..., None]
         return replace(result, features=result.features + added.to(result.features.dtype))
+
+
+def official_order(tokens: VisionTokens, result: ReducedTokens, num_contextual: int) -> Tensor:
+    """[R] int64: class token, dominant, contextual; tiles together, as `VisionZip` says.
+
+    Args:
+        result: [B, K], whose one extra row is the class token.
+    """
+    assert tokens.attention is not None  # it is in `needs`
+    kept = result.keep_indices
+    num_crops, num_keep = kept.shape
+    # Contextual tokens are those kept that were not among the best.
+    dominant = best(tokens.attention, num_keep - num_contextual)
+    is_dominant = torch.zeros_like(tokens.attention).scatter(1, dominant, 1).gather(1, kept) > 0
+    number = torch.arange(num_crops * (num_keep + 1), device=kept.device).view(num_crops, -1)
+    slots, cls = number[:, :num_keep], number[:, num_keep]
+    if tokens.crop_grid is None or num_crops == 1:
+        parts = zip(cls.split(1), slots, is_dominant, strict=True)
+        return torch.cat([torch.cat([one, row[of], row[~of]]) for one, row, of in parts])
+    tiles, of = slots[1:], is_dominant[1:]
+    row, col = (kept[1:] // tokens.grid_size[1], kept[1:] % tokens.grid_size[1])
+    tile = torch.arange(num_crops - 1, device=kept.device)[:, None]
+    row = row + tile // tokens.crop_grid[1] * tokens.grid_size[0]
+    col = col + tile % tokens.crop_grid[1] * tokens.grid_size[1]
+    place = row * tokens.crop_grid[1] * tokens.grid_size[1] + col
+    dominant_tiles = tiles[of][place[of].argsort()]
+    first = torch.cat([cls[:1], slots[0][is_dominant[0]], slots[0][~is_dominant[0]]])
+    return torch.cat([first, dominant_tiles, cls[1:], tiles[~of]])

@@ -103,10 +103,15 @@ def second_turn(
     assert (short - whole).abs().max() > 2 * TOLERANCE, "hiding tokens changes nothing"
 
 
+def words_of_two_turns(rows: int) -> Tensor:
+    """[rows, T]: an answer, a question after it, and the answer to that."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(5, 90, (rows, 2 * NEW + ASKED), generator=generator)
+
+
 def two_turns(host: Host, inputs: dict[str, Any]) -> Tensor:
     """[B, T, V] logits of an answer, and of one to a question after it; both are given."""
-    generator = torch.Generator().manual_seed(0)
-    words = torch.randint(5, 90, (len(inputs["input_ids"]), 2 * NEW + ASKED), generator=generator)
+    words = words_of_two_turns(len(inputs["input_ids"]))
     answer, asked, last = words.split([NEW, ASKED, NEW], 1)
     length = inputs["input_ids"].shape[1]
     first = said(host, inputs, answer, length)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from tokenprune.hosts.adapter import Adapter
@@ -63,6 +62,10 @@ class Llava(Adapter):
         without = set(OF_ATTENTION) if self.is_pixtral else set()
         return (super().offers | ({"cls"} if self.num_prefix_tokens else set())) - without
 
+    @property
+    def projects(self) -> bool:
+        return not self.is_pixtral
+
     def why_not(self, method: Method) -> str | None:
         needed = [name for name in OF_ATTENTION if name in method.needs]
         if self.is_pixtral and needed:
@@ -76,10 +79,3 @@ class Llava(Adapter):
             return list(values[0].split([self.layout(size).num_tokens for size in sizes]))
         (grid,) = self.layout(None).grids
         return list(values[:, -grid.num_tokens :])
-
-    def class_tokens(self, output: Any, arguments: Mapping[str, Any]) -> Tensor:
-        chosen = arguments.get("vision_feature_layer")
-        chosen = self.config.vision_feature_layer if chosen is None else chosen
-        layers = [chosen] if isinstance(chosen, int) else chosen
-        states = [output.hidden_states[layer][:, 0] for layer in layers]
-        return self.model.multi_modal_projector(torch.cat(states, dim=-1))

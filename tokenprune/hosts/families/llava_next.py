@@ -90,6 +90,15 @@ class LlavaNext(Adapter):
             self.pack(image, size, newline=None) for image, size in zip(crops, sizes, strict=True)
         ]
 
+    @property
+    def offers(self) -> frozenset[str]:
+        # Of PruMerge, whose official code has no form for an image of several crops.
+        return super().offers - {"single_head_attention"}
+
+    @property
+    def projects(self) -> bool:
+        return True
+
     def crop_values(self, values: Tensor, sizes: Sequence[Any]) -> list[Tensor]:
         return list(values.split([self.num_crops(size) for size in sizes]))
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from tokenprune.hosts.compat import check_language_model, past_length
-from tokenprune.hosts.images import ReducedImages
 from tokenprune.hosts.recurrent import KINDS, MASKS, mixers
+from tokenprune.hosts.reduced import ReducedImages
 
 
 def hide(mask: Any, hidden: Tensor, like: Tensor, *, in_layer: bool) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor
 from tokenprune.hosts.adapter import Adapter
 from tokenprune.hosts.compat import attention_implementation, check_language_model
 from tokenprune.hosts.handle import Handle
-from tokenprune.hosts.images import ReducedImages
+from tokenprune.hosts.reduced import ReducedImages
 from tokenprune.hosts.sequence import edge_padding
 from tokenprune.hosts.verifying.hidden import (
     absent,

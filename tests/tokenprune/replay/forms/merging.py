@@ -33,17 +33,13 @@ def visionzip(case: Recorded) -> Iterator[Compared]:
     method = get_method(
         "visionzip",
         contextual_ratio=contextual / (dominant + contextual),
-        compared="keys",
-        merging="sum",
-        keep_cls=True,
+        official=True,
     )
     result = method.reduce(tokens, dominant + contextual)
     assert result.extra is not None  # the class token
     official = torch.cat([case.official("dominant"), case.official("targets")])
-    kept = result.keep_indices[0]
-    yield "kept", kept, official.sort().values
-    rows = result.features[0, slots_of(kept, official)]
-    yield "tokens", torch.cat([result.extra[0], rows]), case.official("tokens")
+    yield "kept", result.keep_indices[0], official.sort().values
+    yield "tokens", result.rows[0, result.order], case.official("tokens")
 
 
 def tome(case: Recorded) -> Iterator[Compared]:
@@ -85,9 +81,17 @@ def prumerge(case: Recorded) -> Iterator[Compared]:
     queries, keys = (case.given(name)[None, None] for name in ("queries", "keys"))  # one head
     attention = ops.cls_attention(queries, keys)[0, :, 1:]
     yield "attention", attention[0], case.official("cls_attention")
-    tokens = VisionTokens(hidden[:, 1:], (1, num_tokens), attention=attention, keys=keys[0, :, 1:])
+    tokens = VisionTokens(
+        hidden[:, 1:],
+        (1, num_tokens),
+        attention=attention,
+        single_head_attention=attention,
+        keys=keys[0, :, 1:],
+    )
     adaptive, ratio = case.options["if_adaptive"], case.options["reduction_ratio"]
-    official = {"compared": "keys", "neighbors": 32, "keep_rest": True, "adaptive": adaptive}
+    official = {"official": True}
+    if not adaptive:
+        official = {"compared": "keys", "neighbors": 32, "keep_rest": True}
     num_keep = num_tokens if adaptive else int(num_tokens * ratio)
     if case.method == "prumergeplus" and not adaptive:
         official["ratio"], num_keep = ratio, num_tokens
@@ -95,7 +99,12 @@ def prumerge(case: Recorded) -> Iterator[Compared]:
     if adaptive:
         ratio = int(num_outliers(attention)) / num_tokens
     yield "ratio", torch.tensor([ratio]), case.official("ratio")
-    yield from rows_and_rest(result, case)
+    if adaptive:
+        yield "kept", result.keep_indices, case.official("slots").sort().values
+        rows = torch.cat([result.features, result.extra[0]])
+        yield "tokens", rows[result.order], case.official("tokens")
+    else:
+        yield from rows_and_rest(result, case)
 
 
 def rows_and_rest(result: ReducedTokens, case: Recorded) -> Iterator[Compared]:
