@@ -12,7 +12,14 @@ from torch import Tensor
 
 from benchmarks.baselines.attention_dense import attention_received_dense, cls_attention_dense
 from benchmarks.baselines.background_anchored_dense import background_anchored_dense
-from benchmarks.baselines.greedy_loops import dpp_loop, dpp_steps, max_min_loop, max_min_steps
+from benchmarks.baselines.greedy_loops import (
+    coverage_dense,
+    dpp_loop,
+    dpp_steps,
+    max_min_loop,
+    max_min_steps,
+    mmr_loop,
+)
 from tokenprune import ops
 
 BASELINE = "dense"
@@ -71,13 +78,14 @@ def max_min_inputs(
     return {"features": features, "num_keep": num_keep}
 
 
-def dpp_inputs(
-    crops: int, num_tokens: int, width: int, num_keep: int, dtype: torch.dtype
+def weighed_inputs(
+    crops: int, num_tokens: int, width: int, num_keep: int, dtype: torch.dtype, *, name: str
 ) -> dict[str, Any]:
+    """As `max_min_inputs`, and under `name` a weight from 0.5 to 1.5 of each token."""
     inputs = max_min_inputs(crops, num_tokens, width, num_keep, dtype)
     generator = torch.Generator().manual_seed(1)
-    quality = torch.rand(crops, num_tokens, generator=generator) + 0.5
-    return inputs | {"quality": quality.to(dtype)}
+    weights = torch.rand(crops, num_tokens, generator=generator) + 0.5
+    return inputs | {name: weights.to(dtype)}
 
 
 @dataclass(frozen=True)
@@ -122,13 +130,15 @@ class Kept(NamedTuple):
     keep_indices: Tensor
 
 
-GREEDY = ("max_min_select", "dpp_select")
+GREEDY = ("max_min_select", "dpp_select", "coverage_select", "mmr_select")
 INPUTS: dict[str, Callable[..., dict[str, Any]]] = {
     "background_anchored": background_anchored_inputs,
     "cls_attention": attention_inputs,
     "attention_received": attention_inputs,
     "max_min_select": max_min_inputs,
-    "dpp_select": dpp_inputs,
+    "dpp_select": functools.partial(weighed_inputs, name="quality"),
+    "coverage_select": functools.partial(weighed_inputs, name="weights"),
+    "mmr_select": functools.partial(weighed_inputs, name="relevance"),
 }
 IMPLEMENTATIONS: dict[str, dict[str, Callable[..., Any]]] = {
     "background_anchored": {
@@ -159,6 +169,16 @@ IMPLEMENTATIONS: dict[str, dict[str, Callable[..., Any]]] = {
         "reference": functools.partial(ops.dpp_select, impl="reference"),
         "triton": functools.partial(ops.dpp_select, impl="triton"),
     },
+    "coverage_select": {
+        BASELINE: coverage_dense,
+        "reference": functools.partial(ops.coverage_select, impl="reference"),
+        "triton": functools.partial(ops.coverage_select, impl="triton"),
+    },
+    "mmr_select": {
+        BASELINE: mmr_loop,
+        "reference": functools.partial(ops.mmr_select, impl="reference"),
+        "triton": functools.partial(ops.mmr_select, impl="triton"),
+    },
 }
 
 CPU_CASES = (
@@ -171,6 +191,10 @@ CPU_CASES = (
     Case("dpp_select", (1, 576, 1024, 64), torch.float32),
     Case("dpp_select", (64, 576, 1024, 64), torch.float32),
     Case("dpp_select", (64, 576, 128, 64), torch.float32),
+    Case("coverage_select", (1, 576, 1024, 64), torch.float32),
+    Case("coverage_select", (64, 576, 1024, 64), torch.float32),
+    Case("mmr_select", (1, 576, 1024, 64), torch.float32),
+    Case("mmr_select", (64, 576, 1024, 64), torch.float32),
 )
 GPU_CASES = (
     Case("background_anchored", (576, (24, 24), 1024, 24), torch.bfloat16),
@@ -186,6 +210,10 @@ GPU_CASES = (
     Case("max_min_select", (1, 576, 1024, 64), torch.float32),
     Case("dpp_select", (64, 576, 1024, 64), torch.float32),
     Case("dpp_select", (1, 576, 1024, 64), torch.float32),
+    Case("coverage_select", (64, 576, 1024, 64), torch.float32),
+    Case("coverage_select", (1, 576, 1024, 64), torch.float32),
+    Case("mmr_select", (64, 576, 1024, 64), torch.float32),
+    Case("mmr_select", (1, 576, 1024, 64), torch.float32),
 )
 
 

@@ -94,19 +94,6 @@ def select_marked(tokens: VisionTokens, marked: Tensor, scores: Tensor) -> Reduc
     )
 
 
-def keep_ordered(tokens: VisionTokens, order: Tensor, gains: Tensor) -> ReducedTokens:
-    """Keeps tokens unchanged that were chosen one by one.
-
-    Args:
-        tokens: B crops of N tokens.
-        order: [B, K] int64, distinct, as chosen.
-        gains: [B, K], the rank that chose each.
-    """
-    scores = torch.full(tokens.features.shape[:2], -torch.inf, device=order.device)
-    scores = scores.scatter(1, order, gains.float())
-    return select_tokens(tokens, order.sort(1).values, scores)
-
-
 def select_in_layer(tokens: LayerTokens, keep_indices: Tensor, scores: Tensor) -> ReducedTokens:
     """As `select_tokens`, of a layer's hidden states; one zero each where there are none."""
     states = tokens.hidden_states

@@ -1,4 +1,4 @@
-"""Greedy selections as their papers write them: crop by crop, a loop over the kept tokens."""
+"""Greedy selections as papers and other libraries write them: a loop over the kept tokens."""
 
 from __future__ import annotations
 
@@ -78,3 +78,40 @@ def dpp_steps(features: Tensor, num_keep: int, quality: Tensor) -> Tensor:
         gain = gain - rows[step].square()
         gain.scatter_(1, order[:, : step + 1], -torch.inf)
     return order.sort(1).values
+
+
+def coverage_dense(features: Tensor, num_keep: int, weights: Tensor) -> Tensor:
+    """SCOPE (arXiv 2510.24214), all crops at once: [B, N, D] and [B, N] -> [B, K], ascending.
+
+    Each step compares all pairs of all crops, [B, N, N], as the batched code in public use does.
+    """
+    directions = functional.normalize(features, dim=2)
+    similarity = directions @ directions.mT
+    crops = torch.arange(len(features), device=features.device)
+    covered = torch.zeros_like(weights)
+    kept = torch.zeros_like(weights, dtype=torch.bool)
+    for _ in range(num_keep):
+        added = (similarity.masked_fill(kept[:, None], 0) - covered[:, :, None]).clamp(min=0)
+        best = (added.sum(1) * weights).masked_fill(kept, -torch.inf).argmax(1)
+        covered = torch.maximum(covered, similarity[crops, best])
+        kept[crops, best] = True
+    return kept.nonzero()[:, 1].view(len(features), num_keep)
+
+
+def mmr_loop(features: Tensor, num_keep: int, relevance: Tensor) -> Tensor:
+    """IDPruner (arXiv 2602.13315): [B, N, D] and [B, N] -> [B, K] kept tokens, ascending."""
+    pairs = zip(features, relevance, strict=True)
+    return torch.stack([_mmr(crop, num_keep, values) for crop, values in pairs]).sort(1).values
+
+
+def _mmr(features: Tensor, num_keep: int, relevance: Tensor) -> Tensor:
+    directions = functional.normalize(features, dim=-1)
+    similarity = directions @ directions.T
+    order = torch.empty(num_keep, dtype=torch.int64, device=features.device)
+    value = relevance.clone()
+    for step in range(num_keep):
+        order[step] = value.argmax()
+        likeness = similarity[order[: step + 1]].amax(0)
+        value = (relevance - likeness) / 2
+        value[order[: step + 1]] = -torch.inf
+    return order

@@ -22,16 +22,22 @@ def names() -> list[str]:
     return [name for name in ops.__all__ if inspect.isfunction(getattr(ops, name))]
 
 
+def folder(name: str) -> Path:
+    """An operator's own folder, or its family's."""
+    return FOLDER / getattr(ops, name).__module__.split(".")[-2]
+
+
 def kernels(name: str) -> list[str]:
     """The launch configurations that an operator's own kernels are started with."""
-    path = FOLDER / name / "kernel.py"
-    if not path.exists():
+    if not has_kernel(name):
         return []
-    return re.findall(r'launch_config\(\s*"(\w+)"', path.read_text(encoding="utf-8"))
+    text = (folder(name) / "kernel.py").read_text(encoding="utf-8")
+    found = re.findall(r'launch_config\(\s*f?"([\w{}]+)"', text)
+    return [one.replace("{objective}", name.removesuffix("_select")) for one in found]
 
 
 def has_kernel(name: str) -> bool:
-    return (FOLDER / name / "kernel.py").exists()
+    return (folder(name) / "kernel.py").exists()
 
 
 def signature(name: str) -> str:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import measure, plot, results, run
-from benchmarks.cases import Case, differences
+from benchmarks.cases import GREEDY, Case, differences
 
 
 def test_extra_memory_sees_what_a_call_allocates():
@@ -56,6 +56,16 @@ def test_attention_baselines_agree(op):
     result, dense = (run.prepare(case, name, "cpu", 2)() for name in ("reference", "dense"))
     assert differences(case, result, dense) == []
     assert differences(case, result, dense + 1) == ["weights"]
+
+
+@pytest.mark.parametrize("op", GREEDY)
+def test_greedy_baselines_agree(op):
+    case = Case(op, (3, 40, 32, 8), torch.float32)
+    for impl in run.implementations(case, "cpu", compiled=False):
+        result, dense = (run.prepare(case, name, "cpu", 2)() for name in (impl, "dense"))
+        if impl != "dense":
+            assert differences(case, result, dense) == []
+            assert differences(case, result, dense + 1) == ["kept indices"]
 
 
 def test_what_must_move():

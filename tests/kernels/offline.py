@@ -23,8 +23,7 @@ from tokenprune.ops.background_score import kernel as score
 from tokenprune.ops.cls_attention import kernel as cls
 from tokenprune.ops.cluster_mean import kernel as mean
 from tokenprune.ops.common.launch import ROUNDING, read_configs
-from tokenprune.ops.dpp_select import kernel as dpp
-from tokenprune.ops.max_min_select import kernel as max_min
+from tokenprune.ops.greedy_select import kernel as greedy
 from tokenprune.ops.most_similar import kernel as similar
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -37,8 +36,8 @@ POINTERS = {
     "shares": "fp32", "totals": "fp32", "weights": "fp32", "normalizers": "fp32",
     "received": "fp32",
     "parents": "i32", "pointers": "i32", "counts": "i32", "starts": "i32", "order": "i32",
-    "cu_seqlens": "i32", "norms": "fp32", "distances": "fp32", "quality": "fp32", "factor": "fp32",
-    "gains": "fp32", "similarity": "fp32", "index": "i64", "chosen": "i64",
+    "cu_seqlens": "i32", "norms": "fp32", "values": "fp32", "pairs": "fp32", "factor": "fp32",
+    "similarity": "fp32", "index": "i64", "chosen": "i64",
     "roots": "i64", "keep_indices": "i64", "crops": "i64", "slots": "i64", "valid": "i8",
 }  # fmt: skip
 # Kernel, the name of its launch configuration, and the constants beside it.
@@ -67,8 +66,14 @@ JOBS = [
     (cls._cls_attention_fwd_kernel, "cls_attention_fwd", {"PADDED_D": 64}),
     (received._attention_stats_kernel, "attention_stats", {"PADDED_D": 64, "UPCAST": False}),
     (received._attention_received_fwd_kernel, "attention_stats", {"PADDED_D": 64, "UPCAST": False}),
-    (max_min._max_min_order_fwd_kernel, "max_min_order_fwd", {"PADDED": 1024, "UPCAST": False}),
-    (dpp._dpp_order_fwd_kernel, "dpp_order_fwd", {"PADDED": 1024}),
+    *(
+        (
+            greedy._greedy_order_fwd_kernel,
+            f"{objective}_order_fwd",
+            {"OBJECTIVE": objective, "PADDED": 1024, "UPCAST": False},
+        )
+        for objective in ("max_min", "dpp", "coverage", "mmr")
+    ),
     (similar._most_similar_fwd_kernel, "most_similar_fwd", {"UPCAST": False}),
 ]  # fmt: skip
 
@@ -85,7 +90,7 @@ def compile_kernel(kernel, name, constants, dtype, capability):
         elif argument in POINTERS:
             signature[argument] = "*" + POINTERS[argument].replace("T", dtype)
             aligned[(index,)] = ALIGNED
-        elif argument == "scale":
+        elif argument in ("scale", "mmr_lambda"):
             signature[argument] = "fp32"
         else:
             signature[argument] = "i64" if argument == "stride_batch" else "i32"

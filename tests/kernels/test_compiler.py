@@ -14,8 +14,7 @@ from tokenprune.ops.background_merge import op as background_merge
 from tokenprune.ops.background_score import op as background_score
 from tokenprune.ops.cls_attention import op as cls_attention
 from tokenprune.ops.cluster_mean import op as cluster_mean
-from tokenprune.ops.dpp_select import op as dpp_select
-from tokenprune.ops.max_min_select import op as max_min_select
+from tokenprune.ops.greedy_select import op as greedy_select
 from tokenprune.ops.most_similar import op as most_similar
 
 from .test_parity import DEVICE, on_device
@@ -32,6 +31,7 @@ def samples():
     kept = torch.tensor([[1, 4, 11], [0, 2, 3]], device=DEVICE)
     cu_seqlens = torch.tensor([0, 3, 8], dtype=torch.int32, device=DEVICE)
     heads = torch.randn(2, 3, 12, 16, device=DEVICE)
+    weights = torch.rand(2, 12, device=DEVICE)
     return {
         "background_score": (background_score._background_score, (features, taps, bias, 3, 4)),
         "background_score_bwd": (
@@ -65,8 +65,26 @@ def samples():
         ),
         "cls_attention": (cls_attention._cls_attention, (heads, heads, 0.25)),
         "attention_received": (attention_received._attention_received, (heads, heads, 0.25)),
-        "max_min_order": (max_min_select._max_min_order, (features.detach(), 5)),
-        "dpp_order": (dpp_select._dpp_order, (features.detach(), features.detach()[..., 0], 5)),
+        **{
+            f"{operator._name}, {objective}": (
+                operator,
+                (
+                    features.detach(),
+                    given,
+                    objective,
+                    5,
+                    0.5,
+                    parallel_k,
+                ),
+            )
+            for operator in (greedy_select._greedy_order, greedy_select._reference_order)
+            for objective, given, parallel_k in (
+                ("max_min", None, 1),
+                ("dpp", weights, 1),
+                ("coverage", weights, 1),
+                ("mmr", weights, 2),
+            )
+        },
         "most_similar": (
             most_similar._most_similar,
             (features.detach()[:, ::2], features.detach()[:, 1::2]),
@@ -124,7 +142,9 @@ def test_the_single_operators_compile_whole():
             result.features,
             ops.cluster_mean(features, roots, roots[:, :0], impl="triton"),
             ops.max_min_select(features, 5, impl="triton").features,
-            ops.dpp_select(features, 5, impl="triton").features,
+            *(ops.dpp_select(features, 5, impl=impl).features for impl in ("triton", "reference")),
+            ops.coverage_select(features, 5, impl="triton").features,
+            ops.mmr_select(features, 5, features[..., 0], impl="triton").features,
             *ops.most_similar(features, inputs["cls"][:, None], impl="triton"),
             ops.cls_attention(heads, heads, impl="triton"),
             ops.attention_received(heads, heads, impl="triton"),
@@ -176,6 +196,8 @@ def test_cpu_tensors_need_the_interpreter(monkeypatch):
         lambda: ops.attention_received(heads, heads, impl="triton"),
         lambda: ops.max_min_select(inputs["features"], 2, impl="triton"),
         lambda: ops.dpp_select(inputs["features"], 2, impl="triton"),
+        lambda: ops.coverage_select(inputs["features"], 2, impl="triton"),
+        lambda: ops.mmr_select(inputs["features"], 2, inputs["features"][..., 0], impl="triton"),
         lambda: ops.most_similar(inputs["features"], inputs["features"], impl="triton"),
         lambda: ops.bipartite_merge(inputs["features"], 2, impl="triton"),
         lambda: ops.cluster_mean(

@@ -68,7 +68,7 @@ def test_auto_takes_triton():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("select", [ops.max_min_select, ops.dpp_select])
+@pytest.mark.parametrize("select", [ops.max_min_select, ops.dpp_select, ops.coverage_select])
 def test_greedy_selection_at_full_size(select, dtype):
     features = torch.randn(16, 576, 1024, device="cuda", dtype=dtype)
     got, again, expected = (

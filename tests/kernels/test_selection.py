@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from hypothesis import assume, given
@@ -59,6 +61,68 @@ def test_dpp_select(drawn, weighted):
         ops.dpp_select(features, num_keep, quality, impl=impl) for impl in ("triton", "reference")
     )
     check_equal(got, expected)
+
+
+def has_clear_choices(features, weights, num_keep):
+    """Not two tokens that cover each other, and nothing else: without weights either is right."""
+    unit = torch.nn.functional.normalize(features.double(), dim=-1)
+    similarity = unit @ unit.mT
+    covered = similarity.new_zeros(similarity.shape[:2])
+    taken = torch.zeros_like(covered, dtype=torch.bool)
+    for _ in range(int(torch.as_tensor(num_keep).max())):
+        gains = (similarity - covered[:, None]).clamp(min=0).sum(2) * weights
+        largest, tokens = gains.masked_fill(taken, -1).sort(descending=True)
+        if not (largest[:, :1] - largest[:, 1:2] > 1e-5).all():
+            return False
+        taken.scatter_(1, tokens[:, :1], True)
+        crops = torch.arange(len(features), device=DEVICE)
+        covered = covered.maximum(similarity[crops, tokens[:, 0]])
+    return True
+
+
+@SOME
+@given(crops_of_tokens(), st.booleans())
+def test_coverage_select(drawn, weighted):
+    features, num_keep = drawn
+    weights = features[..., 0].float().sigmoid() if weighted else None
+    assume(not len(features) or has_clear_choices(features, weights if weighted else 1, num_keep))
+    got, expected = (
+        ops.coverage_select(features, num_keep, weights, impl=impl)
+        for impl in ("triton", "reference")
+    )
+    check_equal(got, expected)
+
+
+@SOME
+@given(crops_of_tokens(), st.sampled_from([0.0, 0.3, 1.0]), st.integers(1, 5))
+def test_mmr_select(drawn, mmr_lambda, parallel_k):
+    features, num_keep = drawn
+    relevance = features[..., 0].float()
+    got, expected = (
+        ops.mmr_select(
+            features,
+            num_keep,
+            relevance,
+            mmr_lambda=mmr_lambda,
+            parallel_k=parallel_k,
+            impl=impl,
+        )
+        for impl in ("triton", "reference")
+    )
+    check_equal(got, expected)
+
+
+@pytest.mark.parametrize("impl", ["triton", "reference"])
+def test_more_crops_than_programs(impl):
+    """Pairs of tokens are stored for as many crops as programs run at a time, and written over."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(5, 20, 16, generator=generator).to(DEVICE)
+    weights = torch.rand(5, 20, generator=generator).to(DEVICE)
+    together = ops.coverage_select(features, 6, weights, impl=impl)
+    for crop in range(5):
+        one = slice(crop, crop + 1)
+        alone = ops.coverage_select(features[one], 6, weights[one], impl="reference")
+        assert torch.equal(together.keep_indices[one], alone.keep_indices)
 
 
 @SOME
@@ -128,6 +192,10 @@ def test_equal_tokens_are_taken_in_order(impl):
         ops.max_min_select(same, 5, impl=impl),
         ops.dpp_select(same, 5, impl=impl),
         ops.dpp_select(torch.zeros_like(same), 5, impl=impl),
+        ops.coverage_select(same, 5, impl=impl),
+        ops.coverage_select(torch.zeros_like(same), 5, impl=impl),
+        ops.mmr_select(same, 5, torch.ones_like(same[..., 0]), impl=impl),
+        ops.mmr_select(same, 5, torch.ones_like(same[..., 0]), parallel_k=5, impl=impl),
     ):
         assert result.keep_indices.tolist() == [[0, 1, 2, 3, 4]] * 2
         assert (result.scores[:, 1:] == result.scores[:, 1:2]).all()
@@ -141,7 +209,8 @@ def test_equal_tokens_are_taken_in_order(impl):
 def test_nan_does_not_break_the_budget(impl):
     features = torch.randn(2, 20, 16, device=DEVICE)
     features[0, 7, 3] = float("nan")
-    for select in (ops.max_min_select, ops.dpp_select):
+    mmr = functools.partial(ops.mmr_select, relevance=torch.rand(2, 20, device=DEVICE))
+    for select in (ops.max_min_select, ops.dpp_select, ops.coverage_select, mmr):
         result = select(features, 6, impl=impl)
         assert (result.keep_indices.diff(dim=1) > 0).all()
         assert ((result.keep_indices >= 0) & (result.keep_indices < 20)).all()

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
+from tokenprune import ops
 from tokenprune.method import Method
 from tokenprune.ops.common.checks import check_int
-from tokenprune.ops.common.cosine import cosine_matrix
-from tokenprune.ops.common.precision import BLOCK_CROPS
-from tokenprune.selection import keep_ordered, rows
 from tokenprune.tokens import ReducedTokens, VisionTokens
 
 SMALLEST_SPAN = 1e-6  # added to the span of importance, by which it is divided
@@ -27,6 +22,7 @@ class IDPruner(Method):
     Attributes:
         mmr_lambda: weight of importance against likeness, in [0, 1].
         parallel_k: tokens chosen at a time, at least 1. More are faster, and may be alike.
+        impl: "auto", "reference" or "triton".
 
     Formula:
         With $a_i$ the attention,
@@ -41,7 +37,8 @@ class IDPruner(Method):
         the lowest index among equals. `scores` holds these.
 
     Cost:
-        $N^2 D$ products, once, and $K N$ comparisons. Memory: $N^2$ per crop in work.
+        $N D$ products for each row of cosines that a choice asks for (about $1.25\,K$ of them at
+        first), and $K N$ comparisons. Memory: up to $N^2$ per crop in work.
 
     Fails when:
         - attention sinks: the first choice is one, and others follow if they are unlike each other.
@@ -64,6 +61,7 @@ class IDPruner(Method):
     approximates: ClassVar[str | None] = "importance is the attention, not a trained selector's"
     mmr_lambda: float = 0.5
     parallel_k: int = 1
+    impl: str = "auto"
 
     def __post_init__(self) -> None:
         if not 0 <= self.mmr_lambda <= 1:
@@ -72,27 +70,15 @@ class IDPruner(Method):
 
     def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
         assert tokens.attention is not None  # it is in `needs`
-        features, attention = tokens.features.detach(), tokens.attention.detach()
+        attention = tokens.attention.detach()
         low, high = attention.amin(1, keepdim=True), attention.amax(1, keepdim=True)
         importance = (attention - low) / (high - low + SMALLEST_SPAN)
-        parts = zip(features.split(BLOCK_CROPS), importance.split(BLOCK_CROPS), strict=True)
-        chosen = [self._order(*part, num_keep) for part in parts]
-        order, values = (torch.cat(of_parts) for of_parts in zip(*chosen, strict=True))
-        return keep_ordered(tokens, order, values)
-
-    def _order(self, features: Tensor, importance: Tensor, num_keep: int) -> tuple[Tensor, Tensor]:
-        """[B, N, D] and [B, N] of a few crops -> [B, K] tokens as chosen, [B, K] their values."""
-        similarity = cosine_matrix(features)
-        weighed = self.mmr_lambda * importance.to(similarity.dtype)
-        order = torch.empty(len(weighed), 0, dtype=torch.int64, device=weighed.device)
-        values, value = weighed[:, :0], weighed
-        likeness = torch.full_like(weighed, -torch.inf)
-        while order.shape[1] < num_keep:
-            number = min(self.parallel_k, num_keep - order.shape[1])
-            best, tokens = value.sort(dim=1, descending=True, stable=True)
-            order = torch.cat([order, tokens[:, :number]], 1)
-            values = torch.cat([values, best[:, :number]], 1)
-            likeness = torch.maximum(likeness, rows(similarity, tokens[:, :number]).amax(1))
-            value = weighed - (1 - self.mmr_lambda) * likeness
-            value = value.scatter(1, order, -torch.inf)
-        return order, values
+        result = ops.mmr_select(
+            tokens.features,
+            num_keep,
+            importance,
+            mmr_lambda=self.mmr_lambda,
+            parallel_k=self.parallel_k,
+            impl=self.impl,
+        )
+        return replace(result, grid_size=tokens.grid_size)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
+from tokenprune import ops
 from tokenprune.method import Method
 from tokenprune.ops.common.checks import check_choice
-from tokenprune.ops.common.cosine import cosine_matrix
-from tokenprune.ops.common.precision import BLOCK_CROPS, wide_dtype
-from tokenprune.selection import AS_THEY_COME, FEATURE_LAYER, compared_rows, keep_ordered, rows
+from tokenprune.ops.common.precision import wide_dtype
+from tokenprune.selection import AS_THEY_COME, FEATURE_LAYER, compared_rows, rows
 from tokenprune.tokens import ReducedTokens, VisionTokens
 
 
@@ -38,7 +35,8 @@ class SCOPE(Method):
         the lowest index among equals. `scores` holds the gains.
 
     Cost:
-        $N^2 D$ products, once, and $K N^2$ comparisons. Memory: $N^2$ per crop in work, twice.
+        $N^2 D$ products, once, and at most $K N^2$ comparisons: see `ops.coverage_select`. Memory:
+        $N^2$ per crop in work.
 
     Fails when:
         - attention sinks: their attention multiplies whatever they cover, as for `fastervlm`.
@@ -60,6 +58,7 @@ class SCOPE(Method):
     faithful: ClassVar[str | None] = "faithful to kinredon/SCOPE@6bf7306"
     alpha: float = 1.0
     compared: str = "hidden_states"
+    impl: str = "auto"
 
     def __post_init__(self) -> None:
         if not self.alpha >= 0:
@@ -71,24 +70,10 @@ class SCOPE(Method):
     def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
         assert tokens.attention is not None  # it is in `needs`
         compared = compared_rows(tokens, self.compared).detach()
-        weight = tokens.attention.detach().to(wide_dtype(compared.dtype)) ** self.alpha
-        parts = zip(compared.split(BLOCK_CROPS), weight.split(BLOCK_CROPS), strict=True)
-        chosen = [greedy_cover(*part, num_keep) for part in parts]
-        order, gains = (torch.cat(of_parts) for of_parts in zip(*chosen, strict=True))
-        return keep_ordered(tokens, order, gains)
-
-
-def greedy_cover(compared: Tensor, weight: Tensor, num_keep: int) -> tuple[Tensor, Tensor]:
-    """[B, N, D] and [B, N] of a few crops -> [B, K] tokens as chosen, [B, K] what each added."""
-    similarity = cosine_matrix(compared)
-    covered = torch.zeros_like(weight)
-    taken = torch.zeros_like(weight, dtype=torch.bool)
-    order, gains = [], []
-    for _ in range(num_keep):
-        gain = (similarity - covered[:, None]).clamp_(min=0).sum(2) * weight
-        most, token = gain.masked_fill(taken, -torch.inf).max(1, keepdim=True)
-        covered = torch.maximum(covered, rows(similarity, token)[:, 0])
-        taken.scatter_(1, token, True)
-        order.append(token)
-        gains.append(most)
-    return torch.cat(order, 1), torch.cat(gains, 1)
+        weights = tokens.attention.detach().to(wide_dtype(compared.dtype)) ** self.alpha
+        chosen = ops.coverage_select(compared, num_keep, weights, impl=self.impl)
+        return replace(
+            chosen,
+            features=rows(tokens.features, chosen.keep_indices),
+            grid_size=tokens.grid_size,
+        )

@@ -9,8 +9,12 @@ from tokenprune.ops.bipartite_merge.op import bipartite_merge
 from tokenprune.ops.cls_attention.op import cls_attention
 from tokenprune.ops.cluster_mean.op import cluster_mean
 from tokenprune.ops.common.weights import AffinityHead, Anchor
-from tokenprune.ops.dpp_select.op import dpp_select
-from tokenprune.ops.max_min_select.op import max_min_select
+from tokenprune.ops.greedy_select.op import (
+    coverage_select,
+    dpp_select,
+    max_min_select,
+    mmr_select,
+)
 from tokenprune.ops.most_similar.op import most_similar
 
 __all__ = [
@@ -24,7 +28,9 @@ __all__ = [
     "bipartite_merge",
     "cls_attention",
     "cluster_mean",
+    "coverage_select",
     "dpp_select",
     "max_min_select",
+    "mmr_select",
     "most_similar",
 ]

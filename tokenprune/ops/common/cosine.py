@@ -107,6 +107,9 @@ class WeightedRows:
         slots, first = self.slots[crop], self.counts[crop]
         if not first:  # not for all crops at once: this one is in the cache now
             self.scales[crop] = inverse_norms(self.features[crop]) * self.weights[crop]
+        if not first and 2 * self.num_first >= len(slots):
+            self._compute_all(crop)
+            return
         number = min(self.NUM_NEXT if first else self.num_first, len(slots) - first)
         ranks = ranks.masked_fill(slots >= 0, -torch.inf)
         ranks[token] = torch.inf
@@ -117,3 +120,11 @@ class WeightedRows:
         wide = self.features[crop].to(rows.dtype)
         torch.mm(wide[chosen], wide.T, out=rows)
         rows.mul_(scale[chosen, None]).mul_(scale)
+
+    def _compute_all(self, crop: int) -> None:
+        """All rows of a crop, since each pair is multiplied once, cost what half of them do."""
+        weights = self.weights[crop]
+        rows = cosine_matrix(self.features[crop : crop + 1], self.rows[crop : crop + 1])[0]
+        rows.mul_(weights[:, None]).mul_(weights)
+        self.slots[crop] = torch.arange(len(rows), device=rows.device)
+        self.counts[crop] = len(rows)

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tokenprune.ops.common.launch import interpreting, launch_config, unit_stride
-from tokenprune.ops.max_min_select.kernel import ROUNDING, SMALLEST, load_tile
+from tokenprune.ops.greedy_select.kernel import ROUNDING, SMALLEST, load_tile
 
 
 @triton.jit
