@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Workers of one thread each: more threads than cores wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: demo test lint docs bench test-newest test-matrix test-lmms fuzz ci-full clean
+.PHONY: demo test lint docs bench static test-newest test-matrix test-lmms fuzz ci-full clean
 
 demo: $(VENV)/.installed-demo  ## ask about a scene that the model has not seen
 	$(BIN)/python examples/ask_scene.py
@@ -37,7 +37,7 @@ fuzz: $(VENV)/.installed-dev  ## mutated files for the readers and the commands,
 test-lmms: $(VENV)/.installed-dev  ## the plug-in inside lmms-eval itself
 	$(BIN)/python tools/versions.py lmms-eval
 
-ci-full: lint test docs wheels test-matrix test-lmms fuzz demo  ## everything, once before a task is called done
+ci-full: lint test static docs wheels test-matrix test-lmms fuzz demo  ## everything, once before a task is called done
 
 docs: $(VENV)/.installed-dev  ## docs/_build/html, with every block of code and every notebook run
 	$(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_build/html
@@ -45,6 +45,9 @@ docs: $(VENV)/.installed-dev  ## docs/_build/html, with every block of code and 
 
 bench: $(VENV)/.installed-dev  ## measure against the dense form of the published algorithm
 	$(BIN)/python benchmarks/run.py
+
+static: $(VENV)/.installed-dev  ## what kernels take of a GPU and ask of its memory, beside committed rows
+	$(BIN)/python benchmarks/static.py
 
 .PHONY: wheels
 wheels: $(VENV)/.installed-dev  ## dist/: the distribution, checked and run in clean environments
