@@ -13,9 +13,10 @@ from PIL import Image
 
 import tokenprune
 
-from .checkpoints import image_of
+from .checkpoints import NAMES, image_of
 
 NEW_TOKENS = 12
+IMAGE_TOKENS = {NAMES[mark] for mark in ("<image>", "<|image_pad|>")}
 SHAPES = {
     "landscape": [(224, 168)],
     "tall": [(112, 336)],
@@ -56,12 +57,18 @@ class Reply:
         length: of the prompt in the language model.
         ids, logprobs: of the new tokens.
         cached: tokens of the prompt that were found in the prefix cache.
+        visual: columns of the prompt's visual tokens; vLLM alone says so.
     """
 
     length: int
     ids: list[int]
     logprobs: list[float]
     cached: int = 0
+    visual: tuple[int, ...] = ()
+
+    def image_holds(self, column: int) -> bool:
+        """Whether an image, of a prompt with one, has begun before a column and goes on there."""
+        return bool(self.visual) and self.visual[0] < column <= self.visual[-1]
 
 
 def picture(seed: int, width: int, height: int) -> Any:
@@ -82,6 +89,11 @@ def prompts(name: str, shapes: Sequence[str] = tuple(SHAPES)) -> list[Prompt]:
             )
         )
     return made
+
+
+def positions_of(name: str) -> str:
+    """Those of `apply` that vLLM has: it numbers the columns of hosts without mRoPE itself."""
+    return "original" if name.startswith("qwen") else "compact"
 
 
 def given(method: str, **budget: Any) -> dict[str, Any]:
@@ -106,8 +118,10 @@ def ask(
         (made,) = output.outputs
         ids = list(made.token_ids)
         logprobs = [step[token].logprob for step, token in zip(made.logprobs, ids, strict=True)]
-        length, cached = len(output.prompt_token_ids), output.num_cached_tokens
-        replies.append(Reply(length, ids, logprobs, cached or 0))
+        prompt = output.prompt_token_ids
+        visual = tuple(column for column, token in enumerate(prompt) if token in IMAGE_TOKENS)
+        cached = output.num_cached_tokens or 0
+        replies.append(Reply(len(prompt), ids, logprobs, cached, visual))
     return replies
 
 

@@ -133,18 +133,6 @@ def test_a_server_that_does_not_allow_requests_options(checkpoint, tmp_path):
         assert server.ask(image)[0] == 200
 
 
-def test_a_server_without_options(checkpoint, tmp_path):
-    folder = checkpoint("qwen2_5_vl")
-    module = "vllm.entrypoints.openai.api_server"
-    command = [module, "--model", str(folder), "--trust-request-mm-kwargs"]
-    with Server(folder, tmp_path / "log", command) as server:
-        image = picture(5, 448, 448)
-        status, reply = server.ask(image, **ours(keep_ratio=0.5))
-        assert status == 400, reply
-        assert "tokenprune" in reply["error"]["message"]
-        assert server.ask(image)[0] == 200
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
