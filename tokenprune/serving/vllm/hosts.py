@@ -21,13 +21,15 @@ class ServedHost:
 
     Attributes:
         module: the file in `vllm.model_executor.models` that holds it.
-        tower: the attribute that is the vision tower.
+        tower: the path of its vision tower.
         packed: the tower runs on the patches of all images in one row, [patches, 1, D].
+        name: the class, where it is not named like the architecture.
     """
 
     module: str
     tower: str = "vision_tower"
     packed: bool = False
+    name: str | None = None
 
 
 # By architecture, as the `config.json` of a checkpoint names it.
@@ -38,6 +40,12 @@ HOSTS = {
     "Qwen2VLForConditionalGeneration": ServedHost("qwen2_vl", "visual", packed=True),
     "Qwen2_5_VLForConditionalGeneration": ServedHost("qwen2_5_vl", "visual", packed=True),
     "Qwen3VLForConditionalGeneration": ServedHost("qwen3_vl", "visual", packed=True),
+    "Qwen3VLMoeForConditionalGeneration": ServedHost("qwen3_vl_moe", "visual", packed=True),
+    "InternVLForConditionalGeneration": ServedHost(
+        "interns1", name="InternS1ForConditionalGeneration"
+    ),
+    "Idefics3ForConditionalGeneration": ServedHost("idefics3", "model.vision_model"),
+    "SmolVLMForConditionalGeneration": ServedHost("smolvlm", "model.vision_model"),
 }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,9 +55,8 @@ class PrunedModel:
         host = HOSTS[architecture_of(hf_config)]
         self._method, self._adapter = options.build(), adapter_for(hf_config)
         self._packed = host.packed
-        self._tower = ServedTower(
-            self._adapter, self._method, getattr(self, host.tower), host.packed
-        )
+        tower = operator.attrgetter(host.tower)(self)
+        self._tower = ServedTower(self._adapter, self._method, tower, host.packed)
         self._width = vllm_config.model_config.get_hidden_size()
         deepstack = getattr(hf_config.vision_config, "deepstack_visual_indexes", None) or ()
         self._full_width = self._width * (1 + len(deepstack))
@@ -175,8 +175,9 @@ class PrunedModel:
 
 def make_class(architecture: str) -> type:
     """vLLM's class with our mixin, and its processor with ours."""
-    module = importlib.import_module(f"vllm.model_executor.models.{HOSTS[architecture].module}")
-    own: Any = getattr(module, architecture)
+    host = HOSTS[architecture]
+    module = importlib.import_module(f"vllm.model_executor.models.{host.module}")
+    own: Any = getattr(module, host.name or architecture)
     made = own._processor_factory
     name = PREFIX + architecture
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenprune.hosts.adapter import Adapter, self_attention_of, tower_layers
+from tokenprune.hosts.adapter import PROJECTIONS, Adapter, self_attention_of, tower_layers
 from tokenprune.hosts.attention import AttentionReader
 from tokenprune.hosts.tower import Need, TowerValues, needs_of_tower
 from tokenprune.method import Method
@@ -67,9 +67,13 @@ class ServedTower:
             layer.register_forward_hook(lambda *call: self._note(need, call[2]))
         else:
             self._num_heads = attention.attn.num_heads
+            fused = [getattr(attention, name) for name in FUSED if hasattr(attention, name)]
+            if not fused:
+                projection = getattr(attention, PROJECTIONS[need.name])
+                projection.register_forward_hook(lambda *call: self._note(need, call[2]))
+                return
             third = ("queries", "keys").index(need.name)
-            fused = next(getattr(attention, name) for name in FUSED if hasattr(attention, name))
-            fused.register_forward_hook(
+            fused[0].register_forward_hook(
                 lambda *call: self._note(need, call[2][0].chunk(3, dim=-1)[third])
             )
 
