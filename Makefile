@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Workers of one thread each: more threads than cores wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: demo test lint docs bench static test-newest test-matrix test-lmms fuzz ci-full clean
+.PHONY: demo test lint docs bench static test-newest test-matrix test-lmms test-vllm test-vllm-core fuzz ci-full clean
 
 demo: $(VENV)/.installed-demo  ## ask about a scene that the model has not seen
 	$(BIN)/python examples/ask_scene.py
@@ -37,7 +37,13 @@ fuzz: $(VENV)/.installed-dev  ## mutated files for the readers and the commands,
 test-lmms: $(VENV)/.installed-dev  ## the plug-in inside lmms-eval itself
 	$(BIN)/python tools/versions.py lmms-eval
 
-ci-full: lint test static docs wheels test-matrix test-lmms fuzz demo  ## everything, once before a task is called done
+test-vllm: $(VENV)/.installed-dev  ## the plug-in inside vLLM itself
+	$(BIN)/python tools/vllm_tests.py
+
+test-vllm-core: $(VENV)/.installed-dev  ## one host of it, and the HTTP server
+	$(BIN)/python tools/vllm_tests.py --core
+
+ci-full: lint test static docs wheels test-matrix test-lmms test-vllm fuzz demo  ## everything, once before a task is called done
 
 docs: $(VENV)/.installed-dev  ## docs/_build/html, with every block of code and every notebook run
 	$(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_build/html

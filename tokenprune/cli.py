@@ -11,7 +11,7 @@ import os
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -273,6 +273,33 @@ def add_profile(commands: Any) -> None:
     timing.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+def add_serve(commands: Any) -> None:
+    serving = commands.add_parser(
+        "serve",
+        help="start vLLM's server with fewer visual tokens; further arguments are vLLM's",
+        allow_abbrev=False,
+    )
+    serving.add_argument("model", help="a folder or hub name, a vision-language model")
+    serving.add_argument("--method", default="divprune", help="a name that `methods` lists")
+    serving.add_argument(
+        "--options", type=json.loads, default={}, metavar="JSON", help="of the method"
+    )
+    budget = serving.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--keep-ratio", type=float, help="share of an image's tokens, in (0, 1]")
+    budget.add_argument("--num-keep", type=int, help="tokens of an image")
+
+
+def serve(options: argparse.Namespace, rest: list[str]) -> NoReturn:
+    """`tokenprune serve`: becomes vLLM's server."""
+    from tokenprune.serving.vllm.launch import serve as become_server
+
+    given = {"method": options.method, "options": options.options}
+    for name in ("num_keep", "keep_ratio"):
+        if getattr(options, name) is not None:
+            given[name] = getattr(options, name)
+    become_server(options.model, given, rest)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """All commands and options; `shtab` makes a shell's completion from it."""
     parser = argparse.ArgumentParser(prog="tokenprune", description="Fewer visual tokens.")
@@ -300,16 +327,22 @@ def make_parser() -> argparse.ArgumentParser:
     )
     proof.add_argument("--json", action="store_true", help="print one JSON object")
     add_profile(commands)
+    add_serve(commands)
     return parser
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options = make_parser().parse_args(arguments)
+    parser = make_parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command != "serve":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     hub.ask_for_files_alone()
     code = 0
     try:
         if options.command == "methods":
             print(markdown_table() if options.markdown else text_table())
+        elif options.command == "serve":
+            serve(options, rest)
         else:
             code = {"hosts": hosts, "verify": verify, "profile": profile}[options.command](options)
         sys.stdout.flush()

@@ -17,15 +17,20 @@ TEMPLATE = (
 MARKS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
 
 
-def byte_tokenizer() -> hf.PreTrainedTokenizerFast:
+def byte_tokenizer(
+    marks: tuple[str, ...] = MARKS, named: dict[str, str] | None = None
+) -> hf.PreTrainedTokenizerFast:
     """One token per byte: reads any language, and needs no vocabulary from elsewhere."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     core = Tokenizer(models.BPE({character: i for i, character in enumerate(alphabet)}, []))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
-    core.add_special_tokens([AddedToken(mark, special=True) for mark in MARKS])
+    core.add_special_tokens([AddedToken(mark, special=True) for mark in marks])
     return hf.PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+        tokenizer_object=core,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens=named or {},
     )
 
 

@@ -145,14 +145,14 @@ class AttentionReader:
         def passing_by(
             module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
         ) -> Any:
-            self._read(query, key, kwargs.get("scaling"))
+            self.read(query, key, kwargs.get("scaling"))
             return attend(module, query, key, value, *args, **kwargs)
 
         with attention_exchanged(layer, passing_by):
             yield
 
     @torch.no_grad()
-    def _read(self, query: Tensor, key: Tensor, scale: float | None) -> None:
+    def read(self, query: Tensor, key: Tensor, scale: float | None) -> None:
         with Stopwatch(query.device) as stopwatch:
             for name, parts in self.parts.items():
                 by_head = self._by_head(name, query, key, scale)
