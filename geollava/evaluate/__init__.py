@@ -17,4 +17,5 @@ studies/           over evaluations
   rescore.py           the same replies by every protocol in use (protocols.py)
   background_share.py  how much of scenes is background (models/background.py)
 models/lmms_plugin.py  the same model within lmms-eval; lmms_model.py is the class that it makes
+lmms_tasks/            two of the benchmarks as tasks of lmms-eval
 """

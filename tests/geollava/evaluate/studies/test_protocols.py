@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from geollava.evaluate.studies.protocols import PROTOCOLS, PUBLISHED_BY, choices_of
+from tests.geollava.evaluate.lmms import needs_lmms_eval
 
 CHOICES = {"A": "a car", "B": "a truck", "C": "a boat", "D": "nothing"}
 ORDER = ("published", "lmms-eval", "vlmevalkit", "vlmevalkit-matching", "uhr-bat")
@@ -44,6 +47,25 @@ def test_letters(reply, letters):
     assert tuple(PROTOCOLS) == ORDER
     found = {name: PROTOCOLS[name].read(reply, CHOICES) for name in ORDER}
     assert found == {name: set(text) for name, text in zip(ORDER, letters, strict=True)}
+
+
+PIECES = [
+    "A", "B", "E", "F", "a", "d", " ", "\n", ".", ",", "(", ")", "(c)", "and", "答案是",
+    "The answer", "The answer is", "The best answer is", "Best answer:Best option:",
+    "The best option isThe correct option is", "<think>", "</think>", "<analysis>", "</analysis>",
+]  # fmt: skip
+
+
+@needs_lmms_eval
+@settings(deadline=None)  # the first example imports lmms-eval
+@given(st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=3)), max_size=9).map("".join))
+def test_letters_of_lmms_eval(reply):
+    from lmms_eval.api.reasoning import strip_reasoning_tags
+    from lmms_eval.tasks.xlrs.mcq_utils import extract_characters_regex
+
+    bare = strip_reasoning_tags(reply, [["<think>", "</think>"], ["<analysis>", "</analysis>"]])
+    for name, text in (("published", reply), ("lmms-eval", bare)):
+        assert PROTOCOLS[name].read(reply, {}) == set(extract_characters_regex(text)), name
 
 
 def test_the_text_of_a_choice_counts_after_a_failure():
