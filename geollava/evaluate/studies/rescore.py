@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ from geollava.evaluate.studies.protocols import (
 )
 
 REFERENCE = "published"  # what the others are compared with, row by row
-BY_SUBTASK = "subtask"
 
 
 def rescore(path: Path, on_bad_rows: str = "refuse", data: Data | None = None) -> dict[str, Any]:
@@ -57,24 +57,18 @@ def rescore(path: Path, on_bad_rows: str = "refuse", data: Data | None = None) -
             f"{path}: row {bad[0].number} has no reply: {bad[0].problem}; --on-bad-rows "
             "count-wrong or skip goes on without such rows"
         )
-    rows = rows_of(predictions, data)
-    counted = [
-        (prediction, row)
-        for prediction, row in zip(predictions, rows, strict=True)
-        if prediction.answered or on_bad_rows == "count-wrong"
-    ]
-    if not any(prediction.answered for prediction, _ in counted):
+    if len(bad) == len(predictions):
         raise ValueError(f"{path} must hold at least one reply, it holds none")
-    groups = [group_of(prediction, row) for prediction, row in counted]
+    counts = [prediction.answered or on_bad_rows == "count-wrong" for prediction in predictions]
+    rows = list(compress(rows_of(predictions, data), counts))
+    counted = list(compress(predictions, counts))
+    by, groups = groups_of(counted, rows)
     judged = {
-        name: [is_right(protocol, prediction, row) for prediction, row in counted]
+        name: [is_right(protocol, *each) for each in zip(counted, rows, strict=True)]
         for name, protocol in PROTOCOLS.items()
         if data is not None or not protocol.needs_choices
     }
-    scores = {
-        name: scored([prediction for prediction, _ in counted], groups, right)
-        for name, right in judged.items()
-    }
+    scores = {name: scored(counted, groups, right) for name, right in judged.items()}
     for name, right in judged.items():
         pairs = zip(right, judged[REFERENCE], strict=True)
         scores[name]["otherwise"] = sum(ours != theirs for ours, theirs in pairs)
@@ -88,10 +82,10 @@ def rescore(path: Path, on_bad_rows: str = "refuse", data: Data | None = None) -
             "on_bad_rows": on_bad_rows,
         },
         "rows_per_subtask": {
-            subtask: sum(prediction.subtask == subtask for prediction, _ in counted)
+            subtask: sum(prediction.subtask == subtask for prediction in counted)
             for subtask in SUBTASKS
         },
-        "groups": BY_SUBTASK if data is None else "subtask and l2-category",
+        "groups": by,
         "protocols": scores,
         "published_figures": [asdict(published) for published in PUBLISHED_BY],
     }
@@ -192,11 +186,20 @@ def is_right(protocol: Protocol, prediction: Prediction, row: Any) -> bool:
     return protocol.read(prediction.reply, choices) == set(prediction.answer)
 
 
-def group_of(prediction: Prediction, row: Any) -> str | None:
-    """What VLMEvalKit's macro average is the mean over; None for a row without a known subtask."""
-    if row is None or prediction.subtask is None:
-        return prediction.subtask
-    return f"{prediction.subtask}/{row.get('l2-category')}"
+def groups_of(
+    predictions: Sequence[Prediction], rows: Sequence[Any]
+) -> tuple[str, list[str | None]]:
+    """What VLMEvalKit's macro is the mean over, as far as it is known: by what, and each row's.
+
+    None for a row without a known subtask.
+    """
+    subtasks = [prediction.subtask for prediction in predictions]
+    if not all(row is not None and "l2-category" in row for row in rows):
+        return "subtask", subtasks
+    return "subtask and l2-category", [
+        subtask and f"{subtask}/{row['l2-category']}"
+        for subtask, row in zip(subtasks, rows, strict=True)
+    ]
 
 
 def scored(
@@ -243,10 +246,9 @@ def notes_of(results: dict[str, Any]) -> list[str]:
     notes = [
         f"{rows['counted']:,} of {rows['in_file']:,} rows count; * is what a protocol reports; "
         "judged otherwise: rows whose verdict is not that of the published protocol.",
-        f"Groups, over which VLMEvalKit's macro is the mean, are here by {results['groups']}.",
+        f"Groups are here by {results['groups']}; those of VLMEvalKit's macro are by subtask and "
+        "l2-category, a column of the data (--data).",
     ]
-    if results["groups"] == BY_SUBTASK:
-        notes.append("VLMEvalKit parts them by l2-category too, which the data holds: --data.")
     present = sum(count > 0 for count in results["rows_per_subtask"].values())
     if present < len(SUBTASKS):
         notes.append(

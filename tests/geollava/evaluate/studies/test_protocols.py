@@ -24,6 +24,7 @@ ORDER = ("published", "lmms-eval", "vlmevalkit", "vlmevalkit-matching", "uhr-bat
         ("<analysis>D</analysis>(b)", ("B", "", "B", "Z", "ABD")),
         ("<think>B", ("B", "B", "B", "Z", "B")),
         ("<think>A</think>C<think>A</think>", ("AC", "C", "AC", "Z", "AC")),
+        ("A</think>B<think>", ("AB", "AB", "AB", "Z", "AB")),
         ("<think>A<think>B</think>C", ("ABC", "C", "ABC", "Z", "ABC")),
         # Small letters count beside a capital, or wherever they stand.
         ("Both A and B", ("ABD", "ABD", "ABD", "Z", "ABD")),
@@ -32,6 +33,8 @@ ORDER = ("published", "lmms-eval", "vlmevalkit", "vlmevalkit-matching", "uhr-bat
         ("F", ("", "", "", "Z", "F")),
         # One letter as a word: near the end, or after "answer is", if only as a beginning.
         ("the answer is a boat", ("", "", "", "A", "ABE")),
+        ("B is right, is it?", ("B", "B", "B", "Z", "B")),  # the first of five words
+        ("B is right, no?", ("B", "B", "B", "B", "B")),  # of four
         ("B is what one sees so far", ("ABE", "ABE", "ABE", "Z", "ABEF")),
         ("it is B as far as I see", ("ABE", "ABE", "ABE", "Z", "ABEF")),
         ("see here: it is **B**, as I see", ("ABE", "ABE", "ABE", "B", "ABE")),
