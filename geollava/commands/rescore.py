@@ -51,5 +51,6 @@ def rescore(
         return
     for line in [*in_columns(lines_of(results)), *notes_of(results)]:
         print(line)
+    print("Published figures, not measured here:")
     for figures, protocol, average, source in published_lines()[1:]:
-        print(f"Published, by {protocol}, {average}: {figures}: {source}.")
+        print(f"{figures}: {average}, by {protocol} ({source})")

@@ -246,8 +246,8 @@ def notes_of(results: dict[str, Any]) -> list[str]:
     notes = [
         f"{rows['counted']:,} of {rows['in_file']:,} rows count; * is what a protocol reports; "
         "judged otherwise: rows whose verdict is not that of the published protocol.",
-        f"Groups are here by {results['groups']}; those of VLMEvalKit's macro are by subtask and "
-        "l2-category, a column of the data (--data).",
+        f"Groups are by {results['groups']}"
+        + ("." if "l2" in results["groups"] else ", VLMEvalKit's by l2-category too: --data."),
     ]
     present = sum(count > 0 for count in results["rows_per_subtask"].values())
     if present < len(SUBTASKS):

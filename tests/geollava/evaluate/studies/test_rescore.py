@@ -148,7 +148,7 @@ def test_the_command(run, tmp_path, data):
     assert table[1] == ["published", "42.9*", "7.7*", "33.3", "3", "0"]
     assert table[4] == ["vlmevalkit-matching", *"-----"]
     assert "3 of 13 subtasks have rows, and the macro counts the others 0" in out
-    assert "Published, by vlmevalkit, macro, groups with rows: Intern-S1-mini 51.63" in out
+    assert "MiMo-VL-7B-RL-2508 12.29: macro, groups with rows, by vlmevalkit (the model" in out
 
     report = tmp_path / "report.md"
     options = ["--data", data, "--json", "--out", report]
