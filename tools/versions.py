@@ -48,7 +48,11 @@ TESTS = {
         "tests/geollava/evaluate/models",
     ],
     "triton": ["tests/kernels"],
-    "lmms-eval": ["tests/geollava/evaluate/models/test_lmms.py"],
+    "lmms-eval": [
+        "tests/geollava/evaluate/models/test_lmms.py",
+        "tests/geollava/evaluate/studies/test_protocols.py",
+        "tests/geollava/evaluate/test_lmms_tasks.py",
+    ],
 }
 ALONE = ("lmms-eval",)  # it asks for torchvision, which has no build beside CPU torch; we need none
 

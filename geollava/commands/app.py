@@ -11,6 +11,7 @@ from geollava.commands.batch import batch
 from geollava.commands.evaluate import run_benchmark
 from geollava.commands.export import export
 from geollava.commands.pilots import ablation, background
+from geollava.commands.rescore import rescore
 from geollava.commands.scenes import scenes
 from geollava.commands.studies import failures, sweep
 from geollava.commands.train import train
@@ -51,6 +52,6 @@ evaluate = typer.Typer(no_args_is_help=True, help="Scores of a model on benchmar
 for name in list_benchmarks():
     about = f"The benchmark {name}: every row asked, scored and reported."
     evaluate.command(name, help=about)(run_benchmark)
-for study in (sweep, failures, background, ablation):
+for study in (sweep, failures, background, ablation, rescore):
     evaluate.command()(study)
 app.add_typer(evaluate, name="evaluate")

@@ -39,6 +39,15 @@ def show_rows(rows: Sequence[tuple[str, str]]) -> None:
         say(value)
 
 
+def in_columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines; a terminal too narrow for them wraps them, and nothing is cut off."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
 def progress_bar(visible: bool = True) -> Progress:
     """Bars on the standard error, while it is a terminal."""
     return Progress(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from geollava.commands.console import progress_of
+from geollava.commands.console import in_columns, progress_of
 from geollava.commands.options import JsonOption
 from geollava.common.readable import one_line
 
@@ -53,12 +52,3 @@ def show_problems(report: Any) -> None:
             print(line)
     counts = [f"{count} {kind}" for kind, count in report.counts().items() if count]
     print(f"{report.rows:,} rows, problems: {', '.join(counts) or 'none'}")
-
-
-def in_columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines; a terminal too narrow for them wraps them, and nothing is cut off."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]

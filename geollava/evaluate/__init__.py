@@ -14,6 +14,8 @@ studies/           over evaluations
   sweep.py             methods, budgets and controls (models/controls.py) over one benchmark
   failures.py          the worst replies on a page, with what the model looked at
   ablation.py          questions asked without the tokens of their objects
+  rescore.py           the same replies by every protocol in use (protocols.py)
   background_share.py  how much of scenes is background (models/background.py)
 models/lmms_plugin.py  the same model within lmms-eval; lmms_model.py is the class that it makes
+lmms_tasks/            two of the benchmarks as tasks of lmms-eval
 """

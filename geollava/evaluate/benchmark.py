@@ -57,6 +57,10 @@ class Benchmark:
     how_to: str = ""
     more: Callable[[Sequence[Row], Sequence[str], Sequence[float]], dict[str, float]] | None = None
 
+    def renamed(self, row: Row) -> dict[str, Any]:
+        """A row of the data under this project's names of columns."""
+        return {self.columns.get(name, name): value for name, value in row.items()}
+
     def problem_of(self, row: Row) -> str | None:
         """Why this row cannot be asked or graded, and how one is come by that can; or None."""
         try:

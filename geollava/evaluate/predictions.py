@@ -83,11 +83,13 @@ class Prediction:
             others = {
                 name: value for name, value in values.items() if name not in ("row", "images")
             }
+            if values.get("problem") is None:
+                values["reply"]  # an answered row has one, if it is empty
             return cls(number=values["row"], images=tuple(values["images"]), **others)
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(
-                "a prediction must be an object with row, index, images, subtask and answer, and "
-                f"without unknown names: {reason_of(error)}"
+                "a prediction must be an object with row, index, images, subtask, answer and a "
+                f"reply or a problem, and without unknown names: {reason_of(error)}"
             ) from error
 
     def to_line(self) -> str:

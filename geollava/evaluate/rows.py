@@ -91,8 +91,7 @@ class Data:
                 table = texts[:]
                 table.validate(full=True)  # what is damaged can crash those who read it
                 texts = table.to_pylist()
-        columns = benchmark.columns
-        renamed = [{columns.get(name, name): row[name] for name in row} for row in texts]
+        renamed = [benchmark.renamed(row) for row in texts]
         self.in_data = len(renamed)
         self._places = [place for place, row in enumerate(renamed) if benchmark.belongs(row)]
         self.rows = [renamed[place] for place in self._places]

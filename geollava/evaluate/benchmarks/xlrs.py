@@ -48,8 +48,16 @@ PUBLISHED = {
     "Qwen2.5-VL-7B": 47.4,
     "LongVA-7B": 44.7,
 }
-# Taken out wherever they stand, for their own letters would count.
-PHRASES = ("The best answer is", "The correct answer is", "The answer is", "The answer")
+# Taken out wherever they stand, for their own letters would count. The last two are each two of the
+# public code, which lacks the comma between them.
+PHRASES = (
+    "The best answer is",
+    "The correct answer is",
+    "The answer is",
+    "The answer",
+    "The best option isThe correct option is",
+    "Best answer:Best option:",
+)
 
 
 def build_prompt(row: Mapping[str, Any]) -> str:

@@ -47,6 +47,8 @@ def test_recorded_scores(recorded):
         ("(b) and (D), not A", ["B", "D"]),  # parentheses first, in either case
         ("The correct answer is C", ["C"]),
         ("I know. The answer is B.", ["B"]),  # the phrase goes, wherever it stands
+        ("Best answer:Best option: C", ["C"]),  # two phrases that the public code glues together
+        ("Best answer: C", ["A", "B", "C", "E"]),  # which it therefore does not know by themselves
         ("Both A and B", ["A", "B", "D"]),  # a quirk: the d of "and"
         ("none of them", []),
         ("F", []),

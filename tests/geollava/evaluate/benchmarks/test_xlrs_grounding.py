@@ -17,16 +17,29 @@ from tests.geollava.evaluate.parrot import replied
         ("[5, 0, 15, 10] or [0, 0, 10, 10]", 1 / 3),
         ("[20, 20, 30, 30]", 0.0),
         ("upper left", 0.0),
+        ("它位于（０，０），（10，6）。", 0.6),  # noqa: RUF001
     ],
 )
 def test_overlap(reply, overlap):
-    for answer in ([0, 0, 10, 10], "[[0, 0, 10, 10]]"):
+    for answer in ([0, 0, 10, 10], [[0, 0, 10, 10]], "[[0, 0, 10, 10]]"):
         assert xlrs_grounding.overlap({"answer": answer}, reply) == pytest.approx(overlap)
+
+
+def test_an_answer_in_shares_of_the_image():
+    row = {"answer": [0.00001, 0.0, 0.5, 0.25]}
+    assert xlrs_grounding.overlap(row, "[0.0, 0.0, 0.5, 0.25]") == pytest.approx(0.49999 / 0.5)
+
+
+@pytest.mark.parametrize("answer", ["1234", [1, 2, 3], [0, 0, float("nan"), 1], 7])
+def test_what_is_no_box_is_refused(answer):
+    with pytest.raises(ValueError, match="'answer' must be a box"):
+        xlrs_grounding.answer_of({"answer": answer})
 
 
 def test_grounding(tmp_path):
     rows = [{"image": ["a.png"], "question": f"Find {i}", "answer": [0, 0, 10, 10]} for i in "abc"]
     rows.append({**rows[0], "answer": "in the middle"})
+    rows[1]["bbox"] = rows[1].pop("answer")  # as the hub's files are said to name it
     replies = ["[0, 0, 10, 6]", "[0, 0, 10, 8]", "no"]
     with pytest.raises(ValueError, match=r"row 3 \(index 3\): 'answer' must be a box"):
         replied("xlrs-grounding", rows, replies, tmp_path)

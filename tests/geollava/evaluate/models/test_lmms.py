@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -22,9 +18,9 @@ from geollava.evaluate.models.opening import open_model
 from geollava.evaluate.rows import Data
 from geollava.evaluate.runner import Options
 from tests.geollava.conftest import noise
+from tests.geollava.evaluate.lmms import FOUND, ROOT, moved_tasks, needs_lmms_eval, run_lmms
 
 XLRS = get_benchmark("xlrs")
-ROOT = Path(__file__).resolve().parents[4]
 GREEDY = {"max_new_tokens": 1, "temperature": 0, "top_p": 1.0, "num_beams": 1, "do_sample": False}
 
 
@@ -75,49 +71,24 @@ def test_entry_point_is_declared():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec("lmms_eval") is None, reason="lmms-eval is not installed"
-)
+@needs_lmms_eval
 def test_lmms_eval_gives_the_same_scores(saved, guessing_checkpoint, tmp_path):
-    # An installation's entry point, for a checkout that is not installed.
-    info = tmp_path / "site" / "plug-0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plug\nVersion: 0\n")
-    (info / "entry_points.txt").write_text(
-        "[lmms_eval.models]\ngeollava = geollava.evaluate.models.lmms_plugin:manifest\n"
+    names = {"initiacms/XLRS-Bench-lite": saved, "task: xlrs-lite": "task: xlrs-here"}
+    results, samples = run_lmms(
+        tmp_path,
+        "geollava = geollava.evaluate.models.lmms_plugin:manifest",
+        f"pretrained={guessing_checkpoint},dtype=float32,attention=eager",
+        moved_tasks(Path(FOUND.origin).parent / "tasks" / "xlrs", names, tmp_path / "tasks"),
+        ["xlrs-here"],
+        *("--batch_size", 8, "--gen_kwargs", "max_new_tokens=1"),
     )
-    task = tmp_path / "tasks"
-    task.mkdir()
-    source = Path(importlib.util.find_spec("lmms_eval").origin).parent / "tasks" / "xlrs"
-    for path in source.glob("*.*"):
-        text = path.read_text().replace("initiacms/XLRS-Bench-lite", str(saved))
-        (task / path.name).write_text(text.replace("task: xlrs-lite", "task: xlrs-here"))
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), str(ROOT)]),
-        "HF_HUB_OFFLINE": "1",
-    }
-    command = [
-        "-m", "lmms_eval", "--model", "geollava", "--model_args",
-        f"pretrained={guessing_checkpoint},dtype=float32,attention=eager", "--tasks", "xlrs-here",
-        "--include_path", task, "--batch_size", 8, "--output_path", tmp_path / "out",
-        "--log_samples", "--device", "cpu", "--gen_kwargs", "max_new_tokens=1",
-    ]  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, *map(str, command)], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = list((tmp_path / "out").rglob("*_results.json"))
-    assert len(found) == 1, done.stdout[-3000:]  # it logs what goes wrong, and returns 0
-    (path,) = found
-    theirs = json.loads(path.read_text())["results"]["xlrs-here"]
-
     answerer = open_model(str(guessing_checkpoint), None, None, "cpu", "float32", "eager")
     options = Options(max_new_tokens=1)
     ours = evaluate(Data(XLRS, str(saved)), answerer, tmp_path / "o", options)
     assert 0 < ours["macro"] < ours["micro"] < 1
+    theirs = results["xlrs-here"]
     assert theirs["xlrs_micro_score,none"] == pytest.approx(ours["micro"])
     assert theirs["xlrs_macro_score,none"] == pytest.approx(ours["macro"])
-    (path,) = (tmp_path / "out").rglob("*samples*.jsonl")
-    samples = sorted(map(json.loads, path.read_text().splitlines()), key=lambda s: s["doc_id"])
     lines = (tmp_path / "o" / "predictions.jsonl").read_text().splitlines()
-    assert [s["filtered_resps"] for s in samples] == [json.loads(x)["reply"] for x in lines]
+    replies = [json.loads(line)["reply"] for line in lines]
+    assert [sample["filtered_resps"] for sample in samples["xlrs-here"]] == replies
