@@ -109,7 +109,9 @@ class PrunedModel:
         features, deepstack = whole[:, : self._width], whole[:, self._width :]
         layouts = [layout for image in images for layout in image.layouts]
         tower = [values for image in images for values in image.tower]
-        made = reduce_images(self._method, budget, features, layouts, tower or None, None)
+        made = reduce_images(
+            self._method, budget, features, layouts, tower or None, None, self._adapter.project
+        )
         changed = features.clone()
         changed[made.places()] = made.features(features).to(changed.dtype)
         columns = [changed[made.keep]]

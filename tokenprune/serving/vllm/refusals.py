@@ -60,6 +60,10 @@ def check_served(method: Method, adapter: Adapter) -> None:
             f"{name} needs {', '.join(missing)}; vLLM encodes an image apart from its prompt and "
             f"keeps the result for others, it hands over {', '.join(sorted(OFFERS))}"
         )
+    if method.by_crop:
+        raise NotImplementedError(
+            f"{name} reduces the crops of an image together, which are apart in vLLM"
+        )
     if method.over_time:
         raise NotImplementedError(f"{name} compares the frames of videos, which stay whole in vLLM")
     check_method(method, adapter)

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenprune.hosts.adapter import PROJECTIONS, Adapter, self_attention_of, tower_layers
+from tokenprune.hosts.adapter import Adapter
 from tokenprune.hosts.attention import AttentionReader
 from tokenprune.hosts.tower import Need, TowerValues, needs_of_tower
+from tokenprune.hosts.tower_of_host import PROJECTIONS, self_attention_of, tower_layers
 from tokenprune.method import Method
 
 OFFERS = frozenset({"features", "attention", "keys", "queries", "hidden_states"})
@@ -85,7 +86,7 @@ class ServedTower:
             spans: patches of each image, where the tower is packed.
         """
         self._spans, self._reads = spans, True
-        self._attention.parts.clear()
+        self._attention = AttentionReader(self._num_prefix_tokens)
         self._parts = {need: [] for need in self.needs}
         try:
             yield
