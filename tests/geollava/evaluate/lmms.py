@@ -16,12 +16,10 @@ FOUND = importlib.util.find_spec("lmms_eval")
 needs_lmms_eval = pytest.mark.skipif(FOUND is None, reason="lmms-eval is not installed")
 
 
-def moved_tasks(source, names, target):
-    """A copy of a folder of tasks where old texts are new ones: data that lies here."""
+def moved_tasks(sources, names, target):
+    """A copy of folders of tasks in one, where old texts are new ones: data that lies here."""
     target.mkdir()
-    for path in Path(source).iterdir():
-        if not path.is_file():
-            continue
+    for path in (path for source in sources for path in source.iterdir() if path.is_file()):
         text = path.read_text()
         for old, new in names.items():
             text = text.replace(old, str(new))

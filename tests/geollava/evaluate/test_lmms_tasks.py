@@ -102,7 +102,7 @@ def test_lmms_eval_gives_the_same_scores(tmp_path):
         tmp_path,
         "parrot = tests.geollava.evaluate.lmms_parrot:manifest",
         f"replies={tmp_path / 'replies.json'}",
-        moved_tasks(FOLDER, names, tmp_path / "tasks"),
+        moved_tasks([FOLDER], names, tmp_path / "tasks"),
         list(TASKS),
     )
     for name, (benchmark, rows) in TASKS.items():

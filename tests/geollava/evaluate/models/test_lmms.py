@@ -9,6 +9,7 @@ import datasets
 import pytest
 from PIL import Image
 
+from geollava.evaluate import lmms_tasks
 from geollava.evaluate.benchmark import get_benchmark
 from geollava.evaluate.benchmarks import xlrs
 from geollava.evaluate.evaluation import evaluate
@@ -33,6 +34,21 @@ def saved(questions, tmp_path):
         del row["conversations"], row["id"]
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "xlrs" / "data" / "train.parquet")
     return tmp_path / "xlrs"
+
+
+@pytest.fixture
+def captions(questions, tmp_path):
+    """Three questions to each of two images, whose right answers have some of the letters."""
+    rows = [
+        {
+            "image": Image.open(questions.parent / f"{number // 3}.png"),
+            "question": f"Describe part {number}.",
+            "answer": ["A or B" if number % 2 else "C or D"],
+        }
+        for number in range(6)
+    ]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "captions" / "data" / "train.parquet")
+    return tmp_path / "captions"
 
 
 def test_requests_in_a_row_see_their_image_once(questions, guessing_checkpoint, tmp_path):
@@ -72,14 +88,19 @@ def test_entry_point_is_declared():
 
 @pytest.mark.slow
 @needs_lmms_eval
-def test_lmms_eval_gives_the_same_scores(saved, guessing_checkpoint, tmp_path):
-    names = {"initiacms/XLRS-Bench-lite": saved, "task: xlrs-lite": "task: xlrs-here"}
+def test_lmms_eval_gives_the_same_scores(saved, captions, guessing_checkpoint, tmp_path):
+    sources = (Path(FOUND.origin).parent / "tasks" / "xlrs", *map(Path, lmms_tasks.__path__))
+    names = {
+        "initiacms/XLRS-Bench-lite": saved,
+        "task: xlrs-lite": "task: xlrs-here",
+        "initiacms/XLRS-Bench_caption_en": captions,
+    }
     results, samples = run_lmms(
         tmp_path,
         "geollava = geollava.evaluate.models.lmms_plugin:manifest",
         f"pretrained={guessing_checkpoint},dtype=float32,attention=eager",
-        moved_tasks(Path(FOUND.origin).parent / "tasks" / "xlrs", names, tmp_path / "tasks"),
-        ["xlrs-here"],
+        moved_tasks(sources, names, tmp_path / "tasks"),
+        ["xlrs-here", "xlrs_caption_en"],
         *("--batch_size", 8, "--gen_kwargs", "max_new_tokens=1"),
     )
     answerer = open_model(str(guessing_checkpoint), None, None, "cpu", "float32", "eager")
@@ -89,6 +110,16 @@ def test_lmms_eval_gives_the_same_scores(saved, guessing_checkpoint, tmp_path):
     theirs = results["xlrs-here"]
     assert theirs["xlrs_micro_score,none"] == pytest.approx(ours["micro"])
     assert theirs["xlrs_macro_score,none"] == pytest.approx(ours["macro"])
-    lines = (tmp_path / "o" / "predictions.jsonl").read_text().splitlines()
-    replies = [json.loads(line)["reply"] for line in lines]
-    assert [sample["filtered_resps"] for sample in samples["xlrs-here"]] == replies
+    assert [sample["filtered_resps"] for sample in samples["xlrs-here"]] == replies(tmp_path / "o")
+
+    data = Data(get_benchmark("xlrs-caption"), str(captions))
+    ours = evaluate(data, answerer, tmp_path / "c", options)
+    assert 0 < ours["micro"] < 1
+    assert results["xlrs_caption_en"]["rouge_l,none"] == pytest.approx(ours["micro"])
+    said = [sample["filtered_resps"] for sample in samples["xlrs_caption_en"]]
+    assert said == replies(tmp_path / "c")
+
+
+def replies(folder):
+    lines = (folder / "predictions.jsonl").read_text().splitlines()
+    return [json.loads(line)["reply"] for line in lines]
