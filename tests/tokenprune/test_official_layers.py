@@ -200,6 +200,25 @@ def test_rows_of_no_single_token_take_the_last_places_of_their_image():
     assert standing[-1] == visual[-1]
 
 
+def test_what_pact_reports():
+    host, (method, budget, _) = build("llava"), FORMS["pact"]
+    inputs = host.inputs(ROW)
+    with tokenprune.apply(host.model, method, **budget) as handle:
+        logits_of(host, inputs)
+        report, last, (kept,) = handle.report(), handle.last, handle.kept_positions
+        with pytest.raises(NotImplementedError, match="PACT keeps depends on the image"):
+            handle.retained_count([16])
+    sizes = last.counts[0]
+    assert report.merged == [int((sizes - 1).sum())]
+    assert report.dropped == [16 - int(sizes.sum())]
+    assert min(report.merged[0], report.dropped[0]) > 0
+    torch.testing.assert_close(last.scores[0], sizes.float().log())
+    visual = (inputs["input_ids"][0] == IMAGE).nonzero()[:, 0]
+    assert set((visual[last.keep_indices[0]]).tolist()) <= set(kept.tolist())
+    with pytest.raises(NotImplementedError, match="rows of several tokens in the language model"):
+        tokenprune.verify(host.model, inputs, method=method)
+
+
 def test_prompts_that_the_official_code_does_not_take():
     host = build("llava")
     whole = logits_of(host, host.inputs(ROW))

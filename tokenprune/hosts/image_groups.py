@@ -86,7 +86,7 @@ class ImageGroup:
                 scores = scores.scatter(1, self.tokens, self.scores)
             return select_tokens(whole, self.tokens, scores)
         alone = self.tokens[0] >= 0
-        rows, kept = result.rows, self.tokens[:, alone]
+        rows, kept = result.rows.detach(), self.tokens[:, alone]
         assignment = result.assignment
         if assignment.shape != self.positions.shape:  # of rows that another cut has left
             assignment = select_tokens(whole, kept, scores).assignment
