@@ -62,19 +62,23 @@ def _row(name: str, method: type[Method]) -> tuple[str, ...]:
         ", ".join(needs) or "-",
         "yes" if method.query_agnostic else "no",
         "yes" if method.merges else "-",
-        fidelity(method),
+        faithful_of(method),
         method.paper or "-",
         method.approximates or "-",
     )
 
 
-def fidelity(method: type[Method]) -> str:
-    """What its class declares, and what `official=True` makes of it where that is another."""
+def faithful_of(method: type[Method]) -> str:
+    """What is declared of a method's defaults, and of `official=True` where that is another form.
+
+    "variant; official=True: faithful to OWNER/REPOSITORY@COMMIT", or "-" where nothing is said.
+    """
     declared = method.faithful or "-"
     if "official" not in {option.name for option in fields(method)}:
         return declared
-    official = method(official=True).faithful  # type: ignore[call-arg]
-    return declared if official == declared else f"{declared}; official=True: {official}"
+    options: dict[str, Any] = {"official": True}
+    official = method(**options).faithful
+    return declared if official in (declared, None) else f"{declared}; official=True: {official}"
 
 
 def is_approximation(method: type[Method]) -> bool:

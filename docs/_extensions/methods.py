@@ -15,7 +15,7 @@ from typing import Any
 import figures
 from sections import Docstring, table
 from tokenprune import LayerMethod, Method, list_methods, method_class, ops
-from tokenprune.cli import APPROXIMATION, fidelity, is_approximation, method_rows
+from tokenprune.cli import APPROXIMATION, faithful_of, is_approximation, method_rows
 from tokenprune.method import BUDGET, required_options
 from tokenprune.tokens import BY_LAYER
 
@@ -92,7 +92,7 @@ def declarations(name: str, method: type[Method]) -> str:
         ("reads the question", "no" if method.query_agnostic else "yes"),
         ("merges", "yes" if method.merges else "no, tokens stay as they are"),
         ("operators", ", ".join(used) or "-"),
-        ("faithful", fidelity(method)),
+        ("faithful", faithful_of(method)),
         ("paper", f"[arXiv {method.paper}]({ARXIV}{method.paper})" if method.paper else "-"),
         ("class", f"`{method.__module__}.{method.__name__}`"),
     ]

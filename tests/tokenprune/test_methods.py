@@ -291,21 +291,34 @@ def test_every_method_says_to_which_code_it_is_faithful(golden):
         assert found, f"{name}: {value}"
         repository, commit = found.groups()
         assert not repository or re.search(rf"{repository}\b.* at {commit}", recorded), value
-        assert f" | {cli.fidelity(method_class(name))} | " in next(
-            line for line in cli.markdown_table().splitlines() if line.startswith(f"| `{name}`")
-        )
+        lines = cli.markdown_table().splitlines()
+        line = next(line for line in lines if line.startswith(f"| `{name}`"))
+        assert re.search(rf" \| {value}(; official=True: faithful to [^|]+)? \| ", line)
+
+
+def test_the_official_form_is_told_beside_the_default():
+    rows = {row[0].split(" ")[0]: row for row in cli.method_rows()}
+    for name in list_methods():
+        if not hasattr(method_class(name), "official"):
+            assert "official" not in rows[name][5]
+            continue
+        official = get_method(name, official=True)
+        assert official.faithful.startswith("faithful to "), name
+        assert rows[name][5].endswith(official.faithful)
+    told = rows["visionzip"][5]
+    assert told == "variant; official=True: faithful to dvlab-research/VisionZip@3151f6d"
 
 
 def test_the_table_says_what_official_makes_of_a_method(golden):
     recorded = (golden / "methods" / "README.md").read_text("utf-8")
     for name in ("dart", "sparsevlm", "pact", "pyramiddrop"):
-        said = cli.fidelity(method_class(name))
+        said = cli.faithful_of(method_class(name))
         found = re.fullmatch(
             r"variant; official=True: faithful to ([\w.-]+/[\w.-]+)@([0-9a-f]{7})", said
         )
         assert found, said
         assert re.search(rf"{found[1]}\b.* at {found[2]}", recorded), said
-    assert cli.fidelity(method_class("hiprune")) == method_class("hiprune").faithful
+    assert cli.faithful_of(method_class("hiprune")) == method_class("hiprune").faithful
 
 
 def test_the_table_lists_every_method(capsys):

@@ -75,8 +75,9 @@ class PruMerge(Method):
         With `official=True`, or its options and the official attention given, kept tokens equal the
         recorded ones and merged rows agree to 1e-5 in three cases
         (`tests/tokenprune/test_replay.py`); LLaVA says what it says with rows that are written out
-        from the paper (`tests/tokenprune/test_official.py`). The official code has no form for
-        images of several crops, hosts that have them refuse. Its default forward is `prumergeplus`.
+        from the paper (`tests/tokenprune/test_before_projector.py`). The official code has no form
+        for images of several crops, hosts that have them refuse. Its default forward is
+        `prumergeplus`.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("attention",)

@@ -50,8 +50,8 @@ class PruMergePlus(PruMerge):
     Faithful:
         With `official=True` kept tokens equal the recorded ones and merged rows agree to 1e-4 in
         one case (`tests/tokenprune/test_replay.py`); LLaVA as for `prumerge`
-        (`tests/tokenprune/test_official.py`). The official code is written for 576 tokens; here
-        the steps end at $N - 1$ for any N.
+        (`tests/tokenprune/test_before_projector.py`). The official code is written for 576 tokens;
+        here the steps end at $N - 1$ for any N.
     """
 
     ratio: float | None = None

@@ -70,7 +70,7 @@ class VisionZip(Method):
     Faithful:
         With `official=True` the tokens equal those recorded from the official code to 1e-5 in three
         cases (`tests/tokenprune/test_replay.py`), and LLaVA and LLaVA-NeXT say what they say with
-        rows that are written out from the paper (`tests/tokenprune/test_official.py`).
+        rows that are written out from the paper (`tests/tokenprune/test_before_projector.py`).
     """
 
     needs: ClassVar[tuple[str, ...]] = ("attention",)
