@@ -22,7 +22,7 @@ from tokenprune.ops.background_merge import kernel as merge
 from tokenprune.ops.background_score import kernel as score
 from tokenprune.ops.cls_attention import kernel as cls
 from tokenprune.ops.cluster_mean import kernel as mean
-from tokenprune.ops.common.launch import ROUNDING, read_configs
+from tokenprune.ops.common.launch import MAX_TOKENS, ROUNDING, read_configs
 from tokenprune.ops.greedy_select import kernel as greedy
 from tokenprune.ops.most_similar import kernel as similar
 
@@ -40,13 +40,21 @@ POINTERS = {
     "similarity": "fp32", "index": "i64", "chosen": "i64",
     "roots": "i64", "keep_indices": "i64", "crops": "i64", "slots": "i64", "valid": "i8",
 }  # fmt: skip
+GRIDS = (1024, MAX_TOKENS)  # tokens that one program holds
 # Kernel, the name of its launch configuration, and the constants beside it.
 JOBS = [
     (score._background_score_fwd_kernel, "background_score_fwd", {"FUSED": True, "UPCAST": False}),
     (score._background_score_fwd_kernel, "background_score_fwd", {"FUSED": False, "UPCAST": False}),
     (score._background_score_bwd_kernel, "background_score_bwd", {"UPCAST": False}),
-    (merge._background_merge_fwd_kernel, "background_merge_fwd", {"PADDED": 1024, "MERGE": False}),
-    (merge._background_merge_fwd_kernel, "background_merge_fwd", {"PADDED": 1024, "MERGE": True}),
+    *(
+        (
+            merge._background_merge_fwd_kernel,
+            "background_merge_fwd",
+            {"PADDED": tokens, "MERGE": joined},
+        )
+        for joined in (False, True)
+        for tokens in GRIDS
+    ),
     (select._anchor_score_fwd_kernel, "anchor_score_fwd", {}),
     (
         select._anchored_select_fwd_kernel,
@@ -70,9 +78,10 @@ JOBS = [
         (
             greedy._greedy_order_fwd_kernel,
             f"{objective}_order_fwd",
-            {"OBJECTIVE": objective, "PADDED": 1024, "UPCAST": False},
+            {"OBJECTIVE": objective, "PADDED": tokens, "UPCAST": False},
         )
         for objective in ("max_min", "dpp", "coverage", "mmr")
+        for tokens in GRIDS
     ),
     (similar._most_similar_fwd_kernel, "most_similar_fwd", {"UPCAST": False}),
 ]  # fmt: skip

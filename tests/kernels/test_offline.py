@@ -26,7 +26,7 @@ def test_compiles_and_fits(capability):
     )
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(rows) == 2 * 21
+    assert len(rows) == 2 * 27
     for row in rows:
         assert row["spilled_bytes"] == row["local_memory_instructions"] == 0, row
         assert row["registers"] <= 255, row
