@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tokenprune import ops
+from tokenprune.ops.common.launch import MAX_TOKENS
 
 from .test_parity import DEVICE, NARROW, SOME, check_equal, poisoned, tolerance
 
@@ -205,12 +204,48 @@ def test_equal_tokens_are_taken_in_order(impl):
     assert ops.bipartite_merge(same, 20, impl=impl).keep_indices[0].tolist() == [*range(1, 40, 2)]
 
 
+SELECT = {
+    "max_min": ops.max_min_select,
+    "dpp": ops.dpp_select,
+    "coverage": ops.coverage_select,
+    "mmr": lambda features, num_keep, **options: ops.mmr_select(
+        features, num_keep, features[..., 0].float(), **options
+    ),
+}
+
+
+@pytest.mark.parametrize("num_tokens", [1025, pytest.param(MAX_TOKENS, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", SELECT)
+def test_large_grids(name, num_tokens):
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(1, num_tokens, 19, generator=generator).to(DEVICE)
+    got, expected = (SELECT[name](features, 4, impl=impl) for impl in ("triton", "reference"))
+    check_equal(got, expected)
+
+
+@pytest.mark.parametrize("cycles", ["official", "merge"])
+def test_clusters_of_the_largest_grid(cycles):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, MAX_TOKENS, 9, generator=generator).to(DEVICE)
+    got, expected = (
+        ops.background_merge(logits, (32, MAX_TOKENS // 32), cycles=cycles, impl=impl)
+        for impl in ("triton", "reference")
+    )
+    assert torch.equal(got, expected)
+
+
+def test_larger_grids_are_refused():
+    features = torch.randn(1, MAX_TOKENS + 1, 8, device=DEVICE)
+    for select in SELECT.values():
+        with pytest.raises(ValueError, match="at most 4096 tokens, got 4097"):
+            select(features, 2, impl="triton")
+
+
 @pytest.mark.parametrize("impl", ["triton", "reference"])
 def test_nan_does_not_break_the_budget(impl):
     features = torch.randn(2, 20, 16, device=DEVICE)
     features[0, 7, 3] = float("nan")
-    mmr = functools.partial(ops.mmr_select, relevance=torch.rand(2, 20, device=DEVICE))
-    for select in (ops.max_min_select, ops.dpp_select, ops.coverage_select, mmr):
+    for select in SELECT.values():
         result = select(features, 6, impl=impl)
         assert (result.keep_indices.diff(dim=1) > 0).all()
         assert ((result.keep_indices >= 0) & (result.keep_indices < 20)).all()

@@ -41,7 +41,7 @@ def background_merge(
             leave them. "merge" follows every pointer to its end, whatever `max_iters`, and joins
             each cycle into one cluster whose root is its lowest index.
         impl: "auto" (Triton on CUDA), "reference" or "triton"; a named one runs or raises. Triton
-            takes N up to 1,024, and no float64.
+            takes N up to 4,096, and no float64.
 
     Returns:
         [B, N] int64, each token's root. Not differentiable.

@@ -14,7 +14,8 @@ from torch import Tensor
 
 TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
-MAX_TOKENS = 1024  # a grid of 32 x 32
+MAX_TOKENS = 4096  # a grid of 64 x 64
+MAX_GRID_TOKENS = 1024  # of operators that hold a grid's features, a grid of 32 x 32
 # a * b + c rounded once. Said outright, since Triton 3.10 is to change what it takes for granted:
 # scores, attention and greedy distances round differently without it. Roots, the choice by given
 # scores and means hold no such product, so that their bits do not depend on it.
@@ -60,12 +61,14 @@ def triton_obstacle(operator: str, tensor: Tensor) -> Exception | None:
     return None
 
 
-def tokens_obstacle(operator: str, tensor: Tensor) -> Exception | None:
+def tokens_obstacle(
+    operator: str, tensor: Tensor, max_tokens: int = MAX_TOKENS
+) -> Exception | None:
     """As `triton_obstacle`, for a tensor [B, N, ...] of which one program holds all N."""
     obstacle = triton_obstacle(operator, tensor)
-    if obstacle is None and tensor.shape[1] > MAX_TOKENS:
+    if obstacle is None and tensor.shape[1] > max_tokens:
         return ValueError(
-            f"impl='triton' of ops.{operator} expects at most {MAX_TOKENS} tokens (32 x 32), "
+            f"impl='triton' of ops.{operator} expects at most {max_tokens} tokens, "
             f"got {tensor.shape[1]}"
         )
     return obstacle
@@ -73,7 +76,7 @@ def tokens_obstacle(operator: str, tensor: Tensor) -> Exception | None:
 
 def grid_obstacle(operator: str, features: Tensor) -> Exception | None:
     """As `tokens_obstacle`, for [B, N, D] features."""
-    obstacle = tokens_obstacle(operator, features)
+    obstacle = tokens_obstacle(operator, features, MAX_GRID_TOKENS)
     if obstacle is None and features.shape[2] % 16:
         return ValueError(
             f"impl='triton' of ops.{operator} expects D to be a multiple of 16, "

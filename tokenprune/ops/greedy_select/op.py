@@ -39,7 +39,7 @@ def max_min_select(
         strict: raise if features are not finite (one more read, and a synchronization on GPUs).
             Without it a crop that holds NaN keeps whatever tokens.
         impl: "auto" (Triton on CUDA), "reference" or "triton"; a named one runs or raises. Triton
-            does the whole batch in one launch, with N up to 1,024, and takes no float64.
+            does the whole batch in one launch, with N up to 4,096, and takes no float64.
 
     Returns:
         ReducedTokens in raster order; `scores` are the distances at which tokens were chosen, and
@@ -182,7 +182,8 @@ def coverage_select(
     Cost:
         $N^2 D$ products for all pairs, once, and at most $K N^2$ comparisons: the reference
         computes a gain again only where the one known before, which bounds it, could be the
-        largest. Memory: $N^2$ per crop in work, one on a CPU, one per multiprocessor on a GPU.
+        largest. Memory: $N^2$ per crop in work, one on a CPU. A GPU works on as many crops as it
+        has multiprocessors; a larger batch takes a launch for each so many.
 
     Backward:
         what is kept
