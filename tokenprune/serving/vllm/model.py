@@ -54,7 +54,7 @@ class PrunedModel:
         assert options is not None  # else this class would not have been chosen
         host = HOSTS[architecture_of(hf_config)]
         self._method, self._adapter = options.build(), adapter_for(hf_config)
-        self._packed = host.packed
+        self._host = host
         tower = operator.attrgetter(host.tower)(self)
         self._tower = ServedTower(self._adapter, self._method, tower, host.packed)
         self._width = vllm_config.model_config.get_hidden_size()
@@ -75,7 +75,10 @@ class PrunedModel:
             Budget(int(num_keep) or None, float(ratio) or None)
             for num_keep, ratio in torch.as_tensor(pairs).tolist()
         ]
-        spans = [int(grid.prod()) for grid in kwargs["image_grid_thw"]] if self._packed else ()
+        if self._host.padded:
+            kwargs = without_padding(kwargs, self._adapter)
+        packed = self._host.packed
+        spans = [int(grid.prod()) for grid in kwargs["image_grid_thw"]] if packed else ()
         with self._tower.reading(spans):
             items = list(base.embed_multimodal(**kwargs))
         return self._reduced(self._images(items, kwargs), budgets)
@@ -173,6 +176,16 @@ class PrunedModel:
         return prompt_positions(
             input_tokens, mm_features, num_whole, base.get_mrope_input_positions
         )
+
+
+def without_padding(arguments: Mapping[str, Any], adapter: Any) -> dict[str, Any]:
+    """Each image with its own crops alone: the tower, and who reads it, see no others."""
+    sizes = adapter.sizes(arguments, None, None)
+    crops = [
+        image[: adapter.num_crops(size)]
+        for image, size in zip(arguments["pixel_values"], sizes, strict=True)
+    ]
+    return {**arguments, "pixel_values": crops}
 
 
 def make_class(architecture: str) -> type:
