@@ -216,10 +216,10 @@ class TowerReader:
             names = sorted({need.name for need in needs})
             self._attention[layer] = AttentionReader(self._num_prefix_tokens, names)
             self._reader_of |= dict.fromkeys(needs, self._attention[layer])
-
         self._merging: Merging | None = None
         if any(need.name == "roots" for need in self.needs):
-            (grid,), layout = adapter.layout(None).grids, adapter.layout(None)
+            layout = adapter.layout(None)
+            (grid,) = layout.grids
             num_keep = min(budget.kept_of(layout.num_tokens), grid.num_tokens)
             self._merging = Merging(len(adapter.merging_layers), num_keep, self._num_prefix_tokens)
 
