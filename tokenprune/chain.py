@@ -58,6 +58,10 @@ class Chain(Method):
                 raise NotImplementedError(
                     f"{type(stage).__name__} compares whole frames, which only the first stage has"
                 )
+            if "roots" in stage.needs:
+                raise NotImplementedError(
+                    f"{type(stage).__name__} merges inside the vision tower, Chain after it"
+                )
             if stage.by_crop:
                 raise NotImplementedError(
                     f"{type(stage).__name__} shares an image's budget over its crops, Chain before "

@@ -26,7 +26,7 @@ BUDGET = ("num_keep", "keep_ratio")
 
 # Fields of `VisionTokens` that a vision tower gives: of a layer that the method names, and others.
 OF_TOWER_LAYER = ("keys", "queries", *BY_LAYER)
-OF_TOWER = ("cls", "attention", "cls_logits", "single_head_attention", *OF_TOWER_LAYER)
+OF_TOWER = ("cls", "roots", "attention", "cls_logits", "single_head_attention", *OF_TOWER_LAYER)
 ATTENTION = ("attention",)  # what `Method.reads` is where the prompt's end alone ranks tokens
 
 
@@ -52,9 +52,9 @@ class Method(ABC):
     Attributes:
         needs: the fields of `VisionTokens` that it cannot do without: "cls", "attention", "keys",
             "queries", "hidden_states", "received", "cls_logits", "single_head_attention", "text",
-            "image_embeds", "text_embeds"; or "layers", those of a language model: then the method
-            works between them, see `cuts`. A host that cannot hand one of them over refuses the
-            method by name.
+            "roots", "image_embeds", "text_embeds"; or "layers", those of a language model: then the
+            method works between them, see `cuts`. A host that cannot hand one of them over refuses
+            the method by name.
         tower_layers: for "keys", "queries", "hidden_states" and "received" among `needs`, the
             layers of the vision tower that they are read from, counted as Python's lists count: -2
             is the second last. Keys and queries are read from one layer each.

@@ -46,6 +46,8 @@ class VisionTokens:
         image_embeds: [B, N, C], the patches in the joint space of a contrastive model, such as
             CLIP's. No host hands it over.
         text_embeds: [B, T, C], the question in that space, in one piece or several.
+        roots: [B, N] int64, the token in whose place each has come to lie where tokens have merged
+            inside the tower; those of one place carry the same features.
         sizes: [B, N] at least 1, how many tokens of the image each stands for where some have
             merged before; None for one each.
         frames: of a video, or 1. Only a method that works `over_time` takes more.
@@ -69,6 +71,7 @@ class VisionTokens:
     single_head_attention: Tensor | None = None
     image_embeds: Tensor | None = None
     text_embeds: Tensor | None = None
+    roots: Tensor | None = None
     sizes: Tensor | None = None
     frames: int = 1
     shown: Tensor | None = None
@@ -101,6 +104,10 @@ class VisionTokens:
         for name, value in given.items():
             if value is not None:
                 check_shape(name, value, (batch, num_tokens), "[B, N]", like=self.features)
+        if self.roots is not None and self.roots.shape != (batch, num_tokens):
+            raise ValueError(
+                f"roots must be [B, N] = {[batch, num_tokens]}, got {list(self.roots.shape)}"
+            )
         if self.shown is not None and self.shown.shape != (batch, num_tokens):
             raise ValueError(
                 f"shown must be [B, N] = {[batch, num_tokens]}, got {list(self.shown.shape)}"

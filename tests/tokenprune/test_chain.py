@@ -100,7 +100,7 @@ def test_shows_its_methods():
     chain = Chain(get_method("fastervlm"), get_method("tome"), budgets=[0.5])
     assert repr(chain) == (
         "Chain(FasterVLM(strict=True), ToMe(strict=True, compared='features', "
-        "class_token=False, impl='auto'), budgets=[0.5])"
+        "class_token=False, official=False, impl='auto'), budgets=[0.5])"
     )
     assert repr(Chain(get_method("fastervlm"), strict=False)).endswith("budgets=[], strict=False)")
 

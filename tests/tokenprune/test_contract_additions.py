@@ -271,3 +271,44 @@ def test_hidden_states_of_the_layers_that_are_named():
     tokens.hidden_states[9][1, 0, 0] = torch.nan
     with pytest.raises(ValueError, match=r"hidden_states\[9\] must be finite, .* in 1 of 3"):
         method.reduce(tokens, 7)
+
+
+# -- crops of one image ----------------------------------------------------------------------------
+
+
+def test_crops_come_apart_as_they_were_put_together():
+    tokens = example_tokens(3)
+    method = get_method("prumerge", adaptive=True, keep_rest=True, compared="keys")
+    packed = method.reduce(tokens, 9)
+    for crop, part in enumerate(packed.unpacked()):
+        alone = method.reduce(tokens.crop(crop), 9)
+        for name in ("keep_indices", "valid", "scores"):
+            assert torch.equal(getattr(part, name)[0], getattr(alone, name))
+        torch.testing.assert_close(part.features[0], alone.features)
+        torch.testing.assert_close(part.rows[0, -1], alone.extra[0, 0])
+    plain = get_method("random").reduce(tokens, 4)
+    assert torch.equal(torch.cat([part.features for part in plain.unpacked()]), plain.features)
+
+
+def test_an_order_of_rows_goes_on_from_one_crop_to_the_next():
+    tokens = example_tokens(2)
+    method = get_method("visionzip", official=True, contextual_ratio=0.4)
+    both, parts = method.reduce(tokens, 7), [method.reduce(tokens.crop(n), 7) for n in (0, 1)]
+    joined = type(both).cat(parts)
+    assert torch.equal(joined.order, both.order)
+    assert torch.equal(both.order.sort().values, torch.arange(16))
+    assert both.order[0] == 7  # the class token, the first crop's extra row, is read first
+
+
+def test_forms_of_crops_are_in_no_chain():
+    for name in ("globalcom2", "hiprune"):
+        options = {"official": True} if name == "hiprune" else {}
+        with pytest.raises(NotImplementedError, match="shares an image's budget over its crops"):
+            Chain(get_method(name, **options), get_method("random"), budgets=[9])
+
+
+def test_shapes_of_what_is_said_of_crops_are_checked():
+    for name, message in (("shown", "shown must be"), ("roots", "roots must be")):
+        wrong = {name: torch.ones(3, 5, dtype=torch.int64)}
+        with pytest.raises(ValueError, match=message):
+            replace(example_tokens(3), **wrong)

@@ -447,6 +447,9 @@ def test_adapters_say_what_they_hand_over(host):
     assert ("attention" in offers) is ("received" in offers) is not pixtral
     class_token = host.model_type in ("llava", "llava_next", "internvl")
     assert ("cls_logits" in offers) is (class_token and not pixtral)
+    one_crop = host.model_type in ("llava", "internvl")
+    assert ("single_head_attention" in offers) is (one_crop and not pixtral)
+    assert ("roots" in offers) is (host.model_type == "llava" and not pixtral)
     assert ("cls" in offers) is (host.model_type == "llava" and not pixtral)
     assert offers <= set(VisionTokens.__dataclass_fields__)
 
@@ -512,7 +515,8 @@ class MapsAttention(type(find_adapter(HOSTS["llava"]().model))):  # type: ignore
 
 def test_an_adapter_that_maps_attention_alone_offers_attention_alone(llava):
     offers = tokenprune.Adapter.offers.fget(MapsAttention(llava.model.model))
-    assert offers == {"features", "text", "attention", "received", "cls_logits"}
+    of_attention = {"attention", "received", "cls_logits", "single_head_attention"}
+    assert offers == {"features", "text"} | of_attention
 
 
 @pytest.mark.skipif(not CHUNKS_ENCODED_IMAGES, reason="images are encoded in the forward alone")

@@ -47,7 +47,7 @@ def test_what_hosts_hand_over_is_written_and_read(capsys):
         "aya_vision",
     }
     of_llava = ("attention", "cls", "cls_logits", "features", "hidden_states", "keys", "queries")
-    of_llava = (*of_llava, "received", "text")
+    of_llava = (*of_llava, "received", "roots", "single_head_attention", "text")
     assert listed["llava"].offers == of_llava
     assert listed["aya_vision"].offers == ("features", "text")
     assert listed["gemma3"].offers == ()

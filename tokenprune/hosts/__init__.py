@@ -11,9 +11,11 @@ step.py                one forward of one call, in order
 inputs.py, prompt.py   what the host is called with; a prompt with images among it
 encoder.py             the images' sizes, seen where the host encodes them
 tower.py               what a method needs of the vision tower, read while it runs
+merging_tower.py       tokens that merge inside the tower's layers
 attention.py           reading attention, of the tower and ahead of a decoder layer
 reduction.py           where tokens leave: before_model.py and between_layers.py
 crops.py               an image as the tower's crops, which share its budget
+reduced.py             what is left of a batch's images
 images.py              each image's tokens -> the ones that remain; image_groups.py between layers
 column_arguments.py    what else has columns: taken along, or refused by name
 sequence.py, masks.py  the same columns out of embeddings, positions, masks and labels; windows.py

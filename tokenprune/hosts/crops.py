@@ -91,11 +91,12 @@ class CropsOfImage:
         order: Tensor | None,
         project: Callable[[Tensor], Tensor],
     ) -> ProjectedImage:
+        device = self.features.device  # the projector may have another
         crops = tuple(
             replace(
                 part,
-                features=project(part.features),
-                extra=None if part.extra is None else project(part.extra),
+                features=project(part.features).to(device),
+                extra=None if part.extra is None else project(part.extra).to(device),
             )
             for part in parts
         )

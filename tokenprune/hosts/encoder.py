@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.compiler import disable
 
 from tokenprune.hosts.adapter import Adapter
+from tokenprune.hosts.applied import Applied
 from tokenprune.hosts.compat import image_features
 from tokenprune.hosts.stopwatch import Stopwatch
 from tokenprune.hosts.tower import Need, TowerReader, TowerValues
@@ -82,7 +83,7 @@ class WatchedEncoder:
         adapter: Adapter,
         source: Adapter | Videos,
         encode: Callable[..., Any],
-        method: Callable[[], Method],
+        applied: Callable[[], Applied],
         input_ids: Callable[[], Tensor | None],
         report: Callable[[EncodedImages], None],
     ) -> None:
@@ -91,7 +92,7 @@ class WatchedEncoder:
         self._adapter, self._source = adapter, source
         self._encode = encode
         self._encode_uncompiled = disable(encode)
-        self._method = method
+        self._applied = applied
         self._input_ids = input_ids
         self._report = report
         self._signature = inspect.signature(encode)
@@ -101,9 +102,10 @@ class WatchedEncoder:
             return self._encode(*args, **kwargs)
         bound = self._signature.bind_partial(*args, **kwargs).arguments
         arguments = {**bound.pop("kwargs", {}), **bound}
-        source, method = self._source, self._method()
+        source, applied = self._source, self._applied()
+        method = applied.method
         refuse_needs_of_videos(method, source)
-        reader = TowerReader(self._adapter, source, method)
+        reader = TowerReader(self._adapter, source, method, applied.budget)
         # A compiled tower does not call the hooks of its linear layers.
         encode = self._encode_uncompiled if reader.has_hooks else self._encode
         token = _encoding.set(True)

@@ -20,6 +20,7 @@ from tokenprune.hosts.applied import Applied
 from tokenprune.hosts.compat import Call, check_head, check_host, check_language_model
 from tokenprune.hosts.encoder import EncodedImages, WatchedEncoder
 from tokenprune.hosts.inputs import Calls, PerThread
+from tokenprune.hosts.merging_tower import check_layers_that_merge, merging_forward, note_keys
 from tokenprune.hosts.step import Step
 from tokenprune.hosts.tower import points_of, tell_reader
 from tokenprune.method import Method
@@ -105,7 +106,7 @@ class HostHooks:
                 self.adapter,
                 source,
                 getattr(base, modality.encoder),
-                method=lambda: self.applied[-1].method,
+                applied=lambda: self.applied[-1],
                 input_ids=self._input_ids,
                 report=functools.partial(self._note_encoded, modality.name),
             )
@@ -138,6 +139,14 @@ class HostHooks:
             if module not in self._watched:
                 self._watched.add(module)
                 self._undo.append(module.register_forward_hook(disable(tell_reader)).remove)
+        if "roots" in method.needs:
+            layers: list[Any] = [*self.adapter.merging_layers]
+            check_layers_that_merge(layers)
+            for number, layer in enumerate(layers):
+                if "forward" not in vars(layer):
+                    self._replace(layer, "forward", merging_forward(number, layer))
+                    keys = layer.self_attn.k_proj.register_forward_hook(disable(note_keys))
+                    self._undo.append(keys.remove)
 
     def _restore_later(self, module: Any, name: str) -> None:
         if name in module.__dict__:

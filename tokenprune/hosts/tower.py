@@ -20,8 +20,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tokenprune.budget import Budget
 from tokenprune.hosts.adapter import Adapter
 from tokenprune.hosts.attention import AttentionReader
+from tokenprune.hosts.merging_tower import Merging, merging_by
 from tokenprune.hosts.stopwatch import Stopwatch
 from tokenprune.hosts.tower_of_host import OF_ATTENTION, self_attention_of, tower_layers
 from tokenprune.hosts.videos import Videos
@@ -189,13 +191,16 @@ class TowerReader:
 
     Args:
         source: what is encoded, the adapter's images or its videos.
+        budget: of an image, for methods that merge inside the tower.
 
     Attributes:
         needs: of the method.
         stopwatches: time spent on it.
     """
 
-    def __init__(self, adapter: Adapter, source: Adapter | Videos, method: Method) -> None:
+    def __init__(
+        self, adapter: Adapter, source: Adapter | Videos, method: Method, budget: Budget
+    ) -> None:
         self.needs = needs_of_tower(method)
         self._by_crop = method.by_crop
         self._source = source
@@ -211,11 +216,17 @@ class TowerReader:
             names = sorted({need.name for need in needs})
             self._attention[layer] = AttentionReader(self._num_prefix_tokens, names)
             self._reader_of |= dict.fromkeys(needs, self._attention[layer])
+        self._merging: Merging | None = None
+        if any(need.name == "roots" for need in self.needs):
+            layout = adapter.layout(None)
+            (grid,) = layout.grids
+            num_keep = min(budget.kept_of(layout.num_tokens), grid.num_tokens)
+            self._merging = Merging(len(adapter.merging_layers), num_keep, self._num_prefix_tokens)
 
     @property
     def has_hooks(self) -> bool:
-        """Whether hooks in the tower's modules must reach us."""
-        return bool(self._points)
+        """Whether hooks in the tower's modules must reach us, or its layers merge."""
+        return bool(self._points) or self._merging is not None
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -223,6 +234,7 @@ class TowerReader:
         token = _reading.set(self)
         try:
             with ExitStack() as stack:
+                stack.enter_context(merging_by(self._merging))
                 for layer, reader in self._attention.items():
                     stack.enter_context(reader.reading(layer))
                 yield
@@ -257,6 +269,8 @@ class TowerReader:
             for need in self.needs:
                 if need.name in OF_ATTENTION:
                     read[need] = self._attention_of_images(need, sizes)
+                elif need.name == "roots":
+                    read[need] = self._roots(arguments)
                 elif need.name == "features":
                     read[need] = self._projected_states(output, arguments, sizes)
                 elif need.name == "cls":
@@ -289,6 +303,18 @@ class TowerReader:
             return self._source.token_attention(received, sizes)
         of_images = self._adapter.crop_values(received[:, :, None], sizes)
         return [image[..., 0] for image in of_images]
+
+    def _roots(self, arguments: Mapping[str, Any]) -> list[Tensor]:
+        """For each image [patches] int64."""
+        chosen, known = arguments.get("vision_feature_layer"), self._adapter.config
+        if chosen not in (None, known.vision_feature_layer):
+            raise NotImplementedError(
+                f"tokens merge up to layer {known.vision_feature_layer}, got "
+                f"vision_feature_layer={chosen}"
+            )
+        if self._merging is None or self._merging.roots is None:
+            raise RuntimeError("the tower's layers did not run, their tokens cannot have merged")
+        return list(self._merging.roots)
 
     def _projected_states(
         self, output: Any, arguments: Mapping[str, Any], sizes: Sequence[Any]

@@ -69,6 +69,13 @@ class TowerOfHost(ABC):
         return self.offers | ({"cls"} if has_class_token else set())
 
     @property
+    def merging_layers(self) -> list[nn.Module]:
+        """The tower's layers in which tokens may merge, see `merging_tower`: those up to the one
+        whose output is the features; none where a token would then be of no patch of its own.
+        """
+        return []
+
+    @property
     def projects(self) -> bool:
         """Whether what projects patches takes a row by itself, see `project`."""
         return False

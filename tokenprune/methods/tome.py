@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
+
 from tokenprune import ops
 from tokenprune.method import Method
 from tokenprune.ops.common.checks import check_choice
-from tokenprune.selection import compared_rows
+from tokenprune.selection import compared_rows, select_tokens
 from tokenprune.tokens import ReducedTokens, VisionTokens
 
 KEY_LAYER = -2  # of the tower, the layer whose output LLaVA takes
@@ -20,14 +22,19 @@ AFTER_THE_TOWER = "after the tower, not inside its layers"
 class ToMe(Method):
     r"""Merges the most similar tokens, in rounds of bipartite matching.
 
-    The paper merges a little in every layer of the encoder and compares attention keys; here all
-    rounds come after it; see `tokenprune.ops.bipartite_merge`.
+    The paper merges a little in every layer of the encoder and compares attention keys; by default
+    all rounds come after it; see `tokenprune.ops.bipartite_merge`. `ToMe(official=True)` merges
+    inside the layers of LLaVA's tower, which then runs on fewer tokens: between attention and MLP,
+    by that layer's keys, with sizes in means and, as logarithms, in attention; a class token stays
+    by itself. Equal numbers merge in every layer, one more in the first ones where they must. What
+    merged lies in the place of its last target, in raster order.
 
     Attributes:
         compared: "features"; or "keys", those of the tower's second last layer, mean over heads.
             Tokens that have merged are compared by the mean of their keys.
         class_token: the patches alternate as if a class token, which never merges, stood before
             them, as in the paper's towers.
+        official: as the official code, inside the tower's layers.
         impl: "auto", "reference" or "triton".
 
     Formula:
@@ -41,7 +48,7 @@ class ToMe(Method):
         and the $\min(n - K, \lfloor n / 2 \rfloor)$ sources of largest $\sigma_i$ merge into their
         targets. Rounds follow until $n = K$. A slot is the mean of all original tokens in it, $y_c
         = \frac{1}{|C_c|} \sum_{i \in C_c} x_i$, and `scores` is $\log |C_c|$, which ToMe adds to
-        attention logits. No host adds it.
+        attention logits; no language model does.
 
     Cost:
         $n^2 D / 4$ products in a round of $n$ tokens; as $n$ halves, about $N^2 D / 3$ over all
@@ -60,8 +67,8 @@ class ToMe(Method):
         a class token (`class_token=True`) and without, of one round and of three rounds that are
         called one by one with their own keys (`tests/tokenprune/test_replay.py`). Later rounds of
         one call differ: the official order is unmerged sources, then targets; here it stays the
-        raster order. The departure that no option lifts: everything merges after the tower instead
-        of inside its layers.
+        raster order. With `official=True` LLaVA says what it says with rows that are written out
+        from the paper, layer by layer (`tests/tokenprune/test_merging_tower.py`).
     """
 
     merges: ClassVar[bool] = True
@@ -70,11 +77,15 @@ class ToMe(Method):
     approximates: ClassVar[str | None] = "features for keys; " + AFTER_THE_TOWER
     compared: str = "features"
     class_token: bool = False
+    official: bool = False
     impl: str = "auto"
 
     def __post_init__(self) -> None:
         check_choice("compared", self.compared, ("features", "keys"))
-        if self.compared == "keys":
+        if self.official:
+            self.compared = "keys"
+            self.declare(needs=("roots",), approximates=None, faithful=OFFICIAL)
+        elif self.compared == "keys":
             self.declare(
                 needs=("keys",),
                 tower_layers={"keys": (KEY_LAYER,)},
@@ -83,6 +94,8 @@ class ToMe(Method):
             )
 
     def _reduce(self, tokens: VisionTokens, num_keep: int) -> ReducedTokens:
+        if self.official:
+            return merged_before(tokens, num_keep)
         compared = compared_rows(tokens, self.compared)
         result = ops.bipartite_merge(
             tokens.features,
@@ -93,3 +106,23 @@ class ToMe(Method):
             impl=self.impl,
         )
         return replace(result, grid_size=tokens.grid_size)
+
+
+def merged_before(tokens: VisionTokens, num_keep: int) -> ReducedTokens:
+    """What has merged inside the tower: each token's row in the place of its root.
+
+    Raises:
+        ValueError: another number is left.
+    """
+    assert tokens.roots is not None  # it is in `needs`
+    roots = tokens.roots
+    is_root = roots == torch.arange(roots.shape[1], device=roots.device)
+    left = is_root.sum(1)
+    if bool((left != num_keep).any()):
+        raise ValueError(
+            f"ToMe must leave {num_keep} tokens, {left.tolist()} were left inside the tower"
+        )
+    kept = is_root.nonzero()[:, 1].view(len(roots), num_keep)
+    sizes = torch.zeros_like(roots).scatter_add(1, roots, torch.ones_like(roots))
+    result = select_tokens(tokens, kept, sizes.clamp(min=1).log())
+    return replace(result, assignment=roots)

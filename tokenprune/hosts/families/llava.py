@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokenprune.hosts.adapter import Adapter
 from tokenprune.hosts.compat import require_attributes
 from tokenprune.hosts.layout import ImageLayout, TokenGrid
-from tokenprune.hosts.tower_of_host import OF_ATTENTION
+from tokenprune.hosts.merging_tower import KNOWN_LAYERS
+from tokenprune.hosts.tower_of_host import OF_ATTENTION, tower_layers
 from tokenprune.method import Method
 
 
@@ -60,7 +61,16 @@ class Llava(Adapter):
     @property
     def offers(self) -> frozenset[str]:
         without = set(OF_ATTENTION) if self.is_pixtral else set()
-        return (super().offers | ({"cls"} if self.num_prefix_tokens else set())) - without
+        more = {"cls"} if self.num_prefix_tokens else set()
+        more |= {"roots"} if self.merging_layers else set()
+        return (super().offers | more) - without
+
+    @property
+    def merging_layers(self) -> list[nn.Module]:
+        layers, chosen = tower_layers(self.vision_tower), self.config.vision_feature_layer
+        if not isinstance(chosen, int) or type(layers[0]).__name__ not in KNOWN_LAYERS:
+            return []
+        return list(layers)[: chosen if chosen >= 0 else len(layers) + chosen + 1]
 
     @property
     def projects(self) -> bool:
