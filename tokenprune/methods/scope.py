@@ -24,6 +24,7 @@ class SCOPE(Method):
         alpha: exponent of the attention, not negative; 0 is coverage alone.
         compared: what similarity is measured on: "hidden_states", the output of the tower's last
             layer but one, which LLaVA's projector takes; or "features", the tokens as they come.
+        impl: "auto", "reference" or "triton".
 
     Formula:
         With attention $a_j$, $h$ what is compared, and how far token $i$ is covered,

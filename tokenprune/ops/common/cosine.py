@@ -107,7 +107,7 @@ class WeightedRows:
         slots, first = self.slots[crop], self.counts[crop]
         if not first:  # not for all crops at once: this one is in the cache now
             self.scales[crop] = inverse_norms(self.features[crop]) * self.weights[crop]
-        if not first and 2 * self.num_first >= len(slots):
+        if not first and 4 * self.num_first >= 3 * len(slots):
             self._compute_all(crop)
             return
         number = min(self.NUM_NEXT if first else self.num_first, len(slots) - first)
@@ -122,7 +122,7 @@ class WeightedRows:
         rows.mul_(scale[chosen, None]).mul_(scale)
 
     def _compute_all(self, crop: int) -> None:
-        """All rows of a crop, since each pair is multiplied once, cost what half of them do."""
+        """All rows of a crop, which cost less than most of them: each pair is multiplied once."""
         weights = self.weights[crop]
         rows = cosine_matrix(self.features[crop : crop + 1], self.rows[crop : crop + 1])[0]
         rows.mul_(weights[:, None]).mul_(weights)

@@ -120,9 +120,9 @@ def dpp_select(
         step.
 
     Cost:
-        $N D$ products for a row of L, of which about $1.25\,K$ are computed at first, all where
-        that is half of them, and $K^2 N$ for the factor. Memory: $K N$, and up to $N^2$ for rows,
-        per crop in work.
+        $N D$ products for a row of L, of which about $1.25\,K$ are computed at first (all, each
+        pair once, where that is most of them), and $K^2 N$ for the factor. Memory: $K N$, and up to
+        $N^2$ for rows, per crop in work.
 
     Backward:
         what is kept
@@ -150,7 +150,7 @@ def coverage_select(
     strict: bool = False,
     impl: str = "auto",
 ) -> ReducedTokens:
-    r"""The `num_keep` tokens per crop that all others are most similar to, chosen greedily.
+    r"""The `num_keep` tokens per crop that cover the others best, chosen greedily.
 
     Weighed coverage as in SCOPE (arXiv 2510.24214), which without weights is the greedy solution of
     facility location: a token is covered as far as it is similar to one that is kept, and the next
@@ -242,9 +242,9 @@ def mmr_select(
         $$\lambda\, m_i - (1 - \lambda) \max_{s \in S} \cos(x_i, x_s).$$
 
     Cost:
-        $N D$ products for a row of cosines, of which about $1.25\,K$ are computed at first, all
-        where that is half of them, and $K N$ comparisons. Memory: up to $N^2$ per crop in work on a
-        CPU.
+        $N D$ products for a row of cosines, of which about $1.25\,K$ are computed at first (all,
+        each pair once, where that is most of them), and $K N$ comparisons. Memory: up to $N^2$ per
+        crop in work on a CPU.
 
     Backward:
         what is kept

@@ -59,14 +59,14 @@ def _fill_order(running: Statistic, order: Tensor, values: Tensor, parallel_k: i
     num_keep = order.shape[1]
     for start in range(0, num_keep, parallel_k):
         stop = min(start + parallel_k, num_keep)
-        if parallel_k == 1:
-            best, tokens = running.rank.max(1, keepdim=True)  # the first of equals
+        tokens, ranks = order[:, start:stop], values[:, start:stop]
+        if stop - start == 1:
+            torch.max(running.rank, 1, keepdim=True, out=(ranks, tokens))  # the first of equals
         else:
-            best, tokens = running.rank.sort(dim=1, descending=True, stable=True)
-        taken, ranks = order[:, start:stop], values[:, start:stop]
-        taken[:], ranks[:] = tokens[:, : stop - start], best[:, : stop - start]
+            best = running.rank.sort(dim=1, descending=True, stable=True)
+            ranks[:], tokens[:] = (found[:, : stop - start] for found in best)
         if stop < num_keep:
-            running.take(taken, ranks)
+            running.take(tokens, ranks)
             running.rank.scatter_(1, order[:, :stop], -torch.inf)
 
 
@@ -121,12 +121,12 @@ class MaxMin(Statistic):
         self.similarity.diagonal(dim1=1, dim2=2).fill_(-1)  # none is near to itself
         self.crops = torch.arange(len(self.similarity), device=self.similarity.device)
         self.rank = cosine_distance(self.similarity.amax(2))  # of the first: to any other
-        self.chosen = 0
+        self.chosen = False
 
     def take(self, tokens: Tensor, values: Tensor) -> None:
         to_best = cosine_distance(self.similarity[self.crops, tokens[:, 0]])
-        self.rank = torch.minimum(self.rank, to_best, out=to_best) if self.chosen else to_best
-        self.chosen += 1
+        self.rank = to_best.minimum(self.rank) if self.chosen else to_best
+        self.chosen = True
 
 
 class Determinant(Statistic):
