@@ -39,9 +39,13 @@ def strongest_neighbor(logits, cell, rows, cols):
 
 @triton.jit
 def jump(parents, doublings):
-    """[N] parents -> roots after so many doublings."""
-    for _ in range(doublings):
-        parents = tl.gather(parents, parents, 0)
+    """[N] parents -> roots after so many doublings, or fewer where none changes a pointer."""
+    moving = doublings > 0
+    while moving:
+        further = tl.gather(parents, parents, 0)
+        doublings -= 1
+        moving = (doublings > 0) & (tl.max((further != parents).to(tl.int32), 0) != 0)
+        parents = further
     return parents
 
 
@@ -49,9 +53,14 @@ def jump(parents, doublings):
 def merge_cycles(parents, cell, doublings):
     """[N] parents -> roots, each cycle joined under its lowest index; see `reference.py`."""
     lowest = cell
-    for _ in range(doublings):
-        lowest = tl.minimum(lowest, tl.gather(lowest, parents, 0))
-        parents = tl.gather(parents, parents, 0)
+    moving = doublings > 0
+    while moving:
+        least = tl.minimum(lowest, tl.gather(lowest, parents, 0))
+        further = tl.gather(parents, parents, 0)
+        changed = (least != lowest) | (further != parents)
+        doublings -= 1
+        moving = (doublings > 0) & (tl.max(changed.to(tl.int32), 0) != 0)
+        lowest, parents = least, further
     return tl.gather(lowest, parents, 0)
 
 
