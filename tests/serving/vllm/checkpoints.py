@@ -159,7 +159,7 @@ def qwen3_vl() -> tuple[Any, Any]:
 
 
 def qwen3_vl_moe() -> tuple[Any, Any]:
-    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96}
     experts |= {"norm_topk_prob": True}  # as real ones say; transformers does it always
     config = hf.Qwen3VLMoeConfig(
         vision_config=DEEPSTACK, text_config=TEXT | INTERLEAVED | experts, **QWEN
@@ -276,6 +276,8 @@ def write(name: str, folder: Path, seed: int | None = None) -> Path:
     processor.save_pretrained(folder)
     if name.startswith("llava"):
         nest_tower(folder / "model.safetensors")
+    if name.endswith("moe"):
+        transpose_experts(folder / "model.safetensors")
     return folder
 
 
@@ -286,4 +288,13 @@ def nest_tower(file: Path) -> None:
         before, tower, after = key.partition("vision_tower.")
         if tower and not after.startswith("vision_model."):
             weights[f"{before}{tower}vision_model.{after}"] = weights.pop(key)
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def transpose_experts(file: Path) -> None:
+    """Experts' weights as released ones lie, which transformers turns when it loads them."""
+    weights = load_file(file)
+    for key, weight in weights.items():
+        if ".experts." in key:
+            weights[key] = weight.transpose(1, 2).contiguous()
     save_file(weights, file, metadata={"format": "pt"})

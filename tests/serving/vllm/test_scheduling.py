@@ -20,26 +20,23 @@ def reference(folder, asked, budget=QUARTER, **options):
     return in_fork(applied, folder, asked, METHOD, **budget, **options)
 
 
-def twice(folder, asked, **options):
-    engine = open_engine(folder, **options)
-    requests = [prompt.request() for prompt in asked]
-    return ask(engine, requests), ask(engine, requests)
-
-
 @pytest.mark.parametrize("name", [NAME, "qwen3_vl"])
 def test_chunks_that_cut_an_image_and_a_cache_hit_inside_one(checkpoint, name):
-    folder, asked, chunk = checkpoint(name), prompts(name), 16
-    half = {"keep_ratio": 0.5}
-    expected = reference(folder, asked, half)
-    first, second = in_fork(
-        twice, folder, asked, **given(METHOD, **half), max_num_batched_tokens=chunk
-    )
-    assert differences(first, expected) == []
-    assert differences(second, expected) == []
-    assert [reply.cached for reply in first] == [0] * len(asked)
-    landscape, tall = first[:2]
-    assert all(any(r.image_holds(n * chunk) for n in range(1, 9)) for r in (landscape, tall))
-    assert any(reply.image_holds(reply.cached) for reply in second[:2])
+    folder, asked, chunk, half = checkpoint(name), prompts(name), 16, {"keep_ratio": 0.5}
+    others = [Prompt(one.text.replace("What", "Where"), one.images) for one in asked]
+    expected = reference(folder, [*asked, *others], half)
+
+    def ask_all():
+        engine = open_engine(folder, **given(METHOD, **half), max_num_batched_tokens=chunk)
+        first = ask(engine, [prompt.request() for prompt in asked])
+        return first, ask(engine, [prompt.request() for prompt in others])
+
+    first, second = in_fork(ask_all)
+    assert differences([*first, *second], expected) == []
+    for reply, other in zip(first[:2], second[:2], strict=True):  # of one image each
+        assert any(reply.image_holds(n * chunk) for n in range(1, 9))
+        assert reply.cached == 0
+        assert other.image_holds(other.cached)
 
 
 def test_compiled(folder):

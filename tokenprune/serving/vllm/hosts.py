@@ -53,7 +53,7 @@ HOSTS = {
 
 def architecture_of(hf_config: Any) -> str:
     """The architecture of a checkpoint, also where its class is ours by now."""
-    (name,) = hf_config.architectures
+    name: str = hf_config.architectures[0]
     return name.removeprefix(PREFIX)
 
 

@@ -122,14 +122,11 @@ class PrunedModel:
             columns.append(made.applied_to(deepstack).to(changed.dtype))
         if self._has_grid_positions:
             kept = made.keep.split([layout.num_tokens for layout in layouts])
-            columns += [
-                torch.cat(
-                    [
-                        shift_columns(own.nonzero()[:, 0], layout, changed.dtype)
-                        for own, layout in zip(kept, layouts, strict=True)
-                    ]
-                )
+            shifts = [
+                shift_columns(own.nonzero()[:, 0], layout, changed.dtype)
+                for own, layout in zip(kept, layouts, strict=True)
             ]
+            columns.append(torch.cat(shifts))
         counts = iter(made.tokens_after)
         lengths = [sum(itertools.islice(counts, len(image.layouts))) for image in images]
         return list(torch.cat(columns, dim=1).split(lengths))
