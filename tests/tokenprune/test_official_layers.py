@@ -158,21 +158,28 @@ def test_a_cache_changes_nothing(served):
     assert_no_cache(host, method, **budget)
 
 
+def removed(host: Host, inputs: Any, method: Any, num_keep: int) -> dict[int, torch.Tensor]:
+    """As the handle says: `test_as_written_plainly` proves what is kept."""
+    with tokenprune.apply(host.model, method, num_keep=num_keep) as handle:
+        logits_of(host, inputs)
+        by_layer = handle.outcome().by_layer
+    return {number: ~keep for number, keep in enumerate(by_layer) if keep is not None}
+
+
 @pytest.mark.parametrize("name", SUBSETS)
 @pytest.mark.parametrize("host_name", HOSTS)
 def test_exactly_the_whole_model_with_columns_masked_away(host_name, name):
     host, (method, budget, _) = build(host_name), FORMS[name]
-
-    def truth(host: Host, inputs: Any, method: Any, num_keep: int) -> dict[int, torch.Tensor]:
-        """As the handle says: `test_as_written_plainly` proves what is kept."""
-        with tokenprune.apply(host.model, method, num_keep=num_keep) as handle:
-            logits_of(host, inputs)
-            by_layer = handle.outcome().by_layer
-        return {number: ~keep for number, keep in enumerate(by_layer) if keep is not None}
-
-    assert_exact(host, method, budget["num_keep"], ROW, truth)
+    assert_exact(host, method, budget["num_keep"], ROW, removed)
     report = tokenprune.verify(host.model, host.inputs(ROWS), method=method, keep_ratio=0.5)
     assert report.ok, report
+
+    def a_layer_late(*args: Any) -> dict[int, torch.Tensor]:
+        found = removed(*args)
+        return {number: found[number] for number in found if number != min(found)}
+
+    with pytest.raises(AssertionError, match="not close"):
+        assert_exact(host, method, budget["num_keep"], ROW, a_layer_late)
 
 
 @pytest.mark.parametrize(("pair", "why"), NOT_SERVED.items(), ids=str)
