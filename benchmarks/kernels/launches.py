@@ -73,6 +73,12 @@ def background_anchored_quotas(dtype: torch.dtype) -> Launch:
     )
 
 
+def background_anchored_large(dtype: torch.dtype) -> Launch:
+    """The largest grid, narrow."""
+    inputs = background_anchored_inputs(1, (64, 64), 64, KEEP, dtype)
+    return Launch(lambda: ops.background_anchored(**inputs, impl="triton"), (inputs["features"],))
+
+
 def background_score(dtype: torch.dtype) -> Launch:
     inputs = background_anchored_inputs(1, GRID, WIDTH, KEEP, dtype)
     features = inputs["features"].requires_grad_()
@@ -157,6 +163,7 @@ def _dense(dtype: torch.dtype) -> dict[str, Any]:
 LAUNCHES: dict[str, Callable[[torch.dtype], Launch]] = {
     "background_anchored": background_anchored,
     "background_anchored, merge, quotas": background_anchored_quotas,
+    "background_anchored, 64 × 64": background_anchored_large,
     "background_score": background_score,
     "background_merge": background_merge("official"),
     "background_merge, merge": background_merge("merge"),

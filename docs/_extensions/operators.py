@@ -14,7 +14,7 @@ from tokenprune import ops
 from tokenprune.ops.common.launch import CONFIGS
 
 FOLDER = Path(inspect.getfile(ops)).parent
-ARCHITECTURES = ("sm_80", "sm_90")
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 LONGEST_LINE = 76
 
 
@@ -27,7 +27,7 @@ def kernels(name: str) -> list[str]:
     path = FOLDER / name / "kernel.py"
     if not path.exists():
         return []
-    return re.findall(r'launch_config\(\s*"(\w+)"', path.read_text(encoding="utf-8"))
+    return re.findall(r'launch_config(?:_of_crops)?\(\s*"(\w+)"', path.read_text(encoding="utf-8"))
 
 
 def has_kernel(name: str) -> bool:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tokenprune.ops.background_merge import reference
 from tokenprune.ops.common.checks import check_grid, check_int, check_tensor
-from tokenprune.ops.common.launch import resolve_impl, tokens_obstacle
+from tokenprune.ops.common.launch import MAX_GRID_TOKENS, resolve_impl, tokens_obstacle
 
 CYCLES = ("official", "merge")
 
@@ -41,7 +41,7 @@ def background_merge(
             leave them. "merge" follows every pointer to its end, whatever `max_iters`, and joins
             each cycle into one cluster whose root is its lowest index.
         impl: "auto" (Triton on CUDA), "reference" or "triton"; a named one runs or raises. Triton
-            takes N up to 1,024, and no float64.
+            takes N up to 4,096, and no float64.
 
     Returns:
         [B, N] int64, each token's root. Not differentiable.
@@ -84,7 +84,7 @@ def background_merge(
         raise TypeError(f"logits must be floating point, got {logits.dtype}")
     check_grid(grid_size, logits.shape[1])
     check_merge_options(max_iters, cycles)
-    obstacle = tokens_obstacle("background_merge", logits)
+    obstacle = tokens_obstacle("background_merge", logits, MAX_GRID_TOKENS)
     if resolve_impl(impl, obstacle, on_gpu=logits.is_cuda) == "triton":
         return _background_merge(logits.detach(), *grid_size, max_iters, cycles)
     return reference.background_merge(logits, grid_size, max_iters, cycles)
