@@ -79,6 +79,12 @@ def background_anchored_quotas(dtype: torch.dtype) -> Launch:
     )
 
 
+def background_anchored_large(dtype: torch.dtype) -> Launch:
+    """The largest grid, narrow."""
+    inputs = background_anchored_inputs(1, (64, 64), 64, KEEP, dtype)
+    return Launch(lambda: ops.background_anchored(**inputs, impl="triton"), (inputs["features"],))
+
+
 def background_score(dtype: torch.dtype) -> Launch:
     inputs = background_anchored_inputs(1, GRID, WIDTH, KEEP, dtype)
     features = inputs["features"].requires_grad_()
@@ -140,9 +146,11 @@ def attention(operator: Callable[..., Tensor]) -> Callable[[torch.dtype], Launch
     return launch
 
 
-def greedy(name: str) -> Callable[[torch.dtype], Launch]:
+def greedy(
+    name: str, num_tokens: int = 576, width: int = WIDTH, num_keep: int = KEEP
+) -> Callable[[torch.dtype], Launch]:
     def launch(dtype: torch.dtype) -> Launch:
-        inputs = INPUTS[name](1, 576, WIDTH, KEEP, dtype)
+        inputs = INPUTS[name](1, num_tokens, width, num_keep, dtype)
         operator = getattr(ops, name)
         return Launch(lambda: operator(**inputs, impl="triton"), (inputs["features"],))
 
@@ -158,6 +166,7 @@ def most_similar(dtype: torch.dtype) -> Launch:
 LAUNCHES: dict[str, Callable[[torch.dtype], Launch]] = {
     "background_anchored": background_anchored,
     "background_anchored, merge, quotas": background_anchored_quotas,
+    "background_anchored, 64 × 64": background_anchored_large,
     "background_score": background_score,
     "background_merge": background_merge("official"),
     "background_merge, merge": background_merge("merge"),
@@ -167,5 +176,6 @@ LAUNCHES: dict[str, Callable[[torch.dtype], Launch]] = {
     "cls_attention": attention(ops.cls_attention),
     "attention_received": attention(ops.attention_received),
     **{name: greedy(name) for name in GREEDY},
+    **{f"{name}, 4,096 tokens": greedy(name, 4096, 64, 4) for name in GREEDY},
     "most_similar": most_similar,
 }

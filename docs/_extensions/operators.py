@@ -14,7 +14,7 @@ from tokenprune import ops
 from tokenprune.ops.common.launch import CONFIGS
 
 FOLDER = Path(inspect.getfile(ops)).parent
-ARCHITECTURES = ("sm_80", "sm_90")
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 LONGEST_LINE = 76
 
 
@@ -32,7 +32,7 @@ def kernels(name: str) -> list[str]:
     if not has_kernel(name):
         return []
     text = (folder(name) / "kernel.py").read_text(encoding="utf-8")
-    found = re.findall(r'launch_config\(\s*f?"([\w{}]+)"', text)
+    found = re.findall(r'launch_config(?:_of_crops)?\(\s*f?"([\w{}]+)"', text)
     return [one.replace("{objective}", name.removesuffix("_select")) for one in found]
 
 

@@ -15,6 +15,7 @@ from benchmarks.kernels.architectures import ARCHITECTURES
 
 # Their bits must not depend on whether a release of Triton fuses products and sums.
 EXACT = ("_background_merge_fwd_kernel", "_anchored_select_fwd_kernel", "_cluster_mean_fwd_kernel")
+KERNELS = 35  # with their forms, of all launches
 TUNED = [one for one in ARCHITECTURES if one.capability in (80, 90)]
 
 
@@ -28,7 +29,7 @@ def rows():
 @pytest.mark.parametrize("architecture", TUNED, ids=lambda one: one.name)
 def test_compiles_and_fits(rows, architecture):
     kernels = [row for row in rows if row["kernel"] and row["architecture"] == architecture.name]
-    assert len(kernels) == 2 * 25
+    assert len(kernels) == 2 * KERNELS
     for row in kernels:
         assert row["spilled_bytes"] == row["local_memory_instructions"] == 0, row
         assert row["registers"] <= 255, row

@@ -154,6 +154,18 @@ def test_a_quota_for_each_crop(inputs, data):
         assert torch.equal(alone.keep_indices[0], got.keep_indices[first:last])
 
 
+@pytest.mark.parametrize("cycles", ["official", "merge"])
+@pytest.mark.parametrize("grid_size", [(64, 64), (1, 3000)])
+def test_large_grids(grid_size, cycles):
+    """Rows wider than a block of tokens, and all that one program may hold."""
+    inputs = on_device(make_inputs(1, grid_size, 16, 100, seed=3))
+    got, expected = (
+        ops.background_anchored(**inputs, cycles=cycles, impl=impl)
+        for impl in ("triton", "reference")
+    )
+    check_equal(got, expected)
+
+
 @pytest.mark.parametrize("layout", ["behind a class token", "dense", "transposed"])
 def test_strided_features(layout):
     inputs = on_device(make_inputs(2, (5, 6), 32, 7))
@@ -175,6 +187,17 @@ def test_nan_is_kept_where_it_shows():
     assert result.features[[0, 2]].isfinite().all()
     with pytest.raises(ValueError, match=r"must be finite, .* in 1 of 3 crops"):
         ops.background_anchored(**inputs, impl="triton", strict=True)
+
+
+def test_infinity_stays_with_its_token():
+    """Products of a neighbor's infinity with the anchor's padding would be NaN."""
+    inputs = on_device(make_inputs(1, (4, 4), 16, 5))
+    inputs["features"][0, 7] = math.inf
+    got, expected = (
+        ops.background_anchored(**inputs, impl=impl) for impl in ("triton", "reference")
+    )
+    assert torch.equal(got.keep_indices, expected.keep_indices)
+    assert torch.equal(got.scores.isnan(), expected.scores.isnan())
 
 
 def test_ties_go_to_the_lowest_index():

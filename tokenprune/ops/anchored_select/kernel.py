@@ -8,9 +8,9 @@ import triton.language as tl
 from torch import Tensor
 
 from tokenprune.ops.anchored_select.selection import Selection
-from tokenprune.ops.background_merge.kernel import jump, merge_cycles, padded
+from tokenprune.ops.background_merge.kernel import jump, merge_cycles
 from tokenprune.ops.cluster_mean.kernel import Members, launch_mean
-from tokenprune.ops.common.launch import launch_config, unit_stride
+from tokenprune.ops.common.launch import launch_config, launch_config_of_crops, unit_stride
 from tokenprune.ops.common.quotas import Quotas
 
 
@@ -121,7 +121,9 @@ def _anchored_select_fwd_kernel(
         (score, first, tl.where(first != 0, token, 0)), 0, _segmented
     )
     # One store by root in place of three.
-    run = (total.to(tl.int32, bitcast=True).to(tl.int64) << 32) | (start << 16) | (token - start + 1)
+    run = (
+        (total.to(tl.int32, bitcast=True).to(tl.int64) << 32) | (start << 16) | (token - start + 1)
+    )
     tl.debug_barrier()
     tl.store(runs + first_token + cluster, run, mask=last)
     tl.debug_barrier()
@@ -237,10 +239,9 @@ def launch_select(
             num_tokens,
             quotas.largest,
             doublings,
-            PADDED=padded(num_tokens),
             MERGE=merge,
             RAGGED=quotas.cu_seqlens is not None,
-            **launch_config("anchored_select_fwd", features),
+            **launch_config_of_crops("anchored_select_fwd", features, num_tokens),
         )
     crops = None if quotas.cu_seqlens is None else quotas.crops(batch, features.device)
     launch_mean(features, Members(order, starts, counts), keep_indices, means, crops=crops)

@@ -89,7 +89,7 @@ def anchored_select(
         strict: raise if features or cls are not finite (one more read, and a synchronization on
             GPUs). Without it NaN ranks first, so that it shows in what is kept.
         impl: "auto" (Triton on CUDA), "reference" or "triton"; a named one runs or raises. Triton
-            takes D in multiples of 16, N up to 1,024, and no float64.
+            takes D in multiples of 16, N up to 4,096, and no float64.
 
     Returns:
         ReducedTokens in raster order; ties go to the lowest index. Differentiable in `features`

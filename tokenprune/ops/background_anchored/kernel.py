@@ -1,4 +1,4 @@
-"""The three kernels one after the other: features are read once for scores, once for means."""
+"""The kernels in turn: features are read once for scores, those that are kept again for means."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def background_anchored(
         temperature: of the softmax over neighbors in "soft" and "straight_through", above 0; the
             lower, the closer to hard.
         impl: "auto" (Triton on CUDA), "reference" or "triton"; a named one runs or raises. Triton
-            takes three launches, D in multiples of 16, N up to 1,024, and no float64.
+            takes four launches, D in multiples of 16, N up to 4,096, and no float64.
 
     Returns:
         ReducedTokens with `grid_size` set. Differentiable in `features`, and unless `assignment`
@@ -134,7 +134,7 @@ def background_anchored(
         "straight_through" has the hard $y_c$ and this gradient.
 
     Cost:
-        That of the three. Three launches on a GPU: scores of tokens come with the affinity, so that
+        That of the three. Four launches on a GPU: scores of tokens come with the affinity, so that
         the features are read once for both. "soft" takes $9 N K$ products a step and keeps a
         [N, K] matrix for each.
 

@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tokenprune.ops.common.launch import launch_config
+from tokenprune.ops.common.launch import launch_config_of_crops
+from tokenprune.ops.common.launch import padded as padded  # the greedy kernels look here
 
 BLOCK = tl.constexpr(32)  # cells whose strongest neighbor is found at a time
 
@@ -101,10 +102,6 @@ def doublings_of(num_tokens: int, max_iters: int, cycles: str) -> int:
     return max_iters if cycles == "official" else (num_tokens - 1).bit_length()
 
 
-def padded(num_tokens: int) -> int:
-    return max(16, triton.next_power_of_2(num_tokens))
-
-
 def launch_merge(logits: Tensor, grid_size: tuple[int, int], max_iters: int, cycles: str) -> Tensor:
     """[B, N, 9] logits -> [B, N] int64 roots."""
     batch, num_tokens, _ = logits.shape
@@ -116,8 +113,7 @@ def launch_merge(logits: Tensor, grid_size: tuple[int, int], max_iters: int, cyc
             roots,
             *grid_size,
             doublings_of(num_tokens, max_iters, cycles),
-            PADDED=padded(num_tokens),
             MERGE=cycles == "merge",
-            **launch_config("background_merge_fwd", logits),
+            **launch_config_of_crops("background_merge_fwd", logits, num_tokens),
         )
     return roots

@@ -1,4 +1,4 @@
-"""Scoring on the GPU: each crop's tokens meet the tap vectors once, in one program per crop."""
+"""Scoring on the GPU: each token meets the tap vectors once; products of a row are added first."""
 
 from __future__ import annotations
 
@@ -11,127 +11,180 @@ from torch import Tensor
 from torch.nn import functional
 
 from tokenprune.ops.background_merge.kernel import strongest_neighbor
-from tokenprune.ops.common.launch import interpreting, launch_config, num_programs, unit_stride
+from tokenprune.ops.common.launch import interpreting, launch_config, unit_stride
 
-COLUMNS = tl.constexpr(96)  # 81 taps, the three parts of the anchor, and zeros
-ANCHOR = tl.constexpr(81)
-PARTS = tl.constexpr(3)
+ROW_SUMS = tl.constexpr(27)  # of a token: nine outputs for each of the three rows that it is in
+PARTS = tl.constexpr(3)  # of an anchor
+SIDES = tl.constexpr(64)  # columns of the left and right taps, in turn; 54 are used
+CENTERS = tl.constexpr(32)  # columns of the center taps, then an anchor's parts; 30 are used
+COLUMNS = tl.constexpr(96)  # of the backward pass: 81 taps and zeros
 
 
 @triton.jit
 def _background_score_fwd_kernel(
     features,  # [B, N, D], strided
-    vectors,  # [COLUMNS, D]: 81 taps, then zeros
+    vectors,  # [81, D]: left and right taps in turn, then center taps
     anchors,  # [B, PARTS, D]: add up to the anchor (FUSED only)
     offsets,  # [B] (FUSED only)
-    bias,  # [9]
-    products,  # [programs, N, COLUMNS] scratch, one slice per program
-    logits,  # [B, N, 9] (not FUSED)
-    parents,  # [B, N] int32 (FUSED)
+    sums,  # [B, ROW_SUMS, N]
     scores,  # [B, N] (FUSED)
-    batch,
     stride_batch,
     stride_token,
-    rows,
+    num_tokens,
     cols,
     width,
-    BLOCK_N: tl.constexpr,  # tokens per product
-    BLOCK_M: tl.constexpr,  # tokens per sum of taps
+    BLOCK_N: tl.constexpr,  # tokens of the first tile, one at each end a neighbor's alone
+    BLOCK_T: tl.constexpr,  # of the second, 0 for none: tap vectors are read once for both
     BLOCK_D: tl.constexpr,
     FUSED: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
+    crop = tl.program_id(0).to(tl.int64)
+    features += crop * stride_batch
+    sums += crop * ROW_SUMS * num_tokens
+    start = tl.program_id(1) * tokens_of(BLOCK_N, BLOCK_T)
+    token = start - 1 + tl.arange(0, BLOCK_N)
+    side_column = tl.arange(0, SIDES)[None, :]
+    center_column = tl.arange(0, CENTERS)[None, :]
+    part = center_column - ROW_SUMS
+    is_part = (part >= 0) & (part < PARTS)
+
+    sides = tl.zeros((BLOCK_N, SIDES), tl.float32)
+    centers = tl.zeros((BLOCK_N, CENTERS), tl.float32)
+    if BLOCK_T > 0:
+        tail = start + BLOCK_N - 3 + tl.arange(0, BLOCK_T)
+        tail_sides = tl.zeros((BLOCK_T, SIDES), tl.float32)
+        tail_centers = tl.zeros((BLOCK_T, CENTERS), tl.float32)
+    for first in range(0, width, BLOCK_D):
+        channel = first + tl.arange(0, BLOCK_D)
+        present = channel < width
+        side_taps = tl.load(  # [BLOCK_D, SIDES]
+            vectors + side_column * width + channel[:, None],
+            mask=present[:, None] & (side_column < 2 * ROW_SUMS),
+            other=0.0,
+        )
+        center_taps = tl.load(  # [BLOCK_D, CENTERS]
+            vectors + (2 * ROW_SUMS + center_column) * width + channel[:, None],
+            mask=present[:, None] & (center_column < ROW_SUMS),
+            other=0.0,
+        )
+        if FUSED:
+            anchor = tl.load(
+                anchors + (crop * PARTS + part) * width + channel[:, None],
+                mask=present[:, None] & is_part,
+                other=0.0,
+            )
+            center_taps = tl.where(is_part, anchor, center_taps)
+        if UPCAST:  # the interpreter multiplies bfloat16 as integers
+            side_taps, center_taps = side_taps.to(tl.float32), center_taps.to(tl.float32)
+        tile = load_tokens(features, token, channel, stride_token, num_tokens, width, UPCAST)
+        sides = tl.dot(tile, side_taps, sides, input_precision="ieee")
+        centers = tl.dot(tile, center_taps, centers, input_precision="ieee")
+        if BLOCK_T > 0:
+            tile = load_tokens(features, tail, channel, stride_token, num_tokens, width, UPCAST)
+            tail_sides = tl.dot(tile, side_taps, tail_sides, input_precision="ieee")
+            tail_centers = tl.dot(tile, center_taps, tail_centers, input_precision="ieee")
+
+    offset = 0.0
+    if FUSED:
+        offset = tl.load(offsets + crop)
+        scores += crop * num_tokens
+    store_sums(sides, centers, token, sums, scores, offset, num_tokens, cols, BLOCK_N, FUSED)
+    if BLOCK_T > 0:
+        store_sums(
+            tail_sides, tail_centers, tail, sums, scores, offset, num_tokens, cols, BLOCK_T, FUSED
+        )
+
+
+@triton.jit
+def load_tokens(features, token, channel, stride_token, num_tokens, width, UPCAST: tl.constexpr):
+    """[BLOCK, BLOCK_D], zeros for tokens and channels that are not there."""
+    inside = (token >= 0) & (token < num_tokens)
+    tile = tl.load(
+        features + token[:, None].to(tl.int64) * stride_token + channel[None, :],
+        mask=inside[:, None] & (channel < width)[None, :],
+        other=0.0,
+    )
+    return tile.to(tl.float32) if UPCAST else tile
+
+
+@triton.jit
+def store_sums(
+    sides,  # [BLOCK, SIDES]
+    centers,  # [BLOCK, CENTERS]
+    token,  # [BLOCK]
+    sums,  # [ROW_SUMS, N]
+    scores,  # [N]
+    offset,
+    num_tokens,
+    cols,
+    BLOCK: tl.constexpr,
+    FUSED: tl.constexpr,
+):
+    """What a token and its two neighbors in the row add to the logits above, beside and below."""
+    place = tl.arange(0, BLOCK)
+    step = 2 * (tl.arange(0, SIDES) % 2) - 1
+    source = tl.minimum(tl.maximum(place[:, None] + step[None, :], 0), BLOCK - 1)
+    left, right = tl.split(tl.reshape(tl.gather(sides, source, 0), (BLOCK, CENTERS, 2)))
+    column = tl.arange(0, CENTERS)[None, :]
+    x = (token % cols)[:, None]
+    left = tl.where((column < ROW_SUMS) & (x > 0), left, 0.0)
+    right = tl.where((column < ROW_SUMS) & (x < cols - 1), right, 0.0)
+    total = left + centers + right
+    own = (place > 0) & (place < BLOCK - 1) & (token < num_tokens)
+    tl.store(
+        sums + column * num_tokens + token[:, None],
+        total,
+        mask=own[:, None] & (column < ROW_SUMS),
+    )
+    if FUSED:
+        is_part = (column >= ROW_SUMS) & (column < ROW_SUMS + PARTS)
+        tl.store(scores + token, tl.sum(tl.where(is_part, total, 0.0), 1) + offset, mask=own)
+
+
+@triton.jit
+def _background_logits_fwd_kernel(
+    sums,  # [B, ROW_SUMS, N]
+    bias,  # [9]
+    logits,  # [B, N, 9] (not FUSED)
+    parents,  # [B, N] int32 (FUSED)
+    rows,
+    cols,
+    BLOCK_M: tl.constexpr,
+    FUSED: tl.constexpr,
+):
     num_tokens = rows * cols
-    program = tl.program_id(0)
-    products += program.to(tl.int64) * num_tokens * COLUMNS
-    low_column = tl.arange(0, 64)
-    high_column = 64 + tl.arange(0, 32)
+    crop = tl.program_id(0).to(tl.int64)
+    sums += crop * ROW_SUMS * num_tokens
+    token = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    inside = token < num_tokens
     slot = tl.arange(0, 16)
+    total = tl.zeros((BLOCK_M, 16), tl.float32)
+    for row in tl.static_range(3):
+        source = token + (row - 1) * cols
+        there = inside & (source >= 0) & (source < num_tokens)
+        total += tl.load(
+            sums + (row * 9 + slot)[None, :] * num_tokens + source[:, None],
+            mask=there[:, None] & (slot[None, :] < 9),
+            other=0.0,
+        )
+    total += tl.load(bias + slot, mask=slot < 9, other=0.0)[None, :]
+    line = crop * num_tokens + token
+    if FUSED:
+        cell = tl.where(inside, token, 0)
+        tl.store(parents + line, strongest_neighbor(total, cell, rows, cols), mask=inside)
+    else:
+        tl.store(
+            logits + line[:, None] * 9 + slot[None, :],
+            total,
+            mask=inside[:, None] & (slot[None, :] < 9),
+        )
 
-    for crop in range(program, batch, tl.num_programs(0)):
-        crop = tl.cast(crop, tl.int64)
-        for start in range(0, num_tokens, BLOCK_N):
-            token = start + tl.arange(0, BLOCK_N)
-            low = tl.zeros((BLOCK_N, 64), tl.float32)
-            high = tl.zeros((BLOCK_N, 32), tl.float32)
-            for first in range(0, width, BLOCK_D):
-                channel = first + tl.arange(0, BLOCK_D)
-                present = channel < width
-                tile = tl.load(  # [BLOCK_N, BLOCK_D]
-                    features
-                    + crop * stride_batch
-                    + token[:, None].to(tl.int64) * stride_token
-                    + channel[None, :],
-                    mask=(token[:, None] < num_tokens) & present[None, :],
-                    other=0.0,
-                )
-                low_taps = tl.load(  # [BLOCK_D, 64]
-                    vectors + low_column[None, :] * width + channel[:, None],
-                    mask=present[:, None],
-                    other=0.0,
-                )
-                high_taps = tl.load(  # [BLOCK_D, 32]
-                    vectors + high_column[None, :] * width + channel[:, None],
-                    mask=present[:, None],
-                    other=0.0,
-                )
-                if FUSED:
-                    part = high_column - ANCHOR
-                    is_anchor = (part >= 0) & (part < PARTS)
-                    anchor = tl.load(
-                        anchors
-                        + crop * PARTS * width
-                        + tl.where(is_anchor, part, 0)[None, :] * width
-                        + channel[:, None],
-                        mask=present[:, None] & is_anchor[None, :],
-                        other=0.0,
-                    )
-                    high_taps = tl.where(is_anchor[None, :], anchor, high_taps)
-                if UPCAST:  # the interpreter multiplies bfloat16 as integers
-                    tile = tile.to(tl.float32)
-                    low_taps = low_taps.to(tl.float32)
-                    high_taps = high_taps.to(tl.float32)
-                low = tl.dot(tile, low_taps, low, input_precision="ieee")
-                high = tl.dot(tile, high_taps, high, input_precision="ieee")
-            line = products + token[:, None] * COLUMNS
-            stored = token[:, None] < num_tokens
-            tl.store(line + low_column[None, :], low, mask=stored)
-            tl.store(line + high_column[None, :], high, mask=stored)
-        tl.debug_barrier()  # the shifted reads below cross the tiles above
 
-        for start in range(0, num_tokens, BLOCK_M):
-            token = start + tl.arange(0, BLOCK_M)
-            y, x = token // cols, token % cols
-            inside = token < num_tokens
-            total = tl.zeros((BLOCK_M, 16), tl.float32)
-            for tap in tl.static_range(9):
-                from_y, from_x = y + tap // 3 - 1, x + tap % 3 - 1
-                there = inside & (from_y >= 0) & (from_y < rows) & (from_x >= 0) & (from_x < cols)
-                total += tl.load(
-                    products
-                    + (from_y * cols + from_x)[:, None] * COLUMNS
-                    + (tap * 9 + slot)[None, :],
-                    mask=there[:, None] & (slot[None, :] < 9),
-                    other=0.0,
-                )
-            total += tl.load(bias + slot, mask=slot < 9, other=0.0)[None, :]
-            line = crop * num_tokens + token
-            if FUSED:
-                cell = tl.where(inside, token, 0)
-                tl.store(parents + line, strongest_neighbor(total, cell, rows, cols), mask=inside)
-                score = tl.zeros((BLOCK_M,), tl.float32) + tl.load(offsets + crop)
-                for part in tl.static_range(PARTS):
-                    score += tl.load(
-                        products + token * COLUMNS + ANCHOR + part, mask=inside, other=0.0
-                    )
-                tl.store(scores + line, score, mask=inside)
-            else:
-                tl.store(
-                    logits + line[:, None] * 9 + slot[None, :],
-                    total,
-                    mask=inside[:, None] & (slot[None, :] < 9),
-                )
-        tl.debug_barrier()  # the scratch is written again for the next crop
+@triton.constexpr_function
+def tokens_of(block_n, block_t):
+    """Tokens that a program adds up; a tile's first and last are read for their neighbors alone."""
+    return block_n - 2 + (block_t - 2 if block_t else 0)
 
 
 @triton.jit
@@ -193,6 +246,13 @@ def pad_taps(taps: Tensor) -> Tensor:
     return functional.pad(taps, (0, 0, 0, COLUMNS.value - 81)).contiguous()
 
 
+def arrange_taps(taps: Tensor) -> Tensor:
+    """[81, D] by row, column, output of a tap -> [81, D]: left and right in turn, then centers."""
+    left, center, right = taps.unflatten(0, (3, 3, 9)).unbind(1)
+    sides = torch.stack([left, right], dim=2)  # [3, 9, 2, D]
+    return torch.cat([sides.flatten(0, 2), center.flatten(0, 1)])
+
+
 def split_anchors(anchors: Tensor, dtype: torch.dtype) -> Tensor:
     """[B, D] float32 -> [B, PARTS, D] in a narrow dtype that add up to it."""
     parts, rest = [], anchors
@@ -231,7 +291,7 @@ def launch_parents(
 
 
 class _Tensors(NamedTuple):
-    """What the kernel reads and writes in one of its two forms; None is what the other takes."""
+    """What the kernels read and write in one of their two forms; None is what the other takes."""
 
     anchors: Tensor | None = None
     offsets: Tensor | None = None
@@ -251,26 +311,35 @@ def _launch(
     if batch == 0:
         return
     features = unit_stride(features)
-    programs = min(batch, num_programs(features.device))
-    products = features.new_empty(programs, num_tokens, COLUMNS.value, dtype=torch.float32)
-    _background_score_fwd_kernel[(programs,)](
+    sums = features.new_empty(batch, ROW_SUMS.value, num_tokens, dtype=torch.float32)
+    fused = tensors.logits is None
+    config = launch_config("background_score_fwd", features)
+    tiles = triton.cdiv(num_tokens, tokens_of(config["BLOCK_N"], config["BLOCK_T"]))
+    _background_score_fwd_kernel[(batch, tiles)](
         features,
-        pad_taps(taps),
+        arrange_taps(taps),
         tensors.anchors,
         tensors.offsets,
-        bias.float(),
-        products,
-        tensors.logits,
-        tensors.parents,
+        sums,
         tensors.scores,
-        batch,
         features.stride(0),
         features.stride(1),
-        *grid_size,
+        num_tokens,
+        grid_size[1],
         width,
-        FUSED=tensors.logits is None,
+        FUSED=fused,
         UPCAST=interpreting(),
-        **launch_config("background_score_fwd", features),
+        **config,
+    )
+    config = launch_config("background_logits_fwd", features)
+    _background_logits_fwd_kernel[(batch, triton.cdiv(num_tokens, config["BLOCK_M"]))](
+        sums,
+        bias.float(),
+        tensors.logits,
+        tensors.parents,
+        *grid_size,
+        FUSED=fused,
+        **config,
     )
 
 

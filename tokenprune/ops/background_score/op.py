@@ -56,7 +56,7 @@ def background_score(
         pw_weight: [9, D, 1, 1] point-wise kernel.
         pw_bias: [9]. In place of the three an `AffinityHead`, as `head` if by keyword.
         impl: "auto" (Triton on CUDA), "reference" or "triton"; a named one runs or raises. Triton
-            takes D in multiples of 16, N up to 1,024, and no float64.
+            takes D in multiples of 16, N up to 4,096, and no float64.
 
     Returns:
         [B, N, 9] logits, float32 (float64 for float64 features), neighbors in row-major order

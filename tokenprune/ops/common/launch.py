@@ -14,8 +14,7 @@ from torch import Tensor
 
 TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
-MAX_TOKENS = 4096  # a grid of 64 x 64
-MAX_GRID_TOKENS = 1024  # of operators that hold a grid's features, a grid of 32 x 32
+MAX_TOKENS = 4096  # that one program holds: a grid of 64 x 64
 # a * b + c rounded once. Said outright, since Triton 3.10 is to change what it takes for granted:
 # scores, attention and greedy distances round differently without it. Roots, the choice by given
 # scores and means hold no such product, so that their bits do not depend on it.
@@ -61,14 +60,12 @@ def triton_obstacle(operator: str, tensor: Tensor) -> Exception | None:
     return None
 
 
-def tokens_obstacle(
-    operator: str, tensor: Tensor, max_tokens: int = MAX_TOKENS
-) -> Exception | None:
+def tokens_obstacle(operator: str, tensor: Tensor) -> Exception | None:
     """As `triton_obstacle`, for a tensor [B, N, ...] of which one program holds all N."""
     obstacle = triton_obstacle(operator, tensor)
-    if obstacle is None and tensor.shape[1] > max_tokens:
+    if obstacle is None and tensor.shape[1] > MAX_TOKENS:
         return ValueError(
-            f"impl='triton' of ops.{operator} expects at most {max_tokens} tokens, "
+            f"impl='triton' of ops.{operator} expects at most {MAX_TOKENS} tokens, "
             f"got {tensor.shape[1]}"
         )
     return obstacle
@@ -76,20 +73,13 @@ def tokens_obstacle(
 
 def grid_obstacle(operator: str, features: Tensor) -> Exception | None:
     """As `tokens_obstacle`, for [B, N, D] features."""
-    obstacle = tokens_obstacle(operator, features, MAX_GRID_TOKENS)
+    obstacle = tokens_obstacle(operator, features)
     if obstacle is None and features.shape[2] % 16:
         return ValueError(
             f"impl='triton' of ops.{operator} expects D to be a multiple of 16, "
             f"got {features.shape[2]}"
         )
     return obstacle
-
-
-def num_programs(device: torch.device) -> int:
-    """Programs of a persistent kernel: one per multiprocessor."""
-    if device.type != "cuda":
-        return 2
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def launch_config(kernel: str, tensor: Tensor) -> dict[str, Any]:
@@ -102,6 +92,21 @@ def launch_config(kernel: str, tensor: Tensor) -> dict[str, Any]:
     by_dtype = table[kernel]
     kind = "float32" if tensor.dtype == torch.float32 else "half"
     return by_dtype.get(kind, by_dtype.get("any")) | ROUNDING
+
+
+def launch_config_of_crops(kernel: str, tensor: Tensor, num_tokens: int) -> dict[str, Any]:
+    """As `launch_config`, for a kernel whose program holds all tokens of a crop.
+
+    Adds PADDED, a power of two that is at least N; a thread holds eight tokens at most.
+    """
+    size = padded(num_tokens)
+    config = launch_config(kernel, tensor)
+    return config | {"PADDED": size, "num_warps": max(config.get("num_warps", 1), size // (8 * 32))}
+
+
+def padded(num_tokens: int) -> int:
+    """The tokens that a program holds where it holds all: a power of two."""
+    return max(16, 1 << (num_tokens - 1).bit_length())
 
 
 @functools.cache
