@@ -135,7 +135,7 @@ def served(
 def applied(
     folder: Path,
     asked: Sequence[Prompt],
-    method: str | None = None,
+    method: str | tokenprune.Method | None = None,
     new_tokens: int = NEW_TOKENS,
     **options: Any,
 ) -> list[Reply]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tokenprune import get_method
+
 from .checkpoints import CHECKPOINTS
 from .engine import applied, differences, given, positions_of, prompts, served
 from .forks import in_fork
@@ -34,3 +36,24 @@ def expected(checkpoint):
 def test_equals_apply(checkpoint, expected, name, method):
     replies = in_fork(served, checkpoint(name), prompts(name), **given(method, **QUARTER))
     assert differences(replies, expected(name)[method]) == []
+
+
+KEYS = {"compared": "keys"}
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "options"),
+    [
+        ("llava", "tome", KEYS),
+        ("qwen2_5_vl", "visionzip", KEYS),  # of a tower that sorts tokens by window
+        ("internvl", "visionzip", KEYS),  # from a projection of their own
+        ("llava_next", "vispruner", {}),  # hidden states, of crops that a processor pads
+        ("qwen2_5_vl", "scope", {}),  # hidden states
+    ],
+)
+def test_equals_apply_with_more_of_the_tower(checkpoint, name, method, options):
+    folder, asked = checkpoint(name), prompts(name)
+    known = {**QUARTER, "positions": positions_of(name)}
+    expected = in_fork(applied, folder, asked, get_method(method, **options), **known)
+    replies = in_fork(served, folder, asked, **given(method, options=options, **QUARTER))
+    assert differences(replies, expected) == []

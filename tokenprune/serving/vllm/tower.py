@@ -65,7 +65,7 @@ class ServedTower:
         if need.name == "attention":
             attention.attn.register_forward_pre_hook(self._note_attention, with_kwargs=True)
         elif need.name == "hidden_states":
-            layer.register_forward_hook(lambda *call: self._note(need, call[2]))
+            self._watch_output(need, layer)
         else:
             self._num_heads = attention.attn.num_heads
             fused = [getattr(attention, name) for name in FUSED if hasattr(attention, name)]
@@ -77,6 +77,17 @@ class ServedTower:
             fused[0].register_forward_hook(
                 lambda *call: self._note(need, call[2][0].chunk(3, dim=-1)[third])
             )
+
+    def _watch_output(self, need: Need, layer: Any) -> None:
+        """Not by a hook: vLLM calls blocks that could be compiled past their hooks."""
+        forward = layer.forward
+
+        def noting(*args: Any, **given: Any) -> Any:
+            output = forward(*args, **given)
+            self._note(need, output)
+            return output
+
+        layer.forward = noting
 
     @contextmanager
     def reading(self, spans: Sequence[int]) -> Iterator[None]:
