@@ -82,6 +82,13 @@ def grid_obstacle(operator: str, features: Tensor) -> Exception | None:
     return obstacle
 
 
+def num_programs(device: torch.device) -> int:
+    """Programs that run at a time where scratch allows one per multiprocessor."""
+    if device.type != "cuda":
+        return 2
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
 def launch_config(kernel: str, tensor: Tensor) -> dict[str, Any]:
     """Block sizes, warps, stages and rounding of a kernel for a tensor's device and dtype."""
     if tensor.device.type == "cuda":
