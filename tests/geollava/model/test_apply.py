@@ -32,7 +32,7 @@ BY_ATTENTION = {
     *("fastervlm", "flashvid", "hiprune", "holov", "idpruner", "nuwa", "prumerge", "prumergeplus"),
     *("prunesid", "scope", "visionzip", "vispruner"),
 }
-NOT_HANDED_OVER = {"globalcom2": "cls_logits"}
+NOT_HANDED_OVER = {"globalcom2": "does not say which crops are one image's"}
 GREEDY = test_apply.GREEDY
 
 
