@@ -32,7 +32,7 @@ BY_ATTENTION = {
     *("fastervlm", "flashvid", "hiprune", "holov", "idpruner", "nuwa", "prumerge", "prumergeplus"),
     *("prunesid", "scope", "visionzip", "vispruner"),
 }
-NOT_HANDED_OVER = {"globalcom2": "cls_logits"}
+NOT_HANDED_OVER = {"globalcom2": "does not say which crops are one image's"}
 GREEDY = test_apply.GREEDY
 
 
@@ -423,7 +423,8 @@ def test_methods_are_used_on_crops_or_on_the_host_never_both():
     crops, asked = crop_methods(), host_methods()
     assert not set(crops) & set(asked)
     assert asked == ["cdpruner", "fastv", "pyramiddrop", "sparsevlm"]
-    refused = NOT_HANDED_OVER | {"nuwa": "hidden_states", "visionselector": "q_weight"}
+    refused = {"globalcom2": "cls_logits", "hiprune": "received"}
+    refused |= {"nuwa": "hidden_states", "visionselector": "q_weight"}
     over_time = {n for n in tokenprune.list_methods() if tokenprune.method_class(n).over_time}
     known = {NO_REDUCTION, *tokenprune.list_methods()}
     assert {*crops, *asked} == known - {*refused} - over_time
