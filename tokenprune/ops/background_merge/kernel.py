@@ -8,7 +8,6 @@ import triton.language as tl
 from torch import Tensor
 
 from tokenprune.ops.common.launch import launch_config_of_crops
-from tokenprune.ops.common.launch import padded as padded  # the greedy kernels look here
 
 BLOCK = tl.constexpr(32)  # cells whose strongest neighbor is found at a time
 

@@ -7,12 +7,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tokenprune.ops.background_merge.kernel import padded
 from tokenprune.ops.common.cosine import SMALLEST_NORM, rounding_of
 from tokenprune.ops.common.launch import (
     interpreting,
     launch_config,
     num_programs,
+    padded,
     unit_stride,
 )
 
