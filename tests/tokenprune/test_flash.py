@@ -164,7 +164,7 @@ def test_the_first_image_after_a_turn_of_text(calls, monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "owner", "read"),
-    [("fastv", attention, "attention_rows"), ("fastervlm", attention.AttentionReader, "_read")],
+    [("fastv", attention, "attention_rows"), ("fastervlm", attention.AttentionReader, "read")],
 )
 def test_a_thread_attends_in_a_layer_while_another_reads_it(name, owner, read, host, monkeypatch):
     inputs, other = host.inputs(ONE), host.inputs(THREE)
