@@ -190,8 +190,9 @@ class BetweenLayers(Reduction):
                 continue
             results = []
             for alike in Alike.within(group, self.method, self.prompt, left, reading.raters):
-                tokens = alike.tokens(self.method, self.adapter, states, columns, reading)
-                result = self._reduce(tokens, group.counts[turn])
+                with self._choosing():
+                    tokens = alike.tokens(self.method, self.adapter, states, columns, reading)
+                    result = self._reduce(tokens, group.counts[turn])
                 results.append((alike.members, result))
                 made.append((group, alike, result))
             group.cut(results, self.method.merges)
@@ -208,12 +209,15 @@ class BetweenLayers(Reduction):
                 states = self._placed(states, group, alike, result)
         return states
 
+    def _choosing(self) -> Any:
+        """No gradient passes where tokens are only chosen."""
+        # A checkpointed layer does not choose again, and must save as many tensors as before.
+        return torch.set_grad_enabled(torch.is_grad_enabled() and self.method.merges)
+
     def _reduce(self, tokens: LayerTokens, num_keep: int) -> ReducedTokens:
         if self.method.strict:
             check_finite(**tokens.tensors())
-        # Tokens are only chosen, unless rows are made of them.
-        grad = torch.is_grad_enabled() and self.method.merges
-        with torch.set_grad_enabled(grad), torch.autocast(self.real.device.type, enabled=False):
+        with torch.autocast(self.real.device.type, enabled=False):
             result = self.method.reduce_in_layer(tokens, num_keep)
         return check_in_layer(self.method, result, tokens, num_keep)
 
