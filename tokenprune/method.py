@@ -41,6 +41,17 @@ class Cut(NamedTuple):
     ranked_in: int
 
 
+def check_below(layer: int, num_layers: int) -> None:
+    """
+    Raises:
+        ValueError: the language model has no layer after `layer`, counted from 1.
+    """
+    if layer >= num_layers:
+        raise ValueError(
+            f"layer must lie below the {num_layers} layers of the language model, got {layer}"
+        )
+
+
 @dataclass(kw_only=True)
 class Method(ABC):
     """A way to turn [B, N, D] vision tokens into [B, num_keep, D].

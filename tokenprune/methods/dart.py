@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tokenprune.layer_tokens import LayerTokens
-from tokenprune.method import Cut, Method
+from tokenprune.method import Cut, Method, check_below
 from tokenprune.ops.common.checks import check_choice, check_int, check_num_keep
 from tokenprune.ops.common.precision import wide_dtype
 from tokenprune.selection import best, rows, select_in_layer, select_tokens
@@ -115,11 +115,7 @@ class DART(Method):
     def cuts(self, num_layers: int) -> list[Cut]:
         if not self.official:
             return super().cuts(num_layers)
-        if self.layer >= num_layers:
-            raise ValueError(
-                f"layer must lie below the {num_layers} layers of the language model, "
-                f"got {self.layer}"
-            )
+        check_below(self.layer, num_layers)
         return [Cut(before=self.layer, ranked_in=self.layer - 1)]
 
     def reduce_in_layer(self, tokens: LayerTokens, num_keep: int) -> ReducedTokens:

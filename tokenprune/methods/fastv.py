@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tokenprune.method import Cut, LayerMethod
+from tokenprune.method import Cut, LayerMethod, check_below
 from tokenprune.ops.common.checks import check_int
 
 
@@ -62,11 +62,7 @@ class FastV(LayerMethod):
         check_int("layer", self.layer, low=1)
 
     def cuts(self, num_layers: int) -> list[Cut]:
-        if self.layer >= num_layers:
-            raise ValueError(
-                f"layer must lie below the {num_layers} layers of the language model, "
-                f"got {self.layer}"
-            )
+        check_below(self.layer, num_layers)
         return [Cut(before=self.layer, ranked_in=self.layer - 1)]
 
     def counts(self, num_tokens: int, num_keep: int, num_cuts: int) -> list[int]:

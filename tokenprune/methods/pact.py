@@ -12,7 +12,7 @@ from torch.nn import functional
 from tokenprune import ops
 from tokenprune.clustering import gaps
 from tokenprune.layer_tokens import LayerTokens
-from tokenprune.method import Cut, Method
+from tokenprune.method import Cut, Method, check_below
 from tokenprune.ops.common.checks import check_int, check_num_keep
 from tokenprune.ops.common.precision import wide_dtype
 from tokenprune.selection import best, merge_tokens, rows, select_in_layer
@@ -116,11 +116,7 @@ class PACT(Method):
     def cuts(self, num_layers: int) -> list[Cut]:
         if not self.official:
             return super().cuts(num_layers)
-        if self.layer >= num_layers:
-            raise ValueError(
-                f"layer must lie below the {num_layers} layers of the language model, "
-                f"got {self.layer}"
-            )
+        check_below(self.layer, num_layers)
         return [Cut(before=self.layer, ranked_in=self.layer)]
 
     def count(self, num_tokens: int, num_keep: int) -> int | None:
