@@ -77,7 +77,8 @@ def background_score(
 
     Cost:
         $81\,N D$ products: the two convolutions are one product of each token with 81 vectors,
-        whose results are shifted and added. The features are read once.
+        whose results are shifted and added. The features are read once. On a CPU in float32 they
+        are two convolutions, of $18\,N D$ products.
 
     Backward:
         yes
