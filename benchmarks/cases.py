@@ -130,6 +130,19 @@ class Kept(NamedTuple):
     keep_indices: Tensor
 
 
+def product_alone(
+    features: Tensor, dw_weight: Tensor, pw_weight: Tensor, cls: Tensor, **_: Any
+) -> None:
+    """Each token's product with 82 vectors, and nothing else: nine taps of nine outputs, an anchor.
+
+    No implementation: what one dense product for all logits and scores costs by itself.
+    """
+    taps = (dw_weight.reshape(-1, 9).T[:, None] * pw_weight.reshape(9, -1)).flatten(0, 1)
+    for block, anchors in zip(features.split(16), cls.split(16), strict=True):
+        block @ torch.cat([taps.expand(len(block), -1, -1), anchors[:, None]], dim=1).mT
+
+
+PARTS = ("product alone",)  # measured beside the implementations, with no result to compare
 GREEDY = ("max_min_select", "dpp_select", "coverage_select", "mmr_select")
 INPUTS: dict[str, Callable[..., dict[str, Any]]] = {
     "background_anchored": background_anchored_inputs,
@@ -144,6 +157,7 @@ IMPLEMENTATIONS: dict[str, dict[str, Callable[..., Any]]] = {
     "background_anchored": {
         BASELINE: background_anchored_dense,
         "dense, compiled": compiled_dense,
+        "product alone": product_alone,
         "reference": functools.partial(ops.background_anchored, impl="reference"),
         "triton": functools.partial(ops.background_anchored, impl="triton"),
     },
