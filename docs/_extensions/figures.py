@@ -142,5 +142,6 @@ def setup(app: Any) -> dict[str, bool]:
 
 if __name__ == "__main__":
     sys.modules["figures"] = sys.modules["__main__"]  # one registry, whoever imports it
+    sys.path.insert(0, str(ROOT))
     path = ROOT / "README.md"
     path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")

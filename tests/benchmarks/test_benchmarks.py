@@ -80,7 +80,7 @@ def test_rows_and_plot(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "extra_memory_mib", functools.cache(measure.extra_memory_mib))
     case = Case("background_anchored", (2, (6, 5), 16, 4), torch.float32)
     rows = run.measure_case(case, "cpu", 2, 2, False, 1e9)
-    assert [row["impl"] for row in rows] == ["dense", "reference"]
+    assert [row["impl"] for row in rows] == ["dense", "product alone", "reference"]
     assert rows[0]["times_faster"] == 1
     path = results.upsert(rows, "device", tmp_path)
     figure = plot.draw(results.read(path), "device")
