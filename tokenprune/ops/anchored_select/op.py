@@ -20,7 +20,7 @@ from tokenprune.ops.common.checks import (
     check_finite,
     check_indices,
 )
-from tokenprune.ops.common.launch import grid_obstacle, resolve_impl
+from tokenprune.ops.common.launch import resolve_impl, tokens_obstacle
 from tokenprune.ops.common.precision import without_autocast
 from tokenprune.ops.common.quotas import Quotas
 from tokenprune.ops.common.weights import Anchor, takes_typed_weights
@@ -89,7 +89,7 @@ def anchored_select(
         strict: raise if features or cls are not finite (one more read, and a synchronization on
             GPUs). Without it NaN ranks first, so that it shows in what is kept.
         impl: "auto" (Triton on CUDA), "reference" or "triton"; a named one runs or raises. Triton
-            takes D in multiples of 16, N up to 4,096, and no float64.
+            takes N up to 4,096, and no float64.
 
     Returns:
         ReducedTokens in raster order; ties go to the lowest index. Differentiable in `features`
@@ -142,7 +142,7 @@ def anchored_select(
     check_indices("roots", roots, (batch, num_tokens), "[B, N]", high=num_tokens)
     check_device("roots", roots, features)
     quotas = Quotas.of(num_keep, features)
-    obstacle = grid_obstacle("anchored_select", features)
+    obstacle = tokens_obstacle("anchored_select", features)
     chosen = resolve_impl(impl, obstacle, on_gpu=features.is_cuda)
     if strict:
         check_finite(features=features, cls=cls)

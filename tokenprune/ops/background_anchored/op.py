@@ -18,7 +18,7 @@ from tokenprune.ops.background_anchored import reference
 from tokenprune.ops.background_merge.op import check_merge_options
 from tokenprune.ops.background_score.reference import tap_weights
 from tokenprune.ops.common.checks import check_cls, check_features, check_finite, check_grid
-from tokenprune.ops.common.launch import grid_obstacle, resolve_impl
+from tokenprune.ops.common.launch import resolve_impl, tokens_obstacle
 from tokenprune.ops.common.precision import without_autocast
 from tokenprune.ops.common.quotas import Quotas
 from tokenprune.ops.common.weights import AffinityHead, Anchor, takes_typed_weights
@@ -111,7 +111,7 @@ def background_anchored(
         temperature: of the softmax over neighbors in "soft" and "straight_through", above 0; the
             lower, the closer to hard.
         impl: "auto" (Triton on CUDA), "reference" or "triton"; a named one runs or raises. Triton
-            takes four launches, D in multiples of 16, N up to 4,096, and no float64.
+            takes four launches, N up to 4,096, and no float64.
 
     Returns:
         ReducedTokens with `grid_size` set. Differentiable in `features`, and unless `assignment`
@@ -172,7 +172,7 @@ def background_anchored(
     check_assignment(assignment, temperature, quotas)
     if assignment == "straight_through" and not torch.is_grad_enabled():
         assignment = "hard"  # the same values, for less
-    obstacle = grid_obstacle("background_anchored", features)
+    obstacle = tokens_obstacle("background_anchored", features)
     if assignment != "hard":
         obstacle = NotImplementedError(
             f"assignment={assignment!r} is implemented by impl='reference' only, got impl='triton'"

@@ -246,6 +246,12 @@ def pad_taps(taps: Tensor) -> Tensor:
     return functional.pad(taps, (0, 0, 0, COLUMNS.value - 81)).contiguous()
 
 
+def aligned(tensor: Tensor) -> Tensor:
+    """[..., D] with zero channels up to a multiple of 16: single channels would spill registers."""
+    surplus = -tensor.shape[-1] % 16
+    return functional.pad(tensor, (0, surplus)) if surplus else tensor
+
+
 def arrange_taps(taps: Tensor) -> Tensor:
     """[81, D] by row, column, output of a tap -> [81, D]: left and right in turn, then centers."""
     left, center, right = taps.unflatten(0, (3, 3, 9)).unbind(1)
@@ -284,7 +290,7 @@ def launch_parents(
     batch, num_tokens, _ = features.shape
     parents = features.new_empty(batch, num_tokens, dtype=torch.int32)
     scores = features.new_empty(batch, num_tokens, dtype=torch.float32)
-    parts = split_anchors(anchors, features.dtype)
+    parts = split_anchors(aligned(anchors), features.dtype)
     fused = _Tensors(anchors=parts, offsets=offsets, parents=parents, scores=scores)
     _launch(features, grid_size, taps, bias, fused)
     return parents, scores
@@ -307,6 +313,7 @@ def _launch(
     bias: Tensor,
     tensors: _Tensors,
 ) -> None:
+    features, taps = aligned(features), aligned(taps)
     batch, num_tokens, width = features.shape
     if batch == 0:
         return
@@ -346,6 +353,7 @@ def _launch(
 def launch_score_bwd(grads: Tensor, grid_size: tuple[int, int], taps: Tensor) -> Tensor:
     """[B, N, 9] gradient of the logits -> [B, N, D] gradient of the features."""
     batch, num_tokens, _ = grads.shape
+    own_width, taps = taps.shape[1], aligned(taps)
     width = taps.shape[1]
     grad_features = grads.new_empty(batch, num_tokens, width, dtype=taps.dtype)
     config = launch_config("background_score_bwd", taps)
@@ -359,4 +367,4 @@ def launch_score_bwd(grads: Tensor, grid_size: tuple[int, int], taps: Tensor) ->
             UPCAST=interpreting(),
             **config,
         )
-    return grad_features
+    return grad_features[..., :own_width].contiguous()

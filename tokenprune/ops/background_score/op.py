@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from tokenprune.ops.background_score import reference
 from tokenprune.ops.common.checks import check_features, check_grid
-from tokenprune.ops.common.launch import grid_obstacle, resolve_impl
+from tokenprune.ops.common.launch import resolve_impl, tokens_obstacle
 from tokenprune.ops.common.precision import without_autocast
 from tokenprune.ops.common.weights import AffinityHead, takes_typed_weights
 
@@ -56,7 +56,7 @@ def background_score(
         pw_weight: [9, D, 1, 1] point-wise kernel.
         pw_bias: [9]. In place of the three an `AffinityHead`, as `head` if by keyword.
         impl: "auto" (Triton on CUDA), "reference" or "triton"; a named one runs or raises. Triton
-            takes D in multiples of 16, N up to 4,096, and no float64.
+            takes N up to 4,096, and no float64.
 
     Returns:
         [B, N, 9] logits, float32 (float64 for float64 features), neighbors in row-major order
@@ -100,7 +100,7 @@ def background_score(
     check_grid(grid_size, features.shape[1])
     head = AffinityHead(dw_weight, pw_weight, pw_bias)
     head.check(features)
-    obstacle = grid_obstacle("background_score", features)
+    obstacle = tokens_obstacle("background_score", features)
     if resolve_impl(impl, obstacle, on_gpu=features.is_cuda) == "triton":
         return _triton(features, grid_size, head)
     return reference.background_score(features, grid_size, head)

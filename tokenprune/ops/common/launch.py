@@ -71,17 +71,6 @@ def tokens_obstacle(operator: str, tensor: Tensor) -> Exception | None:
     return obstacle
 
 
-def grid_obstacle(operator: str, features: Tensor) -> Exception | None:
-    """As `tokens_obstacle`, for [B, N, D] features."""
-    obstacle = tokens_obstacle(operator, features)
-    if obstacle is None and features.shape[2] % 16:
-        return ValueError(
-            f"impl='triton' of ops.{operator} expects D to be a multiple of 16, "
-            f"got {features.shape[2]}"
-        )
-    return obstacle
-
-
 def num_programs(device: torch.device) -> int:
     """Programs that run at a time where scratch allows one per multiprocessor."""
     if device.type != "cuda":
