@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from .engine import BASE, given
+from .engine import BASE, applied, differences, given, prompts, served
 from .forks import in_fork
 
 
@@ -57,6 +57,17 @@ def test_options(checkpoint, ours, expected):
 def test_no_object(checkpoint):
     message = refusal(checkpoint("qwen2_5_vl"), hf_overrides={"tokenprune": "divprune"})
     assert "tokenprune must be an object, got 'divprune'" in message
+
+
+def test_gemma3_whose_images_attend_in_both_directions(checkpoint):
+    folder = checkpoint("gemma3")
+    message = refusal(folder, **given("divprune", keep_ratio=0.25))
+    assert "cannot serve Gemma3ForConditionalGeneration: the tokens of an image attend" in message
+    # The reason is true: vLLM itself answers differently about an image, and equally about text.
+    asked = prompts("gemma3", ["landscape", "none"])
+    found = differences(in_fork(served, folder, asked), in_fork(applied, folder, asked))
+    assert found
+    assert {text.split(":")[0] for text in found} == {"0"}
 
 
 def test_options_of_a_request_given_to_the_server(checkpoint):

@@ -9,7 +9,7 @@ from typing import Any
 from tokenprune.hosts.adapter import Adapter
 from tokenprune.hosts.apply import check_method
 from tokenprune.method import Method
-from tokenprune.serving.vllm.hosts import HOSTS, adapter_for
+from tokenprune.serving.vllm.hosts import HOSTS, REFUSED, adapter_for
 from tokenprune.serving.vllm.options import ServingOptions
 from tokenprune.serving.vllm.tower import OFFERS
 
@@ -23,6 +23,8 @@ def check(vllm_config: Any, options: ServingOptions) -> None:
     """
     check_version()
     architecture = vllm_config.model_config.architecture
+    if reason := REFUSED.get(architecture):
+        raise ValueError(f"tokenprune cannot serve {architecture}: {reason}")
     if architecture not in HOSTS:
         raise ValueError(
             f"tokenprune must be given one of {', '.join(HOSTS)} to serve, got {architecture}"
