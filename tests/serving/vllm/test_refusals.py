@@ -48,6 +48,14 @@ def refusal(folder, **options):
         ({"method": "sparsevlm", "keep_ratio": 0.5}, "SparseVLM needs text"),
         ({"method": "evs", "keep_ratio": 0.5}, "EVS compares the frames of videos"),
         ({"method": "globalcom2", "keep_ratio": 0.5}, "GlobalCom2 needs cls_logits"),
+        (
+            {"method": "prumerge", "keep_ratio": 0.5, "options": {"adaptive": True}},
+            "how many tokens PruMerge keeps depends on the image",
+        ),
+        (
+            {"method": "hiprune", "keep_ratio": 0.5},
+            "HiPrune needs received; vLLM encodes an image apart",
+        ),
     ],
 )
 def test_options(checkpoint, ours, expected):
@@ -57,6 +65,12 @@ def test_options(checkpoint, ours, expected):
 def test_no_object(checkpoint):
     message = refusal(checkpoint("qwen2_5_vl"), hf_overrides={"tokenprune": "divprune"})
     assert "tokenprune must be an object, got 'divprune'" in message
+
+
+@pytest.mark.parametrize("method", ["visionzip", "prumerge"])
+def test_official_forms_of_llava(checkpoint, method):
+    ours = given(method, options={"official": True}, keep_ratio=0.5)
+    assert "works before the projector" in refusal(checkpoint("llava"), **ours)
 
 
 def test_gemma3_whose_images_attend_in_both_directions(checkpoint):
@@ -85,14 +99,6 @@ def test_a_host_that_is_not_known(checkpoint, tmp_path):
     message = refusal(tmp_path, **given("divprune", keep_ratio=0.25))
     assert "Qwen2_5_VLForConditionalGeneration" in message
     assert "got LlamaForCausalLM" in message
-
-
-def test_a_method_that_counts_by_the_data(checkpoint, monkeypatch):
-    from tokenprune.methods.divprune import DivPrune
-
-    monkeypatch.setattr(DivPrune, "count", lambda self, num_tokens, num_keep: None)
-    message = refusal(checkpoint("llava"), **given("divprune", keep_ratio=0.25))
-    assert "how many tokens DivPrune keeps depends on the image" in message
 
 
 def test_a_release_that_was_not_tested(checkpoint, monkeypatch):

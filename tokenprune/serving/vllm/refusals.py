@@ -57,6 +57,10 @@ def check_served(method: Method, adapter: Adapter) -> None:
         NotImplementedError: a method that works in transformers alone, or not in this host at all.
     """
     name = type(method).__name__
+    if method.before_projector:
+        raise NotImplementedError(
+            f"{name} works before the projector, vLLM hands over what comes out of it"
+        )
     if missing := [need for need in method.needs if need not in OFFERS]:
         raise NotImplementedError(
             f"{name} needs {', '.join(missing)}; vLLM encodes an image apart from its prompt and "
@@ -69,6 +73,7 @@ def check_served(method: Method, adapter: Adapter) -> None:
     if method.over_time:
         raise NotImplementedError(f"{name} compares the frames of videos, which stay whole in vLLM")
     check_method(method, adapter)
+    method.known_count(16, 4)
 
 
 def reasons(vllm_config: Any, method: Method, adapter: Adapter) -> Iterator[str]:
