@@ -37,6 +37,7 @@ from benchmarks import results
 from tests.serving.vllm import checkpoints
 from tests.serving.vllm.engine import picture
 from tests.serving.vllm.server import Server
+from tokenprune.budget import Budget
 
 THREADS = 2
 SIZES: dict[str, dict[str, Any]] = {
@@ -48,15 +49,13 @@ SIZES: dict[str, dict[str, Any]] = {
             "num_attention_heads": 16,
             "num_key_value_heads": 4,
         },
-        "side": 672,
-        "visual_tokens": 576,
+        "side": 784,
         "requests": {1: 4, 8: 16, 32: 32},  # in flight: in a round
         "new_tokens": 4,
     },
     "tiny": {
         "text": {},
         "side": 224,
-        "visual_tokens": 64,
         "requests": {1: 1, 8: 8, 32: 32},
         "new_tokens": 4,
     },
@@ -69,11 +68,17 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 NAMES = "whole", "pruned"  # the servers
+PIXELS = 28  # each side of what becomes a visual token
 
 Round = dict[str, float]  # requests_per_second, and first_token_ms: the median of its requests
 
 
 # -- requests -------------------------------------------------------------------------------------
+
+
+def visual_tokens(size: dict[str, Any]) -> int:
+    """Of a whole picture."""
+    return int(size["side"] // PIXELS) ** 2
 
 
 def body_of(image: Any, new_tokens: int) -> bytes:
@@ -180,6 +185,18 @@ def counted(server: Server, body: bytes) -> dict[str, int]:
     }
 
 
+def check_takes(takes: dict[str, dict[str, int]], size: dict[str, Any], keep_ratio: float) -> None:
+    """
+    Raises:
+        RuntimeError: the servers did not read what they should have.
+    """
+    whole = visual_tokens(size)
+    gone = whole - Budget(keep_ratio=keep_ratio).kept_of(whole)
+    found = takes["whole"]["prompt_tokens"] - takes["pruned"]["prompt_tokens"]
+    if found != gone:
+        raise RuntimeError(f"a prompt must be {gone} tokens shorter, it is {found} shorter")
+
+
 # -- rounds ---------------------------------------------------------------------------------------
 
 
@@ -214,6 +231,7 @@ def measure(
     for server in servers.values():  # the first ones do not count
         ask(server, [next(bodies) for _ in range(4)], 4)
     takes = {name: counted(server, next(bodies)) for name, server in servers.items()}
+    check_takes(takes, size, rounds.about["keep_ratio"])
     for in_flight, requests in size["requests"].items():
         for number in range(len(rounds.of(in_flight)), repeats):
             same = [next(bodies) for _ in range(requests)]
@@ -241,7 +259,7 @@ def rows_of(
                 {
                     "op": "serve",
                     "impl": pruned if name == "pruned" else name,
-                    "shape": [size["visual_tokens"], in_flight],
+                    "shape": [visual_tokens(size), in_flight],
                     "dtype": "float32",
                     **about,
                     "rounds": len(of_all),
@@ -264,6 +282,7 @@ def write_model(size: dict[str, Any], folder: Path) -> Path:
     checkpoints.TEXT.update(size["text"])
     heads = checkpoints.TEXT["hidden_size"] // checkpoints.TEXT["num_attention_heads"] // 2
     checkpoints.MROPE["mrope_section"] = [heads - 2 * (heads * 3 // 8), *[heads * 3 // 8] * 2]
+    checkpoints.PIXELS["max_pixels"] = size["side"] ** 2
     checkpoints.MERGING["out_hidden_size"] = checkpoints.TEXT["hidden_size"]
     return checkpoints.write("qwen2_5_vl", folder)
 

@@ -70,8 +70,12 @@ def test_what_one_request_takes(server):
         serving.metric(server, "vllm:other (.*)")
 
 
-SIZE = {"side": 32, "visual_tokens": 64, "requests": {1: 1, 8: 2}, "new_tokens": 3}
-TAKES = {"whole": {"kv_blocks": 4}, "pruned": {"kv_blocks": 2}}
+SIZE = {"side": 224, "requests": {1: 1, 8: 2}, "new_tokens": 3}
+TAKES = {
+    "whole": {"prompt_tokens": 90, "kv_blocks": 4},
+    "pruned": {"prompt_tokens": 42, "kv_blocks": 2},
+}
+ABOUT = {"method": "divprune", "keep_ratio": 0.25, "vllm": "0.32.0"}
 
 
 @pytest.fixture
@@ -96,7 +100,7 @@ def asked(monkeypatch):
 def test_both_are_asked_in_turn_and_a_stopped_run_goes_on(asked, tmp_path):
     calls, ask = asked
     servers = {name: name for name in serving.NAMES}
-    path, about = tmp_path / "new" / "rounds.json", {"vllm": "0.32.0"}
+    path, about = tmp_path / "new" / "rounds.json", ABOUT
     ask.stops_at = 2 + 6 + 3  # warm-up, three rounds, a round and a half
     with pytest.raises(KeyboardInterrupt):
         serving.measure(servers, SIZE, serving.Rounds(path, about), 3)
@@ -107,12 +111,11 @@ def test_both_are_asked_in_turn_and_a_stopped_run_goes_on(asked, tmp_path):
     serving.measure(servers, SIZE, serving.Rounds(path, about), 3)
     assert calls[2:] == [(name, 8) for name in order[2:]]
     assert len(serving.Rounds(path, about).rounds) == 6
-    assert serving.Rounds(path, {"vllm": "0.33.0"}).rounds == []
+    assert serving.Rounds(path, ABOUT | {"vllm": "0.33.0"}).rounds == []
 
 
 def test_rows(asked, tmp_path):
-    about = {"method": "divprune", "keep_ratio": 0.25, "vllm": "0.32.0"}
-    rounds = serving.Rounds(tmp_path / "rounds.json", about)
+    rounds = serving.Rounds(tmp_path / "rounds.json", ABOUT)
     takes = serving.measure({name: name for name in serving.NAMES}, SIZE, rounds, 3)
     rows = serving.rows_of(rounds, takes, SIZE)
     assert [(row["impl"], row["shape"], row["kv_blocks"]) for row in rows] == [
@@ -124,3 +127,11 @@ def test_rows(asked, tmp_path):
     assert [row["times_faster"] for row in rows] == [[1, 1, 1], [2, 3, 4]] * 2
     assert rows[1]["requests_per_second"] == 3
     assert rows[1]["vllm"] == "0.32.0"
+
+
+def test_servers_that_do_not_read_what_they_should(asked, tmp_path, monkeypatch):
+    rounds = serving.Rounds(tmp_path / "rounds.json", ABOUT)
+    monkeypatch.setattr(serving, "counted", lambda server, body: TAKES["whole"])
+    with pytest.raises(RuntimeError, match="must be 48 tokens shorter, it is 0 shorter"):
+        serving.measure({name: name for name in serving.NAMES}, SIZE, rounds, 3)
+    assert rounds.rounds == []

@@ -44,6 +44,7 @@ MERGING: dict[str, Any] = {
     "out_hidden_size": TEXT["hidden_size"],
     "patch_size": 14,
 }
+PIXELS = {"min_pixels": 56 * 56, "max_pixels": 448 * 448}  # of Qwen's images
 PINPOINTS = [[112, 224], [224, 112], [224, 224]]
 CROP = {"size": {"shortest_edge": 112}, "crop_size": {"height": 112, "width": 112}}
 MROPE = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 1e4}
@@ -116,7 +117,7 @@ def llava_onevision() -> tuple[Any, Any]:
 
 
 def qwen_images(patch: int = 14) -> Any:
-    return hf.Qwen2VLImageProcessor(patch_size=patch, min_pixels=56 * 56, max_pixels=448 * 448)
+    return hf.Qwen2VLImageProcessor(patch_size=patch, **PIXELS)
 
 
 def qwen2_vl() -> tuple[Any, Any]:
