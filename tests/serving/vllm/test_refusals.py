@@ -110,10 +110,9 @@ def test_a_release_that_was_not_tested(checkpoint, monkeypatch):
 
 
 def test_tensor_parallelism(checkpoint):
-    message = refusal(
-        checkpoint("llava"), **given("divprune", keep_ratio=0.25), tensor_parallel_size=2
-    )
-    assert "tensor parallelism is not shown to choose the same tokens" in message
+    two = {"tensor_parallel_size": 2}
+    message = refusal(checkpoint("llava"), **given("fastervlm", keep_ratio=0.25), **two)
+    assert "FasterVLM reads attention of the vision tower, whose heads tensor par" in message
 
 
 FULL = SimpleNamespace(has_full_cudagraphs=lambda: True, name="FULL_AND_PIECEWISE")

@@ -82,9 +82,10 @@ def reasons(vllm_config: Any, method: Method, adapter: Adapter) -> Iterator[str]
     model_config = vllm_config.model_config
     if model_config.runner_type != "generate":
         yield f"the runner must be 'generate', got {model_config.runner_type!r}"
-    if parallel.tensor_parallel_size > 1:
+    if parallel.tensor_parallel_size > 1 and method.needs:
         yield (
-            "tensor parallelism is not shown to choose the same tokens on all ranks, "
+            f"{type(method).__name__} reads {', '.join(method.needs)} of the vision tower, whose "
+            "heads tensor parallelism shares out among ranks, "
             f"got tensor_parallel_size={parallel.tensor_parallel_size}"
         )
     if compilation.cudagraph_mm_encoder:
