@@ -1,13 +1,16 @@
 """A vLLM server with fewer visual tokens beside the same server with all of them.
 
-    python benchmarks/serving.py                     # needs vLLM: docs/tokenprune/serving.md
-    python benchmarks/serving.py --size tiny         # to try the script
+    python benchmarks/serving.py    # some 12 minutes; docs/tokenprune/serving.md
+    python benchmarks/serving.py --size tiny --out trial    # to try the script
 
-Both servers run the same random Qwen2.5-VL, large enough that reading the prompt takes most of the
-time. They are asked in turn, the same requests, so that a noisy minute hits both alike. Each
-request has a picture of its own: nothing comes from a cache. Rows are requests a second and the
-median time to the first token with 1, 8 and 32 requests in flight; a ratio is the median over
-rounds, with the lowest and the highest beside it.
+Needs vLLM. Both servers run the same random Qwen2.5-VL, large enough that reading the prompt takes
+most of the time. In each round both are asked the same requests, one server after the other, and
+who comes first changes from round to round, so that a noisy minute hits both alike. Each request
+has a picture of its own: nothing comes from a cache. Rows are requests a second and the time to the
+first token, medians over rounds, with 1, 8 and 32 requests in flight. A ratio is the median of the
+rounds' own ratios; its lower bound is the lowest of them.
+
+A run that was stopped goes on with the rounds that are missing.
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ import argparse
 import base64
 import io
 import json
-import math
+import os
+import re
 import statistics
 import sys
 import tempfile
@@ -24,7 +28,6 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +37,9 @@ from benchmarks import results
 from tests.serving.vllm import checkpoints
 from tests.serving.vllm.engine import picture
 from tests.serving.vllm.server import Server
+from tokenprune.budget import Budget
 
-BLOCK = 32  # tokens in a block of the KV cache, the smallest on a CPU
-IN_FLIGHT = 1, 8, 32
+THREADS = 2
 SIZES: dict[str, dict[str, Any]] = {
     "small": {
         "text": {
@@ -46,25 +49,36 @@ SIZES: dict[str, dict[str, Any]] = {
             "num_attention_heads": 16,
             "num_key_value_heads": 4,
         },
-        "side": 672,  # 576 visual tokens
-        "requests": 32,
-        "new_tokens": 8,
+        "side": 784,
+        "requests": {1: 4, 8: 16, 32: 32},  # in flight: in a round
+        "new_tokens": 4,
     },
-    "tiny": {"text": {}, "side": 224, "requests": 4, "new_tokens": 2},
+    "tiny": {
+        "text": {},
+        "side": 224,
+        "requests": {1: 1, 8: 8, 32: 32},
+        "new_tokens": 4,
+    },
 }
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": str(THREADS),
+    "VLLM_CPU_KVCACHE_SPACE": "2",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+NAMES = "whole", "pruned"  # the servers
+PIXELS = 28  # each side of what becomes a visual token
+
+Round = dict[str, float]  # requests_per_second, and first_token_ms: the median of its requests
 
 
-@dataclass(frozen=True)
-class Round:
-    """One server, asked once by so many at a time.
+# -- requests -------------------------------------------------------------------------------------
 
-    Attributes:
-        requests_per_second: of all requests.
-        first_token_ms: their median.
-    """
 
-    requests_per_second: float
-    first_token_ms: float
+def visual_tokens(size: dict[str, Any]) -> int:
+    """Of a whole picture."""
+    return int(size["side"] // PIXELS) ** 2
 
 
 def body_of(image: Any, new_tokens: int) -> bytes:
@@ -83,21 +97,48 @@ def body_of(image: Any, new_tokens: int) -> bytes:
             "ignore_eos": True,
             "temperature": 0,
             "stream": True,
+            "return_token_ids": True,  # a token may have no text
         }
     ).encode()
 
 
-def first_token_s(server: Server, body: bytes) -> float:
-    """Sends a request and reads its reply to the end."""
+def bodies_of(size: dict[str, Any]) -> Iterator[bytes]:
+    """No picture twice."""
+    seed = 0
+    while True:
+        yield body_of(picture(seed, size["side"], size["side"]), size["new_tokens"])
+        seed += 1
+
+
+def tokens_of(server: Server, body: bytes) -> Iterator[int]:
+    """The tokens of a reply as they come.
+
+    Raises:
+        urllib.error.HTTPError: the request was refused.
+    """
     request = urllib.request.Request(
         f"{server.url}/v1/chat/completions", body, {"Content-Type": "application/json"}
     )
-    start, first = time.perf_counter(), 0.0
     with urllib.request.urlopen(request) as reply:
         for line in reply:
-            if not first and b'"content":"' in line and b'"content":""' not in line:
-                first = time.perf_counter() - start
-    return first
+            event = line.removeprefix(b"data: ").strip()
+            if event.startswith(b"{"):
+                for choice in json.loads(event)["choices"]:
+                    yield from choice.get("token_ids") or ()
+
+
+def first_token_s(server: Server, body: bytes) -> float:
+    """Sends a request and reads its reply to the end.
+
+    Raises:
+        RuntimeError: the reply has not as many tokens as were asked for.
+    """
+    start = time.perf_counter()
+    times = [time.perf_counter() - start for _ in tokens_of(server, body)]
+    expected = json.loads(body)["max_tokens"]
+    if len(times) != expected:
+        raise RuntimeError(f"a reply must have {expected} tokens, got {len(times)}")
+    return times[0]
 
 
 def ask(server: Server, bodies: list[bytes], in_flight: int) -> Round:
@@ -105,27 +146,145 @@ def ask(server: Server, bodies: list[bytes], in_flight: int) -> Round:
     with ThreadPoolExecutor(in_flight) as pool:
         firsts = list(pool.map(lambda body: first_token_s(server, body), bodies))
     seconds = time.perf_counter() - start
-    return Round(len(bodies) / seconds, 1e3 * statistics.median(firsts))
+    return {
+        "requests_per_second": len(bodies) / seconds,
+        "first_token_ms": 1e3 * statistics.median(firsts),
+    }
 
 
-def prompt_tokens(server: Server) -> float:
-    """All that the server has read so far, as its metrics count."""
+# -- what a server counts -------------------------------------------------------------------------
+
+
+def metric(server: Server, pattern: str) -> float:
+    """The number that a pattern finds among the server's metrics.
+
+    Raises:
+        RuntimeError: it finds none.
+    """
     with urllib.request.urlopen(f"{server.url}/metrics") as reply:
-        lines = reply.read().decode().splitlines()
-    return sum(
-        float(line.split()[-1]) for line in lines if line.startswith("vllm:prompt_tokens_total")
+        found = re.search(pattern, reply.read().decode(), re.MULTILINE)
+    if found is None:
+        raise RuntimeError(f"{server.url}/metrics has nothing like {pattern}")
+    return float(found[1])
+
+
+def counted(server: Server, body: bytes) -> dict[str, int]:
+    """What one request takes: tokens of its prompt, blocks of the KV cache while it runs."""
+    tokens, usage = (
+        r"^vllm:prompt_tokens_total\{.*\} (\S+)$",
+        r"^vllm:kv_cache_usage_perc\{.*\} (\S+)$",
     )
+    before = metric(server, tokens)
+    largest = max(metric(server, usage) for _ in tokens_of(server, body))
+    blocks = (
+        metric(server, r'^vllm:cache_config_info\{.*num_gpu_blocks="(\d+)"') - 1
+    )  # one is vLLM's
+    return {
+        "prompt_tokens": round(metric(server, tokens) - before),
+        "kv_blocks": round(largest * blocks),
+    }
 
 
-def bodies_of(size: dict[str, Any]) -> Iterator[list[bytes]]:
-    """Requests of one round after the other, no picture twice."""
-    seed = 0
-    while True:
-        yield [
-            body_of(picture(seed + number, size["side"], size["side"]), size["new_tokens"])
-            for number in range(size["requests"])
+def check_takes(takes: dict[str, dict[str, int]], size: dict[str, Any], keep_ratio: float) -> None:
+    """
+    Raises:
+        RuntimeError: the servers did not read what they should have.
+    """
+    whole = visual_tokens(size)
+    gone = whole - Budget(keep_ratio=keep_ratio).kept_of(whole)
+    found = takes["whole"]["prompt_tokens"] - takes["pruned"]["prompt_tokens"]
+    if found != gone:
+        raise RuntimeError(f"a prompt must be {gone} tokens shorter, it is {found} shorter")
+
+
+# -- rounds ---------------------------------------------------------------------------------------
+
+
+class Rounds:
+    """The rounds of a run, in a file from which a stopped run goes on.
+
+    Args:
+        about: what they were measured on; a file about anything else is not gone on with.
+    """
+
+    def __init__(self, path: Path, about: dict[str, Any]) -> None:
+        self.path, self.about = path, about
+        kept = json.loads(path.read_text()) if path.exists() else {}
+        self.rounds: list[dict[str, Any]] = kept["rounds"] if kept.get("about") == about else []
+
+    def of(self, in_flight: int) -> list[dict[str, Any]]:
+        return [one for one in self.rounds if one["in_flight"] == in_flight]
+
+    def add(self, in_flight: int, of_servers: dict[str, Round]) -> None:
+        self.rounds.append({"in_flight": in_flight, **of_servers})
+        self.path.parent.mkdir(exist_ok=True)
+        partial = self.path.with_suffix(".partial")
+        partial.write_text(json.dumps({"about": self.about, "rounds": self.rounds}))
+        partial.replace(self.path)
+
+
+def measure(
+    servers: dict[str, Server], size: dict[str, Any], rounds: Rounds, repeats: int
+) -> dict[str, dict[str, int]]:
+    """Adds the rounds that are missing. Returns what one request takes of each server."""
+    bodies = bodies_of(size)
+    for server in servers.values():  # the first ones do not count
+        ask(server, [next(bodies) for _ in range(4)], 4)
+    takes = {name: counted(server, next(bodies)) for name, server in servers.items()}
+    check_takes(takes, size, rounds.about["keep_ratio"])
+    for in_flight, requests in size["requests"].items():
+        for number in range(len(rounds.of(in_flight)), repeats):
+            same = [next(bodies) for _ in range(requests)]
+            order = NAMES if number % 2 == 0 else NAMES[::-1]
+            found = {name: ask(servers[name], same, in_flight) for name in order}
+            rounds.add(in_flight, found)
+            print(in_flight, "in flight:", json.dumps(found), flush=True)
+    return takes
+
+
+def rows_of(
+    rounds: Rounds, takes: dict[str, dict[str, int]], size: dict[str, Any]
+) -> list[dict[str, Any]]:
+    about, rows = dict(rounds.about), []
+    pruned = f"{about.pop('method')} {about.pop('keep_ratio')}"
+    for in_flight in size["requests"]:
+        of_all = rounds.of(in_flight)
+        ratios = [
+            one["pruned"]["requests_per_second"] / one["whole"]["requests_per_second"]
+            for one in of_all
         ]
-        seed += size["requests"]
+        for name in NAMES:
+            faster = ratios if name == "pruned" else [1.0]
+            rows.append(
+                {
+                    "op": "serve",
+                    "impl": pruned if name == "pruned" else name,
+                    "shape": [visual_tokens(size), in_flight],
+                    "dtype": "float32",
+                    **about,
+                    "rounds": len(of_all),
+                    **{
+                        figure: statistics.median(one[name][figure] for one in of_all)
+                        for figure in ("requests_per_second", "first_token_ms")
+                    },
+                    **takes[name],
+                    "times_faster": [min(faster), statistics.median(faster), max(faster)],
+                }
+            )
+    return rows
+
+
+# -- the run --------------------------------------------------------------------------------------
+
+
+def write_model(size: dict[str, Any], folder: Path) -> Path:
+    """The tests' Qwen2.5-VL with another language model."""
+    checkpoints.TEXT.update(size["text"])
+    heads = checkpoints.TEXT["hidden_size"] // checkpoints.TEXT["num_attention_heads"] // 2
+    checkpoints.MROPE["mrope_section"] = [heads - 2 * (heads * 3 // 8), *[heads * 3 // 8] * 2]
+    checkpoints.PIXELS["max_pixels"] = size["side"] ** 2
+    checkpoints.MERGING["out_hidden_size"] = checkpoints.TEXT["hidden_size"]
+    return checkpoints.write("qwen2_5_vl", folder)
 
 
 def main() -> None:
@@ -134,14 +293,27 @@ def main() -> None:
     parser.add_argument("--method", default="divprune")
     parser.add_argument("--keep-ratio", type=float, default=0.25)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=results.FOLDER / "serving", help="folder")
     options = parser.parse_args()
+    import torch
+    import transformers
+    import vllm
+
     size = SIZES[options.size]
-    checkpoints.TEXT.update(size["text"])
-    heads = checkpoints.TEXT["hidden_size"] // checkpoints.TEXT["num_attention_heads"] // 2
-    checkpoints.MROPE["mrope_section"] = [heads - 2 * (heads * 3 // 8), *[heads * 3 // 8] * 2]
-    checkpoints.MERGING["out_hidden_size"] = checkpoints.TEXT["hidden_size"]
+    device = results.device_name("cpu", THREADS)
+    about = {
+        "method": options.method,
+        "keep_ratio": options.keep_ratio,
+        "size": options.size,
+        "device": device,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "vllm": vllm.__version__,
+    }
+    rounds = Rounds(options.out / f"{device}.unfinished.json", about)
+    os.environ |= ENVIRONMENT
     with tempfile.TemporaryDirectory() as name:
-        folder = checkpoints.write("qwen2_5_vl", Path(name) / "model")
+        folder = write_model(size, Path(name) / "model")
         plain = ["vllm.entrypoints.openai.api_server", "--model", str(folder)]
         ours = ["tokenprune.cli", "serve", str(folder), "--method", options.method]
         ours += ["--keep-ratio", str(options.keep_ratio)]
@@ -150,55 +322,18 @@ def main() -> None:
             Server(Path(name) / "whole", [*plain, *common], num_seqs=32) as whole,
             Server(Path(name) / "pruned", [*ours, *common], num_seqs=32) as pruned,
         ):
-            rows = measured({"whole": whole, "pruned": pruned}, size, options)
+            servers = {"whole": whole, "pruned": pruned}
+            takes = measure(servers, size, rounds, options.rounds)
+    rows = rows_of(rounds, takes, size)
+    print(results.upsert(rows, device, options.out))
+    rounds.path.unlink()
     for row in rows:
-        print(json.dumps(row))
-    device = results.device_name("cpu", 2)
-    if options.size != "tiny":
-        print(results.upsert(rows, device, results.FOLDER / "serving"))
-
-
-def measured(
-    servers: dict[str, Server], size: dict[str, Any], options: argparse.Namespace
-) -> list[dict[str, Any]]:
-    import torch
-    import vllm
-
-    batches, rows = bodies_of(size), []
-    for server in servers.values():
-        ask(server, next(batches), 4)
-    for in_flight in IN_FLIGHT:
-        rounds: dict[str, list[Round]] = {name: [] for name in servers}
-        before = {name: prompt_tokens(server) for name, server in servers.items()}
-        for _ in range(options.rounds):
-            bodies = next(batches)
-            for name, server in servers.items():
-                rounds[name].append(ask(server, bodies, in_flight))
-        pairs = list(zip(rounds["whole"], rounds["pruned"], strict=True))
-        ratios = [two.requests_per_second / one.requests_per_second for one, two in pairs]
-        for name, server in servers.items():
-            read = prompt_tokens(server) - before[name]
-            tokens = read / (options.rounds * size["requests"])
-            faster = ratios if name == "pruned" else [1.0]
-            rows.append(
-                {
-                    "op": "serve",
-                    "impl": name if name == "whole" else f"{options.method} {options.keep_ratio}",
-                    "shape": [options.size, in_flight],
-                    "dtype": "float32",
-                    "device": results.device_name("cpu", 2),
-                    "torch": torch.__version__,
-                    "vllm": vllm.__version__,
-                    "requests_per_second": statistics.median(
-                        one.requests_per_second for one in rounds[name]
-                    ),
-                    "first_token_ms": statistics.median(one.first_token_ms for one in rounds[name]),
-                    "prompt_tokens": tokens,
-                    "kv_blocks": math.ceil((tokens + size["new_tokens"]) / BLOCK),
-                    "times_faster": [min(faster), statistics.median(faster), max(faster)],
-                }
-            )
-    return rows
+        low, middle, _ = row["times_faster"]
+        print(
+            f"{row['shape'][1]:>2} in flight, {row['impl']}: {row['requests_per_second']:.2f} "
+            f"requests/s, {middle:.2f} x (at least {low:.2f}), first token "
+            f"{row['first_token_ms']:.0f} ms, {row['kv_blocks']} KV blocks a request"
+        )
 
 
 if __name__ == "__main__":

@@ -54,6 +54,19 @@ def test_a_request_that_cannot_be_served(request_, message):
         options(keep_ratio=0.25).budget_of({KEY: request_})
 
 
+@pytest.mark.parametrize("name", ["keep_ratio", "num_keep", "tokenprun", "token-prune"])
+def test_options_of_a_request_in_the_wrong_place(name):
+    with pytest.raises(ValueError, match=f"must be inside tokenprune, as in .*, got {name}$"):
+        options(keep_ratio=0.25).budget_of({name: 0.5, "max_pixels": 100_352})
+
+
+def test_options_of_the_image_processor_are_let_through():
+    server = options(keep_ratio=0.25)
+    assert server.budget_of({"max_pixels": 100_352, "do_resize": False}) == server.budget
+    asked = {"max_pixels": 100_352, KEY: {"num_keep": 3}}
+    assert server.budget_of(asked) == Budget(num_keep=3)
+
+
 def test_the_command_becomes_the_server(monkeypatch):
     from tokenprune import cli
 

@@ -44,6 +44,7 @@ MERGING: dict[str, Any] = {
     "out_hidden_size": TEXT["hidden_size"],
     "patch_size": 14,
 }
+PIXELS = {"min_pixels": 56 * 56, "max_pixels": 448 * 448}  # of Qwen's images
 PINPOINTS = [[112, 224], [224, 112], [224, 224]]
 CROP = {"size": {"shortest_edge": 112}, "crop_size": {"height": 112, "width": 112}}
 MROPE = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 1e4}
@@ -116,7 +117,7 @@ def llava_onevision() -> tuple[Any, Any]:
 
 
 def qwen_images(patch: int = 14) -> Any:
-    return hf.Qwen2VLImageProcessor(patch_size=patch, min_pixels=56 * 56, max_pixels=448 * 448)
+    return hf.Qwen2VLImageProcessor(patch_size=patch, **PIXELS)
 
 
 def qwen2_vl() -> tuple[Any, Any]:
@@ -234,6 +235,29 @@ def smolvlm() -> tuple[Any, Any]:
     return hf.SmolVLMForConditionalGeneration(config), processor
 
 
+def gemma3() -> tuple[Any, Any]:
+    named = {
+        "boi_token": "<start_of_image>",
+        "eoi_token": "<end_of_image>",
+        "image_token": "<image_soft_token>",
+    }
+    lines = ["\n" * number for number in range(1, 5)]  # vLLM looks for them
+    tokenizer = byte_tokenizer((*MARKS, *named.values(), *lines), named)
+    text = {"head_dim": 32, "query_pre_attn_scalar": 32, "layer_types": ["full_attention"] * 3}
+    config = hf.Gemma3Config(
+        vision_config=hf.SiglipVisionConfig(**TOWER, vision_use_head=False),
+        text_config=hf.Gemma3TextConfig(**TEXT, **text, tie_word_embeddings=False),
+        mm_tokens_per_image=16,
+        image_token_index=tokenizer.image_token_id,
+        boi_token_index=tokenizer.boi_token_id,
+        eoi_token_index=tokenizer.eoi_token_id,
+        tie_word_embeddings=False,
+    )
+    images = hf.Gemma3ImageProcessor(size={"height": 112, "width": 112})
+    processor = hf.Gemma3Processor(images, tokenizer, image_seq_length=16)
+    return hf.Gemma3ForConditionalGeneration(config), processor
+
+
 CHECKPOINTS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "llava": llava,
     "llava_next": llava_next,
@@ -246,13 +270,14 @@ CHECKPOINTS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "idefics3": idefics3,
     "smolvlm": smolvlm,
 }
+NOT_SERVED = {"gemma3": gemma3}
 
 
 def image_of(name: str) -> str:
     """How an image stands in a prompt."""
     if name.startswith("qwen"):
         return QWEN_IMAGE
-    return "<IMG_CONTEXT>" if name == "internvl" else "<image>"
+    return {"internvl": "<IMG_CONTEXT>", "gemma3": "<start_of_image>"}.get(name, "<image>")
 
 
 # vLLM's features differ from transformers' in the sixth digit. With these seeds no method has to
@@ -264,7 +289,7 @@ def write(name: str, folder: Path, seed: int | None = None) -> Path:
     """Model and processor, random, alive enough that little changes matter."""
     seed = SEEDS.get(name, 0) if seed is None else seed
     torch.manual_seed(seed)
-    model, processor = CHECKPOINTS[name]()
+    model, processor = (CHECKPOINTS | NOT_SERVED)[name]()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for key, weight in model.named_parameters():
@@ -274,7 +299,7 @@ def write(name: str, folder: Path, seed: int | None = None) -> Path:
     processor.chat_template = TEMPLATE.replace("IMAGE", image_of(name))
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    if name.startswith("llava"):
+    if name.startswith(("llava", "gemma3")):
         nest_tower(folder / "model.safetensors")
     if name.endswith("moe"):
         transpose_experts(folder / "model.safetensors")

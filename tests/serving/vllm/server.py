@@ -58,15 +58,14 @@ class Server:
         self.process.terminate()
         self.process.wait()
 
-    def ask(self, image: Any, **extra: Any) -> tuple[int, Any]:
+    def ask(self, image: Any = None, **extra: Any) -> tuple[int, Any]:
         """(status, the reply as JSON)."""
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG")
-        shown = {"url": f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"}
-        content = [
-            {"type": "image_url", "image_url": shown},
-            {"type": "text", "text": "What is here?"},
-        ]
+        content: list[dict[str, Any]] = [{"type": "text", "text": "What is here?"}]
+        if image is not None:
+            buffer = io.BytesIO()
+            image.save(buffer, "PNG")
+            shown = {"url": f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"}
+            content.insert(0, {"type": "image_url", "image_url": shown})
         body = {
             "model": "tiny",
             "messages": [{"role": "user", "content": content}],

@@ -41,16 +41,16 @@ def test_equals_apply(checkpoint, expected, name, method):
 KEYS = {"compared": "keys"}
 
 
-@pytest.mark.parametrize(
-    ("name", "method", "options"),
-    [
-        ("llava", "tome", KEYS),
-        ("qwen2_5_vl", "visionzip", KEYS),  # of a tower that sorts tokens by window
-        ("internvl", "visionzip", KEYS),  # from a projection of their own
-        ("llava_next", "vispruner", {}),  # hidden states, of crops that a processor pads
-        ("qwen2_5_vl", "scope", {}),  # hidden states
-    ],
-)
+MORE = [
+    ("llava", "tome", KEYS),
+    ("qwen2_5_vl", "visionzip", KEYS),  # of a tower that sorts tokens by window
+    ("internvl", "visionzip", KEYS),  # from a projection of their own
+    ("llava_next", "vispruner", {}),  # hidden states, of crops that a processor pads
+    ("qwen2_5_vl", "scope", {}),  # hidden states
+]
+
+
+@pytest.mark.parametrize(("name", "method", "options"), MORE)
 def test_equals_apply_with_more_of_the_tower(checkpoint, name, method, options):
     folder, asked = checkpoint(name), prompts(name)
     known = {**QUARTER, "positions": positions_of(name)}

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from .engine import BASE, given
+from .engine import BASE, applied, differences, given, prompts, served
 from .forks import in_fork
 
 
@@ -48,6 +48,14 @@ def refusal(folder, **options):
         ({"method": "sparsevlm", "keep_ratio": 0.5}, "SparseVLM needs text"),
         ({"method": "evs", "keep_ratio": 0.5}, "EVS compares the frames of videos"),
         ({"method": "globalcom2", "keep_ratio": 0.5}, "GlobalCom2 needs cls_logits"),
+        (
+            {"method": "prumerge", "keep_ratio": 0.5, "options": {"adaptive": True}},
+            "how many tokens PruMerge keeps depends on the image",
+        ),
+        (
+            {"method": "hiprune", "keep_ratio": 0.5},
+            "HiPrune needs received; vLLM encodes an image apart",
+        ),
     ],
 )
 def test_options(checkpoint, ours, expected):
@@ -57,6 +65,23 @@ def test_options(checkpoint, ours, expected):
 def test_no_object(checkpoint):
     message = refusal(checkpoint("qwen2_5_vl"), hf_overrides={"tokenprune": "divprune"})
     assert "tokenprune must be an object, got 'divprune'" in message
+
+
+@pytest.mark.parametrize("method", ["visionzip", "prumerge"])
+def test_official_forms_of_llava(checkpoint, method):
+    ours = given(method, options={"official": True}, keep_ratio=0.5)
+    assert "works before the projector" in refusal(checkpoint("llava"), **ours)
+
+
+def test_gemma3_whose_images_attend_in_both_directions(checkpoint):
+    folder = checkpoint("gemma3")
+    message = refusal(folder, **given("divprune", keep_ratio=0.25))
+    assert "cannot serve Gemma3ForConditionalGeneration: the tokens of an image attend" in message
+    # The reason is true: vLLM itself answers differently about an image, and equally about text.
+    asked = prompts("gemma3", ["landscape", "none"])
+    found = differences(in_fork(served, folder, asked), in_fork(applied, folder, asked))
+    assert found
+    assert {text.split(":")[0] for text in found} == {"0"}
 
 
 def test_options_of_a_request_given_to_the_server(checkpoint):
@@ -76,14 +101,6 @@ def test_a_host_that_is_not_known(checkpoint, tmp_path):
     assert "got LlamaForCausalLM" in message
 
 
-def test_a_method_that_counts_by_the_data(checkpoint, monkeypatch):
-    from tokenprune.methods.divprune import DivPrune
-
-    monkeypatch.setattr(DivPrune, "count", lambda self, num_tokens, num_keep: None)
-    message = refusal(checkpoint("llava"), **given("divprune", keep_ratio=0.25))
-    assert "how many tokens DivPrune keeps depends on the image" in message
-
-
 def test_a_release_that_was_not_tested(checkpoint, monkeypatch):
     import vllm
 
@@ -93,10 +110,9 @@ def test_a_release_that_was_not_tested(checkpoint, monkeypatch):
 
 
 def test_tensor_parallelism(checkpoint):
-    message = refusal(
-        checkpoint("llava"), **given("divprune", keep_ratio=0.25), tensor_parallel_size=2
-    )
-    assert "tensor parallelism is not shown to choose the same tokens" in message
+    two = {"tensor_parallel_size": 2}
+    message = refusal(checkpoint("llava"), **given("fastervlm", keep_ratio=0.25), **two)
+    assert "FasterVLM reads attention of the vision tower, whose heads tensor par" in message
 
 
 FULL = SimpleNamespace(has_full_cudagraphs=lambda: True, name="FULL_AND_PIECEWISE")

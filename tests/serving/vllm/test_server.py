@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -13,6 +14,13 @@ from .server import Server
 
 def ours(**options):
     return {"mm_processor_kwargs": {"tokenprune": options}}
+
+
+def said(answer):
+    """(the reply's words, tokens of the prompt)"""
+    status, reply = answer
+    assert status == 200, reply
+    return reply["choices"][0]["message"]["content"], reply["usage"]["prompt_tokens"]
 
 
 def serve(checkpoint, tmp_path, *arguments):
@@ -46,12 +54,23 @@ def test_server(checkpoint, tmp_path):
             (ours(retention_ratio=0.5), "write keep_ratio=0.5"),
             (ours(), "exactly one of num_keep and keep_ratio"),
             ({"mm_processor_kwargs": {"tokenprune": 3}}, "tokenprune must be an object, got 3"),
+            ({"mm_processor_kwargs": {"tokenprun": {}}}, "must be inside tokenprune, as in"),
+            ({"mm_processor_kwargs": {"keep_ratio": 0.5}}, "must be inside tokenprune, as in"),
         ]:
             status, reply = server.ask(image, **extra)
             assert status == 400, reply
-            assert expected in reply["error"]["message"]
+            message = reply["error"]["message"]
+            assert expected in message
+            assert "\n" not in message  # one message, no traceback
         status, reply = server.ask(image)  # the server goes on
         assert (status, reply["usage"]["prompt_tokens"]) == (200, lengths["quarter"])
+        # Text alone, also among images; options have nothing to say of it.
+        of_image, of_text = said((status, reply)), said(server.ask())
+        assert of_text[1] < 40
+        assert said(server.ask(**ours(keep_ratio=0.5))) == of_text
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(server.ask, [image, None] * 4))
+        assert list(map(said, answers)) == [of_image, of_text] * 4
 
 
 def test_a_server_that_does_not_allow_requests_options(checkpoint, tmp_path):

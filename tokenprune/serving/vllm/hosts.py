@@ -50,6 +50,16 @@ HOSTS = {
     "SmolVLMForConditionalGeneration": ServedHost("smolvlm", "model.vision_model"),
 }
 
+# What `tokenprune.apply` serves and vLLM has, but where the two differ without any reduction.
+REFUSED = {
+    "Gemma3ForConditionalGeneration": (
+        "the tokens of an image attend in both directions, which vLLM does not do on a CPU"
+    ),
+    "PaliGemmaForConditionalGeneration": (
+        "image and question attend in both directions, in vLLM at most the image does"
+    ),
+}
+
 
 def architecture_of(hf_config: Any) -> str:
     """The architecture of a checkpoint, also where its class is ours by now."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from vllm.distributed import get_tp_group
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from tokenprune.budget import Budget
@@ -129,7 +130,9 @@ class PrunedModel:
             columns.append(torch.cat(shifts))
         counts = iter(made.tokens_after)
         lengths = [sum(itertools.islice(counts, len(image.layouts))) for image in images]
-        return list(torch.cat(columns, dim=1).split(lengths))
+        # All ranks of a tensor-parallel group go on with the choice of the first.
+        rows = get_tp_group().broadcast(torch.cat(columns, dim=1))
+        return list(rows.split(lengths))
 
     # -- positions, where they have several axes --------------------------------------------------
 

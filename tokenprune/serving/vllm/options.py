@@ -9,7 +9,7 @@ from typing import Any
 from tokenprune.budget import Budget
 from tokenprune.config import ReductionConfig
 from tokenprune.method import BUDGET, Method
-from tokenprune.words import suggestion
+from tokenprune.words import nearest, suggestion
 
 KEY = "tokenprune"  # in --hf-overrides, and in a request's mm_processor_kwargs
 
@@ -71,10 +71,17 @@ class ServingOptions:
 
         Args:
             request: its mm_processor_kwargs, with or without ours: `num_keep` or `keep_ratio`.
+                What is the image processor's own is let through.
 
         Raises:
-            ValueError: what is neither.
+            ValueError: what is neither, or ours in the wrong place or misspelled.
         """
+        others = [name for name in request if name != KEY]
+        if misplaced := [name for name in others if name in BUDGET or nearest(name, [KEY])]:
+            raise ValueError(
+                f"a request's options must be inside {KEY}, as in "
+                f'{{"{KEY}": {{"keep_ratio": 0.5}}}}, got {", ".join(misplaced)}'
+            )
         if KEY not in request:
             return self.budget
         given = checked(request[KEY], BUDGET, "a request's options")

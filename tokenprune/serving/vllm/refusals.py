@@ -9,7 +9,7 @@ from typing import Any
 from tokenprune.hosts.adapter import Adapter
 from tokenprune.hosts.apply import check_method
 from tokenprune.method import Method
-from tokenprune.serving.vllm.hosts import HOSTS, adapter_for
+from tokenprune.serving.vllm.hosts import HOSTS, REFUSED, adapter_for
 from tokenprune.serving.vllm.options import ServingOptions
 from tokenprune.serving.vllm.tower import OFFERS
 
@@ -23,6 +23,8 @@ def check(vllm_config: Any, options: ServingOptions) -> None:
     """
     check_version()
     architecture = vllm_config.model_config.architecture
+    if reason := REFUSED.get(architecture):
+        raise ValueError(f"tokenprune cannot serve {architecture}: {reason}")
     if architecture not in HOSTS:
         raise ValueError(
             f"tokenprune must be given one of {', '.join(HOSTS)} to serve, got {architecture}"
@@ -55,6 +57,10 @@ def check_served(method: Method, adapter: Adapter) -> None:
         NotImplementedError: a method that works in transformers alone, or not in this host at all.
     """
     name = type(method).__name__
+    if method.before_projector:
+        raise NotImplementedError(
+            f"{name} works before the projector, vLLM hands over what comes out of it"
+        )
     if missing := [need for need in method.needs if need not in OFFERS]:
         raise NotImplementedError(
             f"{name} needs {', '.join(missing)}; vLLM encodes an image apart from its prompt and "
@@ -67,6 +73,7 @@ def check_served(method: Method, adapter: Adapter) -> None:
     if method.over_time:
         raise NotImplementedError(f"{name} compares the frames of videos, which stay whole in vLLM")
     check_method(method, adapter)
+    method.known_count(16, 4)
 
 
 def reasons(vllm_config: Any, method: Method, adapter: Adapter) -> Iterator[str]:
@@ -75,9 +82,10 @@ def reasons(vllm_config: Any, method: Method, adapter: Adapter) -> Iterator[str]
     model_config = vllm_config.model_config
     if model_config.runner_type != "generate":
         yield f"the runner must be 'generate', got {model_config.runner_type!r}"
-    if parallel.tensor_parallel_size > 1:
+    if parallel.tensor_parallel_size > 1 and method.needs:
         yield (
-            "tensor parallelism is not shown to choose the same tokens on all ranks, "
+            f"{type(method).__name__} reads {', '.join(method.needs)} of the vision tower, whose "
+            "heads tensor parallelism shares out among ranks, "
             f"got tensor_parallel_size={parallel.tensor_parallel_size}"
         )
     if compilation.cudagraph_mm_encoder:
