@@ -256,8 +256,8 @@ class Page:
 
     async def download(self, request: Request, viewer: Viewer) -> Response:
         """The overlay, or the GeoJSON, of one side."""
-        scene, side = viewer.the_scene(), viewer.side(request.path_params["side"])
-        kind = request.path_params["kind"]
+        name, kind = request.path_params["side"], request.path_params["kind"]
+        scene, side = viewer.the_scene(), viewer.side(name)
         works = {"overlay.png": side.overlay, "tokens.geojson": side.geojson}
         if kind not in works:
             raise RefusedError(404, "a download must be overlay.png or tokens.geojson")
@@ -267,7 +267,7 @@ class Page:
         if "bytes" not in content:
             raise ValueError(content.get("error", "the server ends"))
         media = "image/png" if kind.endswith("png") else "application/geo+json"
-        headers = {"content-disposition": f'attachment; filename="{kind}"'}
+        headers = {"content-disposition": f'attachment; filename="{name}-{kind}"'}
         return Response(content["bytes"], 200, headers, media)
 
 

@@ -57,7 +57,7 @@ function hear(event) {
 function update() {
   find("#reduce button").disabled = busy || !scene;
   find("#ask button").disabled = busy || !scene;
-  find("#file").disabled = find("#listed").disabled = find("#close").disabled = Boolean(busy);
+  for (const name of ["#file", "#take", "#close"]) find(name).disabled = Boolean(busy);
   find("#close").hidden = !scene;
   document.body.classList.toggle("empty", !scene);
   document.body.setAttribute("aria-busy", String(Boolean(busy)));
@@ -98,11 +98,11 @@ function takeScenes() {
     upload(event.target.files[0]);
     event.target.value = "";
   });
-  find("#listed").addEventListener("change", (event) => {
-    const [kind, ...name] = event.target.value.split(":");
+  find("#open").addEventListener("submit", (event) => {
+    event.preventDefault();
+    const [kind, ...name] = find("#listed").value.split(":");
     const label = name.join(":");
-    if (label) openScene(label, "/api/scene", { [kind]: label });
-    event.target.value = "";
+    openScene(label, "/api/scene", { [kind]: label });
   });
   find("#close").addEventListener("click", () => work("", async () => {
     await server.send("/api/scene", undefined, "DELETE");
@@ -208,7 +208,7 @@ function showSeen(side, seen, roots) {
     for (const [name, text] of rows) list.append(element("dt", name), element("dd", text));
     for (const link of side.form.querySelectorAll(".downloads a")) {
       link.href = `/api/download/${side.name}/${link.dataset.file}`;
-      link.download = `${side.name}-${link.dataset.file}`;
+      link.download = ""; // by the server's name
     }
   }
   side.zoom.redraw();
