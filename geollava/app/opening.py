@@ -89,7 +89,10 @@ class Opener:
                 count += len(chunk)
                 if count > most:
                     raise refused
-                file.write(chunk)
+                try:
+                    file.write(chunk)
+                except OSError as error:
+                    raise RefusedError(507, "the server's disk is full") from error
         return path
 
     def open(

@@ -41,8 +41,10 @@ async function work(what, action) {
   update();
 }
 
+/** With a capital, unless a file's name comes first, and an end. */
 function sentence(text) {
-  return text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+  const first = /^\S+\.\S/.test(text) ? text.charAt(0) : text.charAt(0).toUpperCase();
+  return first + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 }
 
 function hear(event) {
@@ -320,7 +322,12 @@ function showQuestions() {
 state = await server.begin();
 find("#model").textContent = `Model: ${state.model}`;
 find("#notes").hidden = !state.notes.length;
-find("#notes").append(...state.notes.map((note) => element("p", sentence(note))));
+for (const note of state.notes) {
+  const words = sentence(note).split(/(--\S+)/); // options stay on one line
+  const line = element("p", "");
+  line.append(...words.map((word) => (word.startsWith("--") ? element("code", word) : word)));
+  find("#notes").append(line);
+}
 makeSide("a");
 makeSide("b");
 listScenes();

@@ -104,8 +104,25 @@ def picture(page, side="a"):
 
 def shot(page, name):
     width = page.viewport_size["width"]
+    page.evaluate("window.scrollTo(0, 0)")
     page.screenshot(path=SHOTS / f"{name}-{width}.png", full_page=True)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def documented(page):
+    """The picture of the documentation, `docs/app.png`: cars on farmland, under two methods."""
+    page.uncheck('#layers [value="crops"]')
+    stage = page.locator('.view[data-side="a"] .stage')
+    box = stage.bounding_box()
+    stage.hover(position={"x": box["width"] * 0.9, "y": box["height"] * 0.1})
+    page.mouse.wheel(0, -400)
+    page.evaluate("window.scrollTo(0, 0)")
+    picture(page)
+    path = SHOTS / f"picture-{page.viewport_size['width']}.png"
+    page.screenshot(path=path)
+    with Image.open(path) as whole:
+        small = whole.convert("RGB").quantize(256)  # a quarter of the bytes
+    small.save(path, optimize=True)
 
 
 def check_accessible(page):
@@ -151,13 +168,15 @@ def test_an_example_compared_and_downloaded(page, tmp_path):
     expect(page.locator(".turn .asked")).to_have_text(QUESTION)
     shot(page, "asked")
     page.check("#compare")
+    page.select_option('fieldset[data-side="b"] [name="method"]', "divprune")
     see(page)
     assert picture(page, "a") != picture(page, "b")
-    expect(page.locator("figcaption").nth(1)).to_have_text("B: uniform, 24 per crop")
+    expect(page.locator("figcaption").nth(1)).to_have_text("B: divprune, 24 per crop")
     ask(page, "Something burns in this image. On which land use?")
     expect(page.locator(".turn").last.locator(".reply")).to_have_count(2)
     page.check('#layers [value="crops"]')
     shot(page, "compare")
+    documented(page)
     check_accessible(page)
     for name, begin in (("overlay.png", b"\x89PNG"), ("tokens.geojson", b'{"type": "Fea')):
         with page.expect_download() as download:
@@ -235,7 +254,7 @@ def test_what_goes_wrong_is_said_and_the_scene_stays(page, tmp_path):
     (tmp_path / "notes.png").write_text("not an image")
     page.set_input_files("#file", tmp_path / "notes.png")
     error = page.locator("#error")
-    expect(error).to_contain_text("Notes.png must be an image")
+    expect(error).to_contain_text("notes.png must be an image")
     page.fill('fieldset[data-side="a"] [name="num_keep"]', "5")
     see(page)
     expect(error).to_be_empty()

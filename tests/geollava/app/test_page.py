@@ -157,6 +157,18 @@ def test_what_cannot_be_done_is_one_line(browser):
         assert browser.send("GET", f"/tiles/{place}.jpg").status == 404
 
 
+def test_a_fault_of_ours_is_told_by_the_log_alone(browser, server, monkeypatch, caplog):
+    def fail(*images, **options):
+        raise RuntimeError("all of /etc")
+
+    browser.upload(png(noise(400, 400)))
+    monkeypatch.setattr(server.page.session, "see", fail)
+    assert browser.see() == {"error": "the server could not do this; its log says why"}
+    assert "all of /etc" in caplog.text
+    monkeypatch.undo()
+    assert "seen" in browser.see()
+
+
 @pytest.fixture(scope="module")
 def guessing_pair(guessing_checkpoint):
     folder = resolve_folder(str(guessing_checkpoint))
