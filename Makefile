@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Workers of one thread each: more threads than cores wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: demo test lint docs bench static test-newest test-matrix test-lmms test-vllm test-vllm-core fuzz ci-full clean
+.PHONY: demo test lint docs bench static test-newest test-matrix test-lmms test-vllm test-vllm-core test-browser test-browser-core fuzz ci-full clean
 
 demo: $(VENV)/.installed-demo  ## ask about a scene that the model has not seen
 	$(BIN)/python examples/ask_scene.py
@@ -43,7 +43,13 @@ test-vllm: $(VENV)/.installed-dev  ## the plug-in inside vLLM itself
 test-vllm-core: $(VENV)/.installed-dev  ## one host of it, and the HTTP server
 	$(BIN)/python tools/vllm_tests.py --core
 
-ci-full: lint test static docs wheels test-matrix test-lmms test-vllm fuzz demo  ## everything, once before a task is called done
+test-browser: $(VENV)/.installed-dev  ## the web page in headless Chromium
+	$(BIN)/python tools/browser_tests.py
+
+test-browser-core: $(VENV)/.installed-dev  ## one way through it, in about a minute
+	$(BIN)/python tools/browser_tests.py --core
+
+ci-full: lint test static docs wheels test-matrix test-lmms test-vllm test-browser fuzz demo  ## everything, once before a task is called done
 
 docs: $(VENV)/.installed-dev  ## docs/_build/html, with every block of code and every notebook run
 	$(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_build/html

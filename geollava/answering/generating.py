@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from transformers import (
     LogitsProcessorList,
     NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
+    TextStreamer,
 )
 
 import tokenprune
@@ -68,6 +69,22 @@ class FirstProbability(LogitsProcessor):
             best = scores.float().softmax(1).amax(1)
             self.values = [round(value, 4) for value in best.tolist()]
         return scores
+
+
+class Listened(TextStreamer):
+    """Hands on the text of one reply while it is written, in pieces that end with whole words.
+
+    Args:
+        listen: takes each piece; what it raises ends the reply.
+    """
+
+    def __init__(self, tokenizer: Any, listen: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.listen = listen
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        if text:
+            self.listen(text)
 
 
 class OnReply(LogitsProcessor):
@@ -137,6 +154,7 @@ def reply_to(
     max_new_tokens: int,
     prefix: Prefix | None = None,
     images: Mapping[str, Tensor] | None = None,
+    listen: Callable[[str], None] | None = None,
 ) -> list[Reply]:
     """The most likely reply to each prompt, all in one batch.
 
@@ -144,6 +162,7 @@ def reply_to(
         prompts: [L] token ids of each.
         prefix: what all of them begin with, read before; None is nothing.
         images: inputs of the model for the image marks, where no prefix holds them.
+        listen: see `Listened`; of one prompt alone.
     """
     start = 0 if prefix is None else len(prefix.ids)
     ends = [ids[start:] for ids in prompts]
@@ -174,6 +193,7 @@ def reply_to(
         no_repeat_ngram_size=0,
         use_cache=True,
         cache_implementation=None,
+        streamer=None if listen is None else Listened(tokenizer, listen),
     )
 
 
@@ -184,11 +204,13 @@ def reduced_reply(
     max_new_tokens: int,
     scenes: Sequence[SceneTokens],
     reduction: Reduction,
+    listen: Callable[[str], None] | None = None,
 ) -> Reply:
     """The most likely reply to a prompt [L], with visual tokens that are chosen for it.
 
     Args:
         scenes: what the model kept of each image, before the question was read.
+        listen: see `Listened`.
     """
     assert reduction.asked_method is not None
     assert reduction.asked_keep is not None
@@ -202,5 +224,7 @@ def reduced_reply(
     }
     ratio = reduction.asked_keep / reduction.num_keep
     with tokenprune.apply(model, reduction.asked_method, keep_ratio=ratio) as handle:
-        (reply,) = reply_to(model, tokenizer, [prompt], max_new_tokens, images=images)
+        (reply,) = reply_to(
+            model, tokenizer, [prompt], max_new_tokens, images=images, listen=listen
+        )
         return replace(reply, tokens=sum(handle.report().tokens_after))

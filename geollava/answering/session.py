@@ -260,6 +260,7 @@ class Seen:
         history: Sequence[Turn] = (),
         stopwatch: Stopwatch | None = None,
         progress: Progress | None = None,
+        listen: Callable[[str], None] | None = None,
     ) -> Answer:
         """Asks a question about the scenes.
 
@@ -269,6 +270,7 @@ class Seen:
             stopwatch: is given the stages "crop", "encode", "prefill" (the language model reads
                 the visual tokens) and "answer".
             progress: called with (crops done, crops in all) while a scene is encoded.
+            listen: called with each piece of the answer's text while it is written.
 
         Raises:
             ValueError: see `prepare` and `encode`.
@@ -276,7 +278,7 @@ class Seen:
         stopwatch = stopwatch or Stopwatch()
         prompt = self.prepare(question, max_new_tokens, history)
         tokens = self.encode(stopwatch=stopwatch, progress=progress)
-        (reply,) = self.reply([prompt], max_new_tokens, stopwatch=stopwatch)
+        (reply,) = self.reply([prompt], max_new_tokens, stopwatch=stopwatch, listen=listen)
         return Answer(
             text=reply.text,
             confidence=reply.confidence,
@@ -295,8 +297,13 @@ class Seen:
         max_new_tokens: int,
         *,
         stopwatch: Stopwatch | None = None,
+        listen: Callable[[str], None] | None = None,
     ) -> list[Reply]:
-        """The most likely reply to each of the prompts that `prepare` made, all in one batch."""
+        """The most likely reply to each of the prompts that `prepare` made, all in one batch.
+
+        Args:
+            listen: as of `ask`, for one prompt alone.
+        """
         stopwatch = stopwatch or Stopwatch()
         model, tokenizer = self.session.model, self.session.processor.tokenizer
         if len(prompts) > 1 and slides(model.config):
@@ -306,14 +313,12 @@ class Seen:
         with self.reduction.in_effect(model):
             if self.reduction.asked_method is not None and tokens:
                 with stopwatch.stage("answer"):
-                    return [
-                        reduced_reply(model, tokenizer, ids, max_new_tokens, tokens, self.reduction)
-                        for ids in prompts
-                    ]
+                    how = (max_new_tokens, tokens, self.reduction, listen)
+                    return [reduced_reply(model, tokenizer, ids, *how) for ids in prompts]
             with stopwatch.stage("prefill"):
                 prefix = self._prefix_of(prompts)
             with stopwatch.stage("answer"):
-                return reply_to(model, tokenizer, prompts, max_new_tokens, prefix)
+                return reply_to(model, tokenizer, prompts, max_new_tokens, prefix, listen=listen)
 
     def _prefix_of(self, prompts: Sequence[Tensor]) -> Prefix | None:
         """What all prompts begin with, up to the last visual token, as the model has read it."""

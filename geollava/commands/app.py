@@ -10,6 +10,7 @@ from geollava.commands.ask import ask
 from geollava.commands.batch import batch
 from geollava.commands.evaluate import run_benchmark
 from geollava.commands.export import export
+from geollava.commands.page import serve_page
 from geollava.commands.pilots import ablation, background
 from geollava.commands.rescore import rescore
 from geollava.commands.scenes import scenes
@@ -47,6 +48,8 @@ def options_of_all(
 
 for command in (ask, batch, validate, train, export, scenes):
     app.command()(command)
+
+app.command("app")(serve_page)
 
 evaluate = typer.Typer(no_args_is_help=True, help="Scores of a model on benchmarks.")
 for name in list_benchmarks():

@@ -202,3 +202,27 @@ class ScoredRunOptions(RunOptions):
         OnBadRows, typer.Option(help="Whether rows that cannot be asked end it, or count")
     ] = "refuse"
     seed: Annotated[int, number("Of the bootstrap intervals", least=0)] = 0
+
+
+@dataclass(frozen=True)
+class PageOptions:
+    """Where the web page is served, and what it gives."""
+
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; all but this machine's own ask a password")
+    ] = "127.0.0.1"
+    port: Annotated[int, number("Port to listen on; 0 takes a free one", least=0)] = 7860
+    folder: Annotated[
+        Path | None, typer.Option(help="Scenes below this folder can be opened by their names")
+    ] = None
+    password: Annotated[
+        str | None,
+        typer.Option(
+            envvar="GEOLLAVA_PASSWORD",
+            help="To be known by who looks (default: none on this machine, else one is made up)",
+        ),
+    ] = None
+    upload_bytes: Annotated[
+        int | None,
+        number("Largest file that is sent, in MiB (default: 512)", "--max-upload", of=2**20),
+    ] = None

@@ -21,7 +21,7 @@ import geollava_lists as lists  # noqa: E402
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 SECTIONS = page.markdown(page.commands_of("geollava")).split("## ")[1:]
 EVALUATE = ("evaluate xlrs", "evaluate scenes-open", "evaluate sweep", "evaluate ablation")
-COMMANDS = ("ask", "batch", "validate", "train", "export", "scenes", *EVALUATE)
+COMMANDS = ("app", "ask", "batch", "validate", "train", "export", "scenes", *EVALUATE)
 
 
 def section_of(name: str, sections: list[str]) -> str:

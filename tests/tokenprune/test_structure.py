@@ -21,7 +21,7 @@ PACKAGES = {
     for package in (tokenprune, geollava)
 }
 GEOLLAVA = PACKAGES["geollava"]
-ENTRIES = 12  # at geollava's top level
+ENTRIES = 13  # at geollava's top level
 # An image's way: a room imports from floors beneath its own. `geollava` is the package's own
 # `__init__`, whose names the commands are the first to use.
 FLOORS = [
@@ -31,7 +31,7 @@ FLOORS = [
     {"model"},
     {"answering"},
     {"training", "scenes", "serving"},
-    {"evaluate"},
+    {"app", "evaluate"},
     {"geollava"},
     {"commands"},
     {"__main__"},

@@ -337,6 +337,23 @@ def test_an_image_in_memory_is_what_it_was(pair):
         Session.of(*pair).see(noise(60, 60), bands=(1, 2, 3))
 
 
+@pytest.mark.parametrize("method", [None, "fastv"])
+def test_an_answer_is_heard_while_it_is_written(default_pair, method):
+    session = Session.of(*default_pair)
+    session.reduce(method, 6 if method else None)
+    seen, pieces = session.see(noise(400, 300)), []
+    answer = seen.ask("Is it standing still?", listen=pieces.append, max_new_tokens=12)
+    assert "".join(pieces).strip() == answer.text != ""
+
+    def interrupt(piece):
+        raise KeyError(piece)
+
+    with pytest.raises(KeyError):
+        seen.ask("Is it standing still?", listen=interrupt, max_new_tokens=12)
+    again = seen.ask("Is it standing still?", max_new_tokens=12)
+    assert again.text == answer.text
+
+
 @pytest.mark.parametrize("penalty", [{"repetition_penalty": 2.0}, {"no_repeat_ngram_size": 1}])
 def test_penalties_are_for_the_words_of_the_reply(default_pair, penalty):
     """...as where `generate` is given embeddings, which is how it is published."""
