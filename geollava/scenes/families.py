@@ -55,7 +55,7 @@ class Asked(NamedTuple):
 
 
 def pick(options: Sequence[str], rng: np.random.Generator) -> str | None:
-    return options[rng.integers(len(options))] if options else None
+    return options[int(rng.integers(len(options)))] if options else None
 
 
 def fits(fact: Fact, phrase: str) -> bool:
