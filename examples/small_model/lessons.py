@@ -18,11 +18,13 @@ from torch.nn import functional
 from geollava import GeoLlavaForConditionalGeneration, GeoLlavaProcessor
 from geollava.model.processing import IMAGE_TOKEN
 from geollava.scenes import Asked, Facts, Scene, ask_in_words, facts_of, plan, plan_varied
-from geollava.scenes.questions import prompt_of
+from geollava.scenes.questions import DESCRIBE, describe, prompt_of
 from geollava.scenes.varied import SCALES
 from geollava.training.tokens import IGNORED
 
 QUESTIONS = 13  # about a scene, at least
+FEW = 8  # things of a scene that is told thing by thing
+TELL = "tell"
 OTHER_WORDS = ("please", "ok", "hello", "so", "then", "hey", "well", "now", "just", "kindly")
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 
@@ -53,6 +55,9 @@ def lesson(seed: int, size: int, most: int, letters: float) -> Lesson:
         scene = plan_varied(seed, size)
         kept = sorted(rng.permutation(len(scene.things))[: int(rng.integers(1, most + 1))])
         scene.things = [scene.things[index] for index in kept]
+    if 0 < len(scene.things) <= FEW:
+        # Thing by thing, with color, motion and land use: many words for few tokens.
+        asked.append(Asked(TELL, DESCRIBE, describe(scene), (), False))
     return Lesson(scene, ask_enough(facts_of(scene), rng, letters, asked))
 
 
