@@ -100,7 +100,7 @@ def training_memory() -> str:
     kinds = next(iter(forms.values()))
     body = [(kind, *(f"{need[kind]:.1f}" for need in forms.values())) for kind in kinds]
     body.append(("together", *(f"{sum(need.values()):.1f}" for need in forms.values())))
-    return table(("GiB, counted", *forms), body)
+    return table(("GiB, on fake tensors", *forms), body)
 
 
 @figure

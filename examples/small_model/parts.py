@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -15,7 +17,7 @@ from geollava import (
     GeoLlavaProcessor,
 )
 from geollava.model.processing import IMAGE_TOKEN, VIDEO_TOKEN
-from geollava.scenes import plan, training_row
+from geollava.scenes import ask_in_words, facts_of, is_test, plan_varied
 from geollava.scenes.questions import INSTRUCTION
 from geollava.scenes.scene import COLOR_NAMES, DIRECTIONS, KINDS, LAND_USES, LANDMARKS
 
@@ -129,30 +131,38 @@ def set_language_model(model: GeoLlavaForConditionalGeneration) -> None:
 
 
 def scene_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE of the words that scenes are spoken of in; spells all others."""
+    """Byte-level BPE of the words that scenes are asked about in; spells all others."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.Digits(individual_digits=False),  # a count is one token
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=1024,
+        vocab_size=1000,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    rows = (training_row(plan(seed, 2048), "") for seed in range(200))
-    turns = (turn["value"] for row in rows for turn in row["conversations"])
-    core.train_from_iterator((text.removesuffix(INSTRUCTION) for text in turns), trainer)
+    core.train_from_iterator(spoken(), trainer)
     marks = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", IMAGE_TOKEN, VIDEO_TOKEN]
     core.add_special_tokens([AddedToken(mark, special=True) for mark in marks])
-    # What every question ends in is one token: the model reads it dozens of times for each scene.
-    core.add_tokens([AddedToken(INSTRUCTION, normalized=False)])
+    # What every question ends in is few tokens: the model reads it dozens of times for each scene.
+    fixed = (INSTRUCTION, "system", "user", "assistant")
+    core.add_tokens([AddedToken(words, normalized=False) for words in fixed])
     return PreTrainedTokenizerFast(
         tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>"
     )
+
+
+def spoken() -> Iterator[str]:
+    """Questions and answers in words for training, about scenes that are not for testing."""
+    for seed in (seed for seed in range(750) if not is_test(seed)):
+        facts = facts_of(plan_varied(seed, 672))
+        for asked in ask_in_words(facts, np.random.default_rng([seed, 11]), "train", letters=0.1):
+            yield asked.question
+            yield asked.answer
 
 
 class Wording:
@@ -191,23 +201,3 @@ def split_crops(grid: Tensor) -> Tensor:
         .flatten(2)
         .flatten(0, 1)
     )
-
-
-def kept_patches(
-    thing: Tensor, num_keep: int, rng: np.random.Generator, full: bool = False
-) -> tuple[Tensor, Tensor]:
-    """About what the selection will keep of crops: all things, and some of the ground.
-
-    Args:
-        thing: [C, 576] labels.
-        full: no slot stays empty.
-
-    Returns:
-        ([C, num_keep] patches, ascending; [C, num_keep] bool, False where the slot stays empty).
-    """
-    rank = (thing > 0).float() + torch.from_numpy(rng.random(thing.shape)).float() * 0.5
-    patches = rank.topk(num_keep, dim=1).indices.sort(1).values
-    grounds = torch.from_numpy(rng.random(thing.shape[0]))[:, None]  # how many flow together
-    is_thing = thing.gather(1, patches) > 0
-    valid = full | is_thing | (torch.from_numpy(rng.random(patches.shape)) < grounds)
-    return patches, valid

@@ -1,11 +1,11 @@
 """The small model's tower: a patch learns what it shows, from nothing.
 
-    python examples/small_model/tower.py TOWER_FOLDER
+    python examples/small_model/tower.py TOWER_FOLDER [--start FOLDER]
 
 There is no pretrained CLIP small enough to ship, so the tower learns on crowded scenes what CLIP
 knows from its captions: each patch says what stands on it, its color, the land use. The class token
 learns to point at things (the anchor of the selection), the affinity head to let empty ground flow
-together.
+together. Things are of any size between `SCALES`. A killed or stopped run goes on where it was.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import io
 import math
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from parts import CROP, GRID, PATCH, THINGS, WORDS, build, split_crops
 from PIL import Image
-from rich.console import Console
+from running import Run, console, optimizer_of, take_step
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -46,13 +46,14 @@ from tokenprune.ops import background_score
 
 SIDE = 1344  # of the scenes that are learned from: 16 crops
 UP, LEFT, HERE = 1, 3, 4  # of the nine neighbors
-NUM_PATCHES = 144  # that the tower sees of a crop: steps are five times faster
+NUM_PATCHES = 112  # that the tower sees of a crop: steps are five times faster
+SCALES = 0.65, 2.1  # of things: a little more than they are asked about in
 
-console = Console(stderr=True, highlight=False)
+STATE_FILE = "tower.pt"
 
 
 def crowd(seed: int, scale: float, fewest: int = 60, most: int = 280) -> Scene:
-    """Far more things than a scene that is asked about has."""
+    """Mostly far more things than a scene that is asked about has."""
     make = Planner(seed, SIDE, scale, attempt=0)
     make.gap = 24 * scale
     scene = Scene(seed, SIDE, scale, tuple(make.choose(LAND_USES, 4)))
@@ -121,9 +122,16 @@ def parents(thing: np.ndarray, land_use: np.ndarray) -> np.ndarray:
     return parent
 
 
-def make_crops(seed: int, scale: float) -> tuple[Tensor, dict[str, Tensor]]:
-    """[16, 3, 336, 336] uint8, and labels [16, 576]."""
-    scene = crowd(seed, scale)
+def crowd_of_any_size(seed: int) -> Scene:
+    """Of things between `SCALES`, a few of them or many."""
+    rng = np.random.default_rng([seed, 7])
+    scale = float(np.exp(rng.uniform(*np.log(SCALES))))
+    return crowd(seed, scale, fewest=8, most=int(rng.integers(40, 260)))
+
+
+def make_crops(seed: int, scale: float | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    """[16, 3, 336, 336] uint8, and labels [16, 576]; of things of any size by default."""
+    scene = crowd_of_any_size(seed) if scale is None else crowd(seed, scale)
     file = io.BytesIO()
     draw(scene, "mixed").save(file, "JPEG", quality=95, subsampling=0)
     crops = cut_crops(np.asarray(Image.open(file)), CROP)
@@ -221,15 +229,15 @@ def head_loss(
     )
 
 
-def batches(scale: float, size: int, workers: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    """Crops that are drawn as they are needed; each is seen four times."""
+def batches(first: int, size: int, workers: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """Crops that are drawn as they are needed, from a seed on; each is seen four times."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, spawn, torch.set_num_threads, (1,)) as pool:
-        waiting = [pool.submit(make_crops, 10**6 + index, scale) for index in range(24)]
-        seed, held = 10**6 + len(waiting), []
+        waiting = [pool.submit(make_crops, first + index) for index in range(24)]
+        seed, held = first + len(waiting), []
         while True:
             held.append(waiting.pop(0).result())
-            waiting.append(pool.submit(make_crops, seed, scale))
+            waiting.append(pool.submit(make_crops, seed))
             seed += 1
             if len(held) < 8:
                 continue
@@ -277,30 +285,29 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=2400)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
-    parser.add_argument("--scale", type=float, default=1.3)
+    parser.add_argument("--start", type=Path, help="a model whose tower and head to go on from")
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--minutes", type=float, default=80, help="to stop after; run it again")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
     torch.manual_seed(options.seed)
     processor, model = build()
+    if options.start is not None:
+        before = GeoLlavaForConditionalGeneration.from_pretrained(options.start)
+        model.model.vision_tower.load_state_dict(before.model.vision_tower.state_dict())
+        model.reghead.load_state_dict(before.reghead.state_dict())
     reader = Reader(model.config.vision_config.hidden_size)
-    stream = batches(options.scale, options.batch_size, options.workers)
-
-    def tower_losses() -> dict[str, Tensor]:
-        return losses(model, reader, *next(stream), NUM_PATCHES)
-
-    learn(
-        [*model.model.vision_tower.parameters(), *reader.parameters()],
-        tower_losses,
-        options.steps,
-        options.learning_rate,
-    )
-    learn_head(model, stream, options.steps // 10)
-    console.print(found(model, reader, *next(stream)))
+    learning = nn.ModuleDict({"tower": model.model.vision_tower, "reader": reader})
+    run = Run(options.folder / STATE_FILE, learning, options)
+    stream = batches(10**6 * (1 + options.seed) + run.step, options.batch_size, options.workers)
+    done = run.learn(lambda: losses(model, reader, *next(stream), NUM_PATCHES))
+    if done:
+        learn_head(model, stream, max(1, options.steps // 10))
+        console.print(found(model, reader, *next(stream)))
     stream.close()
     model.save_pretrained(options.folder)
     processor.save_pretrained(options.folder)
@@ -312,35 +319,10 @@ def learn_head(
     steps: int,
 ) -> None:
     """The affinity head, which builds on the tower."""
-    learn(
-        list(model.reghead.parameters()),
-        lambda: {"parent": head_loss(model, *next(stream))},
-        steps,
-        learning_rate=3e-3,
-    )
-
-
-def learn(
-    parameters: list[nn.Parameter],
-    losses_of_step: Callable[[], dict[str, Tensor]],
-    steps: int,
-    learning_rate: float,
-) -> None:
-    optimizer = torch.optim.AdamW(parameters, learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, steps, pct_start=0.08, cycle_momentum=False
-    )
+    optimizer, schedule = optimizer_of(list(model.reghead.parameters()), steps, 3e-3)
     start = time.perf_counter()
     for step in range(steps):
-        parts = losses_of_step()
-        optimizer.zero_grad()
-        sum(parts.values(), torch.zeros(())).backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 50 == 0:
-            said = ", ".join(f"{name} {value.item():.3f}" for name, value in parts.items())
-            console.print(f"{step} ({time.perf_counter() - start:.0f} s): {said}")
+        take_step(optimizer, schedule, {"parent": head_loss(model, *next(stream))}, step, start)
 
 
 if __name__ == "__main__":

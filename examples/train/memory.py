@@ -1,9 +1,9 @@
-"""What a training step of the full-size model needs on one GPU, counted, not measured.
+"""What a training step of the full-size model needs on one GPU: a step on fake tensors.
 
     python examples/train/memory.py
 
 One 8K image of 13,824 visual tokens and 200 of text, under gradient checkpointing; see
-`geollava.training.plan`, which `geollava train` counts its own run by before it begins.
+`geollava.training.fake_step`, by which `geollava train` says what its own run will take.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rich.table import Table
 
 from geollava import GeoLlavaConfig
 from geollava.training.config import TrainConfig
-from geollava.training.plan import memory
+from geollava.training.fake_step import memory
 
 TOKENS, CROPS = 13_824 + 200, 576
 FROZEN = {"vision_tower": "frozen", "language_model": "frozen", "projector": 1e-5}

@@ -11,7 +11,7 @@ import typer
 from geollava.commands.console import progress_of
 from geollava.commands.options import number
 from geollava.commands.records import spread
-from geollava.common.choices import Ground, ScenePart
+from geollava.common.choices import Ground, SceneLayout, ScenePart
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,19 @@ class SceneOptions:
     """How scenes are drawn, and what is asked about them."""
 
     size: Annotated[int, number("Side of a scene in pixels")] = 8064
-    scale: Annotated[float, typer.Option(help="Size of objects; 1: cars of 6 px")] = 1.0
+    scale: Annotated[
+        float | None,
+        typer.Option(
+            help="Size of objects; 1: cars of 6 px", show_default="1; varied: from 0.7 to 2 by lot"
+        ),
+    ] = None
     ground: Annotated[
         Ground, typer.Option(help="What lies below; mixed: one or the other, scene by scene")
     ] = "mixed"
+    layout: Annotated[
+        SceneLayout,
+        typer.Option(help="varied: anything stands anywhere; questions in many words"),
+    ] = "xlrs"
     variants: Annotated[int, number("Conversations about each scene to train on")] = 1
     choices: Annotated[
         bool, typer.Option(help="Train on questions with choices and letters too")

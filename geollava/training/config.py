@@ -87,6 +87,24 @@ class SamplesConfig(Section):
     max_new_tokens: Count = 32
 
 
+class EvaluationConfig(Section):
+    """Rows that are never trained on, looked at wherever a checkpoint is saved.
+
+    The result is the checkpoint of the least loss on them, not the last.
+
+    Attributes:
+        files: as `data.files`; no row's id may be among those that are trained on.
+        asked: of the first so many rows the first question is asked; the score is the share of
+            answers that are the row's own, letter case and a final period aside.
+        patience: stop when the loss was not the least for so many checkpoints; never by default.
+    """
+
+    files: Annotated[list[Path], Field(min_length=1)]
+    asked: Count = 32
+    max_new_tokens: Count = 32
+    patience: Count | None = None
+
+
 class TrainConfig(Section):
     """One training run.
 
@@ -106,7 +124,10 @@ class TrainConfig(Section):
             GPU where it is installed, unless false; true refuses to go without.
         sharding: "fsdp2" spreads what is trained over the processes of torchrun; a path names a
             DeepSpeed configuration.
+        keep_checkpoints: the newest so many, and the best where the run is evaluated.
         export: the form of the result, "own" or "published".
+        push_to_hub: the name of a private repository, "owner/name", that the result is uploaded to;
+            made where it does not exist. Nothing leaves the machine without it.
     """
 
     model: str
@@ -135,7 +156,9 @@ class TrainConfig(Section):
     keep_checkpoints: Count = 2
     report_to: list[Literal["tensorboard", "wandb"]] = []
     samples: SamplesConfig | None = None
+    evaluation: EvaluationConfig | None = None
     export: Literal["own", "published"] = "own"
+    push_to_hub: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None
 
     @model_validator(mode="after")
     def check_combinations(self) -> TrainConfig:
@@ -251,6 +274,8 @@ def resolve_paths(config: TrainConfig, folder: Path) -> TrainConfig:
         return (folder / path).resolve()
 
     config.data.files = [resolve(file) for file in config.data.files]
+    if config.evaluation is not None:
+        config.evaluation.files = [resolve(file) for file in config.evaluation.files]
     if config.data.image_folder is not None:
         config.data.image_folder = resolve(config.data.image_folder)
     config.output = resolve(config.output)

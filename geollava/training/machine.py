@@ -7,9 +7,17 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from geollava.common.extras import install
 from geollava.training.config import TrainConfig
+
+# As this transformers calls the recomputing of activations: the former from 5.22 or so on.
+CHECKPOINTING = next(
+    name
+    for name in ("activation_checkpointing", "gradient_checkpointing")
+    if hasattr(PreTrainedModel, f"{name}_enable")
+)
 
 
 def check_machine(config: TrainConfig, resume: bool) -> None:

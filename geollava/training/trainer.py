@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ import torch
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from geollava.model.modeling import GeoLlavaForConditionalGeneration
 from geollava.model.sharding import whole
 from geollava.model.vision_tower import VisionTower
 from geollava.training.config import TrainConfig
 from geollava.training.loading import TRAINED, load_trained
+from geollava.training.machine import CHECKPOINTING
 from geollava.training.packs import collate
 from geollava.training.parts import learning_rates, part_of
 
@@ -27,10 +29,21 @@ SECONDS_PER_LINE = 10.0  # at least, between two lines about packs
 
 
 class GeoLlavaTrainer(Trainer):
-    """transformers' Trainer with a learning rate per part and checkpoints of what is trained."""
+    """transformers' Trainer with a learning rate per part and checkpoints of what is trained.
 
-    def __init__(self, *args: Any, rates: dict[str, float | None], **kwargs: Any) -> None:
-        self.rates = rates
+    Args:
+        rates: of each part; see `learning_rates`.
+        score: model -> its score, beside the loss of every evaluation.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        rates: dict[str, float | None],
+        score: Callable[[Any], float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.rates, self.score = rates, score
         self.optimizer: torch.optim.Optimizer | None = None
         self.packs_begun, self.said_at = 0, -math.inf
         self.crops = self.crops_begun = 0  # of the pack
@@ -51,6 +64,14 @@ class GeoLlavaTrainer(Trainer):
         loss = super().training_step(model, inputs, *args, **kwargs)
         self.crops = 0
         return loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Loss and score on the evaluation's rows."""
+        metrics = super().evaluate(*args, **kwargs)
+        if self.score is not None:
+            metrics["eval_score"] = self.score(self.model)
+            self.log({"eval_score": metrics["eval_score"]})
+        return metrics
 
     def say_crops(self, tower: nn.Module, inputs: tuple[Tensor]) -> None:
         """How far a pack is. Its crops pass the tower again in the backward pass, if it learns."""
@@ -115,6 +136,21 @@ class GeoLlavaTrainer(Trainer):
             load_trained(self.model, Path(resume_from_checkpoint))
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """Rows that are never trained on.
+
+    Attributes:
+        packs: a dataset of packs, one row in each; the mean of their losses is the loss.
+        score: model -> share of right answers.
+        patience: evaluations without a lower loss before training stops.
+    """
+
+    packs: Any
+    score: Callable[[Any], float]
+    patience: int | None
+
+
 class StopAtNonsense(TrainerCallback):
     """A loss that is not finite ends the run; what follows it would be worth nothing."""
 
@@ -129,8 +165,20 @@ def build_trainer(
     model: GeoLlavaForConditionalGeneration,
     packs: Any,
     callbacks: Sequence[TrainerCallback] = (),
+    evaluation: Evaluation | None = None,
 ) -> GeoLlavaTrainer:
     """A trainer over a dataset of packs; see `geollava.training.packs.join` for what a pack is."""
+    evaluated: dict[str, Any] = {}
+    if evaluation is not None:
+        evaluated = {
+            "eval_strategy": "steps",
+            "eval_steps": config.save_every,
+            "prediction_loss_only": True,
+            "metric_for_best_model": "loss",
+            "greater_is_better": False,
+        }
+        if evaluation.patience is not None:
+            callbacks = [*callbacks, EarlyStoppingCallback(evaluation.patience)]
     if "tensorboard" in config.report_to:
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(config.output / "tensorboard"))
     arguments = TrainingArguments(
@@ -145,8 +193,10 @@ def build_trainer(
         max_grad_norm=config.max_gradient_norm,
         bf16=config.precision == "bfloat16",
         use_cpu=not torch.cuda.is_available(),
-        activation_checkpointing=config.gradient_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False},
+        **{
+            CHECKPOINTING: config.gradient_checkpointing,
+            f"{CHECKPOINTING}_kwargs": {"use_reentrant": False},
+        },
         fsdp=config.sharding == "fsdp2",
         fsdp_config={"version": 2} if config.sharding == "fsdp2" else None,
         deepspeed=str(config.sharding) if isinstance(config.sharding, Path) else None,
@@ -157,16 +207,20 @@ def build_trainer(
         logging_steps=config.log_every,
         logging_nan_inf_filter=False,
         save_steps=config.save_every,
-        save_total_limit=config.keep_checkpoints,
+        save_total_limit=config.keep_checkpoints + (evaluation is not None),  # and the best
         report_to=list(config.report_to) or "none",
         remove_unused_columns=False,
         ddp_find_unused_parameters=True,  # a pack of text alone passes no tower
+        per_device_eval_batch_size=1,
+        **evaluated,
     )
     return GeoLlavaTrainer(
         model=model,
         args=arguments,
         train_dataset=packs,
+        eval_dataset=evaluation.packs if evaluation is not None else None,
         data_collator=collate,
         callbacks=[StopAtNonsense(), *callbacks],
         rates=learning_rates(config),
+        score=evaluation.score if evaluation is not None else None,
     )

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
+import torch
 
 RECIPE = Path(__file__).parents[3] / "examples" / "small_model"
 
@@ -25,23 +25,32 @@ def test_from_nothing_to_a_model(run, tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
         importlib.import_module(script.removesuffix(".py")).main()
 
-    scenes = ("--size", 672, "--scale", 1.3, "--part", "train", "--no-choices")
-    assert run("scenes", tmp_path / "scenes/s672", "--count", 4, *scenes)[0] == 0
-    command = [sys.executable, RECIPE / "tower.py", "tower", "--steps", "20", "--batch-size", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)  # it draws in more
-    assert done.returncode == 0, done.stderr[-3000:]
-    step("words.py", "words", "--steps", 2, "--tokens", 200)
-    step("join.py", "tower", "words", "scenes/s672", "start", "--steps", 2)
-    step("practice.py", "start", "words", "scenes/s672", "practiced", "--steps", 2, "--rows", 1)
+    command = [sys.executable, RECIPE / "tower.py", "tower", "--steps", "3", "--batch-size", "2"]
+    for minutes in ("0.001", "10"):  # stopped after a step, and gone on with
+        done = subprocess.run(
+            [*command, "--minutes", minutes], capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert ("stopped at step 1" in done.stderr) == (minutes == "0.001")
+    for minutes in (0, 10):
+        step("words.py", "words", "--steps", 3, "--scenes", 1, "--minutes", minutes)
+    step("bank.py", "tower", "bank", "--scenes", 3, "--first-seed", 1)
+    few = ("--steps", 2, "--scenes", 1, "--join-steps", 2)
+    step("images.py", "tower", "words", "bank", "model", *few)
+    options = ("--layout", "varied", "--size", 672, "--count", 1, "--ground", "procedural")
+    assert run("scenes", tmp_path / "672", *options)[0] == 0
+    step("rows.py", ".", "--free", Path(__file__).with_name("free_questions.json"))
+    assert len(json.loads((tmp_path / "free.json").read_text())) == 40
     for name in set(sys.modules) - before:
         if (RECIPE / f"{name}.py").is_file():
             del sys.modules[name]
-    config = yaml.safe_load((RECIPE / "train.yaml").read_text())
-    config["data"]["files"] = config["data"]["files"][:1]
-    (tmp_path / "train.yaml").write_text(yaml.safe_dump(config | {"max_steps": 2}))
-    assert run("train", tmp_path / "train.yaml")[0] == 0
-    image = next((tmp_path / "scenes/s672/images").iterdir())
+    state = torch.load(tmp_path / "words" / "teaching.pt", weights_only=True)
+    assert state["step"] == 3
+    scored = ("evaluate", "scenes-words", "--data", "words.json", "--out", "scored")
+    code, _, err = run(*scored, "--model", "model", "--limit", 2)
+    assert code == 0, err
+    image = next((tmp_path / "672/images").iterdir())
     asked = ("ask", image, "What is red?", "--json", "--max-new-tokens", 8)
-    code, out, err = run(*asked, "--model", tmp_path / "trained/model")
+    code, out, err = run(*asked, "--model", tmp_path / "model")
     assert code == 0, err
     assert json.loads(out)["tokens_after"] == 4 * 24

@@ -14,7 +14,7 @@ from geollava.training.config import read_config
 from geollava.training.loading import read_model_config
 from geollava.training.packs import join, pack
 from geollava.training.rows import Turn
-from geollava.training.run import load_packs
+from geollava.training.run import load_packs, load_rows
 from geollava.training.tokens import IGNORED, Size, sample_of, tokenize
 from tests.geollava.conftest import noise
 
@@ -75,7 +75,7 @@ def test_rows_are_tokenized_once_and_kept_in_little(
     noise(400, 400).save(tmp_path / "large.png")
     rows = [{"id": n, "image": "large.png", "conversations": turns} for n in range(20)]
     (tmp_path / "data.json").write_text(json.dumps(rows))
-    config = read_config(write(samples={"rows": 3}))
+    config = read_config(write())
     model_config = read_model_config(config, complete_checkpoint)
     processor = GeoLlavaProcessor.from_pretrained(complete_checkpoint)
     texts, call = [], type(processor.tokenizer).__call__
@@ -84,14 +84,14 @@ def test_rows_are_tokenized_once_and_kept_in_little(
         "__call__",
         lambda self, text, **kwargs: texts.append(text) or call(self, text, **kwargs),
     )
-    packs, first = load_packs(config, processor, model_config)
+    checked = load_rows(config, config.data.files, processor)
+    packs = load_packs(config, checked, processor, model_config)
     samples = [packs[index] for index in range(len(packs))]
     assert sum(text in said for said in texts) == 20
     assert sum(batch["input_ids"].numel() for batch in samples) == sum(
         size.tokens for size in packs.sizes
     )
 
-    assert [row.id for row in first] == ["0", "1", "2"]
     kept = [row.tokens for group in packs.groups for row in group]
     assert {tokens.dtype.itemsize for tokens in kept} == {5}
     for row in (row for group in packs.groups for row in group):

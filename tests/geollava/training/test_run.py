@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
@@ -11,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -147,21 +145,11 @@ def test_the_plan_is_said_before_and_each_pack_as_it_begins(write, run, monkeypa
     assert all(int(done) < int(total) for _, _, done, total in crops)
 
 
-def test_the_counted_memory_of_the_published_sizes():
-    """The full-size model, by the same count as `geollava train` gives its own run."""
-    folder = Path(__file__).parents[3]
-    spec = importlib.util.spec_from_file_location("memory", folder / "examples/train/memory.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    totals = [sum(module.count(form).values()) for form in module.FORMS.values()]
-    assert totals == pytest.approx([127.8, 21.7, 12.7], abs=0.05)  # GiB: full, LoRA, QLoRA
-
-
 def test_resume_of_another_run_is_refused(write, run, tmp_path):
     assert run("train", write(max_steps=1))[0] == 0
     code, _, err = run("train", write(max_steps=2, seed=1), "--resume")
     assert code == 2
-    assert "max_steps, seed: changed since the run" in err
+    assert "seed: changed since the run" in err
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WORLD_SIZE", "2")
         code, _, err = run("train", write(sharding="fsdp2"), "--resume")
