@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Workers of one thread each: more threads than cores wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: demo test lint docs bench static test-newest test-matrix test-lmms test-vllm test-vllm-core test-browser test-browser-core fuzz ci-full clean
+.PHONY: demo test lint docs bench leaderboard static test-newest test-matrix test-lmms test-vllm test-vllm-core test-browser test-browser-core fuzz ci-full clean
 
 demo: $(VENV)/.installed-demo  ## ask about a scene that the model has not seen
 	$(BIN)/python examples/ask_scene.py
@@ -57,6 +57,9 @@ docs: $(VENV)/.installed-dev  ## docs/_build/html, with every block of code and 
 
 bench: $(VENV)/.installed-dev  ## measure against the dense form of the published algorithm
 	$(BIN)/python benchmarks/run.py
+
+leaderboard: $(VENV)/.installed-dev  ## docs/leaderboard.md and its plots, of committed rows
+	$(BIN)/python -m benchmarks.leaderboard page
 
 static: $(VENV)/.installed-dev  ## what kernels take of a GPU and ask of its memory, beside committed rows
 	$(BIN)/python benchmarks/static.py

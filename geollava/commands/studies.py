@@ -36,7 +36,7 @@ def sweep(
         str,
         typer.Option(help="Ways to choose tokens, by commas; the first is what others differ from"),
     ] = "background_anchored,smaller_image,downsample,spatial_pool,uniform,random",
-    budgets: Annotated[str, typer.Option(help="Tokens to keep, by commas")] = "12,24,48",
+    budgets: Annotated[str, typer.Option(help="Tokens to keep, by commas")] = "6,12,24,48",
     run: ScoredRunOptions,
 ) -> None:
     """Every method at every budget, and blind: scores against tokens and seconds."""

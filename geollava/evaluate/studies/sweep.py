@@ -12,11 +12,12 @@ from geollava.common.tables import property_table, table
 from geollava.evaluate import report
 from geollava.evaluate.evaluation import evaluate
 from geollava.evaluate.models.answerer import Answerer
+from geollava.evaluate.models.controls import SMALLER_IMAGE
 from geollava.evaluate.processes import Processes
 from geollava.evaluate.results_folder import read_results
 from geollava.evaluate.rows import Data
 from geollava.evaluate.runner import Options
-from geollava.evaluate.scores import Graded, difference
+from geollava.evaluate.scores import Graded, difference, summarize
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,8 @@ def sweep(
     for cell, evaluated in found.items():
         base = Cell(first.method, cell.num_keep) if not cell.blind else first
         row = summary(cell, evaluated, name)
+        if (control := Cell(SMALLER_IMAGE, cell.num_keep)) in found and cell != control:
+            row["hard"] = on_hard_rows(out, cell, control, options.seed)
         if base != cell:
             gap, spread = difference(
                 graded_rows(out, cell),
@@ -114,6 +117,29 @@ def graded_rows(out: Path, cell: Cell) -> list[Graded]:
     return [prediction.graded() for prediction in predictions]
 
 
+def on_hard_rows(out: Path, cell: Cell, control: Cell, seed: int) -> dict[str, Any] | None:
+    """The micro score on the rows that a smaller image of as many tokens does not get right.
+
+    A row that fewer pixels answer tells nothing of which tokens to keep (VTC-Bench, 2510.07143).
+
+    Returns:
+        `score`, `interval` and `rows`; None where the control is right everywhere.
+    """
+    hard = [
+        ours
+        for ours, theirs in zip(graded_rows(out, cell), graded_rows(out, control), strict=True)
+        if theirs.credit < 1
+    ]
+    if not hard:
+        return None
+    found = summarize(hard, None, seed)
+    return {
+        "score": found["micro"],
+        "interval": found["intervals"]["micro"],
+        "rows": len(hard),
+    }
+
+
 def summary(cell: Cell, results: dict[str, Any], name: str) -> dict[str, Any]:
     seconds = results["seconds"]
     asked = max(seconds["rows"], 1)
@@ -143,6 +169,7 @@ def markdown(results: dict[str, Any]) -> str:
         "tokens per question",
         "score",
         "difference to the first at this budget",
+        "micro score where a smaller image is wrong",
         "s to encode",
         "s to answer",
     )
@@ -153,6 +180,7 @@ def markdown(results: dict[str, Any]) -> str:
             "-" if cell["tokens"] is None else f"{cell['tokens']:,.0f}",
             report.with_interval(cell["score"], cell["interval"]),
             report.gap(cell),
+            hard_score(cell),
             f"{cell['encode_seconds']:.2f}",
             f"{cell['answer_seconds']:.2f}",
         )
@@ -180,6 +208,13 @@ def markdown(results: dict[str, Any]) -> str:
         *property_table({name: protocol[name] for name in protocol if name not in changing}),
     ]
     return "\n".join(lines) + "\n"
+
+
+def hard_score(cell: dict[str, Any]) -> str:
+    hard = cell.get("hard")
+    if hard is None:
+        return "-"
+    return f"{report.with_interval(hard['score'], hard['interval'])} of {hard['rows']:,}"
 
 
 def plot(results: dict[str, Any]) -> Any:

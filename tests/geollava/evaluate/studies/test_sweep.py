@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from geollava.evaluate.models import geollava_model as own_model
+from geollava.evaluate.predictions import read_predictions
 
 
 def test_sweep(run, questions, guessing_checkpoint, tmp_path, monkeypatch):
@@ -31,6 +32,17 @@ def test_sweep(run, questions, guessing_checkpoint, tmp_path, monkeypatch):
     assert cells["random-24"]["compared_with"] == "background_anchored-24"
     assert "difference" not in cells["background_anchored-24"]
     assert len({row["score"] for row in table["cells"]}) > 1
+    replies = {
+        name: read_predictions(tmp_path / "cells" / name / "predictions.jsonl")
+        for name in ("smaller_image-24", "random-24")
+    }
+    wrong = [row.number for row in replies["smaller_image-24"] if row.credit < 1]
+    found = [row.credit for row in replies["random-24"] if row.number in wrong]
+    hard = cells["random-24"]["hard"]
+    assert hard["rows"] == len(wrong) > 0
+    assert hard["score"] == pytest.approx(sum(found) / len(wrong))
+    assert "hard" not in cells["smaller_image-24"]
+    assert "hard" not in cells["blind"]
     assert "| random | 24 | 48 |" in (tmp_path / "sweep.md").read_text()
     assert Image.open(tmp_path / "sweep.png").width > 500
 

@@ -1,0 +1,5 @@
+"""`python -m benchmarks.leaderboard`."""
+
+from benchmarks.leaderboard.run import main
+
+main()
