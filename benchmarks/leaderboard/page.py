@@ -257,14 +257,14 @@ def missing(features: Sequence[Row], answers: Sequence[Row]) -> list[str]:
     for board, found in (("features", features), ("answers", answers)):
         there = {(row["method"], row["budget"]) for row in found}
         gone = {row["method"] for row in found if row["budget"] is None}
-        absent = [
-            f"`{name}` at {share(budget)}"
-            for name in list_methods()
-            for budget in BUDGETS
-            if name not in gone and (name, budget) not in there
-        ]
-        if absent:
-            lines.append(f"Rows of the board of {board}: {', '.join(absent)}.")
+        absent: dict[tuple[float, ...], list[str]] = {}
+        for name in list_methods():
+            budgets = tuple(budget for budget in BUDGETS if (name, budget) not in there)
+            if budgets and name not in gone:
+                absent.setdefault(budgets, []).append(f"`{name}`")
+        for budgets, names in absent.items():
+            shares = ", ".join(map(share, budgets))
+            lines.append(f"Rows of the board of {board} at {shares}: {', '.join(names)}.")
     seeds = {seed for row in answers for seed in row["seeds"]}
     if len(seeds) < SEEDS:
         lines.append(
