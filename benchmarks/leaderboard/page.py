@@ -303,12 +303,8 @@ a picture; *majority answer*: the most common answer to these words in training,
 HOW = """## How it is made
 `make leaderboard` writes this page of committed rows. A row is measured by one command, which skips
 rows that are there and goes on after it was stopped:
-
-<!-- not run: it downloads packages and measures for minutes -->
-```bash
-python -m benchmarks.leaderboard add divprune   # both boards, all budgets
-python -m benchmarks.leaderboard all            # every method and control
-```
+`python -m benchmarks.leaderboard add divprune` is one method on both boards, at all budgets; with
+`all`, every method and control. It downloads the packages below.
 
 A row holds versions, hashes of data and weights, and what its score is made of image by image; a
 row that was altered is refused. Seconds are CPU seconds of one thread."""

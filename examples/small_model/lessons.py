@@ -19,7 +19,7 @@ from geollava import GeoLlavaForConditionalGeneration, GeoLlavaProcessor
 from geollava.model.processing import IMAGE_TOKEN
 from geollava.scenes import Asked, Facts, Scene, ask_in_words, facts_of, plan, plan_varied
 from geollava.scenes.questions import DESCRIBE, describe, prompt_of
-from geollava.scenes.varied import SCALES
+from geollava.scenes.varied_plan import SCALES
 from geollava.training.tokens import IGNORED
 
 QUESTIONS = 13  # about a scene, at least

@@ -3,7 +3,7 @@
 scene.py      what can stand in a scene and be asked about it: `Scene`, `Thing`, `Question`
 layout.py     `plan`: where everything stands, and which questions are asked
 questions.py  a scene's questions as rows: to evaluate on, about boxes, to train on
-varied.py     `plan_varied`: scenes of any content; facts.py says what is true of a scene
+varied_plan.py `plan_varied`: scenes of any content; facts.py says what is true of a scene
 families.py   what is asked about facts, phrasing.py in which words; asked_rows.py makes rows of it
 shapes.py     the outlines of things; draw.py draws a scene, and alone imports Pillow
 write.py      `write_scenes`: many scenes as images and rows
@@ -17,7 +17,7 @@ from geollava.scenes.families import Asked, ask_in_words
 from geollava.scenes.layout import is_test, plan
 from geollava.scenes.questions import box_rows, describe, question_rows, training_row
 from geollava.scenes.scene import Question, Scene, Thing
-from geollava.scenes.varied import plan_varied
+from geollava.scenes.varied_plan import plan_varied
 from geollava.scenes.write import write_scenes
 
 __all__ = [

@@ -13,7 +13,7 @@ from geollava.scenes.asked_rows import asked_rows, asked_training_row
 from geollava.scenes.layout import is_test, plan
 from geollava.scenes.questions import box_rows, question_rows, training_row
 from geollava.scenes.scene import Scene
-from geollava.scenes.varied import plan_varied
+from geollava.scenes.varied_plan import plan_varied
 
 
 def write_scenes(
