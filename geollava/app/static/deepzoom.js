@@ -89,9 +89,11 @@ export class DeepZoom {
 
   redraw() {
     if (this.waiting) return;
+    this.stage.setAttribute("aria-busy", "true");
     this.waiting = requestAnimationFrame(() => {
       this.waiting = 0;
       this.draw();
+      this.stage.setAttribute("aria-busy", String(this.loading > 0)); // tiles still to come
     });
   }
 

@@ -93,13 +93,15 @@ def ask(page, question=QUESTION):
 
 
 def picture(page, side="a"):
-    """What a stage shows, when nothing moves any more."""
-    stage = page.locator(f'.view[data-side="{side}"] .stage canvas')
-    before = b""
-    while before != (now := stage.screenshot()):
+    """What a stage shows, when all its tiles are there and nothing moves any more."""
+    stage, before = f'.view[data-side="{side}"] .stage', ""
+    while True:
+        page.wait_for_selector(f'{stage}[aria-busy="false"]')
+        now = page.locator(f"{stage} canvas").evaluate("one => one.toDataURL()")
+        if now == before:
+            return now
         before = now
         page.wait_for_timeout(300)
-    return now
 
 
 def shot(page, name):
