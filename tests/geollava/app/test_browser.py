@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -93,13 +94,13 @@ def ask(page, question=QUESTION):
 
 
 def picture(page, side="a"):
-    """What a stage shows, when all its tiles are there and nothing moves any more."""
+    """What a stage shows as PNG, when all its tiles are there and nothing moves any more."""
     stage, before = f'.view[data-side="{side}"] .stage', ""
     while True:
         page.wait_for_selector(f'{stage}[aria-busy="false"]')
         now = page.locator(f"{stage} canvas").evaluate("one => one.toDataURL()")
         if now == before:
-            return now
+            return base64.b64decode(now.partition(",")[2])
         before = now
         page.wait_for_timeout(300)
 
