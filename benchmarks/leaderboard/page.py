@@ -13,6 +13,7 @@ from benchmarks.leaderboard import rows
 from benchmarks.leaderboard.composite import KINDS, PER_IMAGE
 from benchmarks.leaderboard.controls import BLIND, MAJORITY, PLAIN, SMALLER, WHOLE
 from benchmarks.leaderboard.fetch import PACKAGES
+from benchmarks.leaderboard.host import LAYERS
 from benchmarks.leaderboard.intervals import beats, pooled, score_of
 from benchmarks.leaderboard.rows import BUDGETS, Row
 
@@ -298,7 +299,10 @@ over aerial ground, and asked {PER_IMAGE} questions about each of 125 pictures w
 other ground. It was trained on all tokens and under no method. Answers come from `generate` under
 `tokenprune.apply`; the tower's output is recorded once and replayed. *Blind*: the question without
 a picture; *majority answer*: the most common answer to these words in training, without a model;
-*smaller image*: the picture encoded at fewer pixels, with as many tokens as fit into the budget."""
+*smaller image*: the picture encoded at fewer pixels, with as many tokens as fit into the budget.
+**`fastv` and `pyramiddrop` work inside the language model**: the first of its {LAYERS} layers read
+all tokens, so that their budget is not that of the others, and a deeper model would be another
+matter."""
 
 HOW = """## How it is made
 `make leaderboard` writes this page of committed rows. A row is measured by one command, which skips
