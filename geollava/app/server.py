@@ -40,6 +40,7 @@ from geollava.scenes import plan
 
 STATIC = Path(__file__).parent / "static"
 SIDES = ("a", "b")
+LAST_PORT = 65535
 SWEEP_SECONDS = 30  # between looks for idle viewers
 END_SECONDS = 5  # that streams get when the server stops
 
@@ -369,7 +370,14 @@ def make_app(page: Page, local: bool = True) -> Starlette:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens. Raises OSError where the address or the port is not to be had."""
+    """A socket that listens.
+
+    Raises:
+        ValueError: no port has that number.
+        OSError: the address or the port is not to be had.
+    """
+    if not 0 <= port <= LAST_PORT:
+        raise ValueError(f"--port must be 0 to {LAST_PORT}, got {port}")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.create_server((host, port), family=family)
 

@@ -319,3 +319,5 @@ def test_the_command_refuses(run, tmp_path):
     code, _, err = run("app", "--host", "999.1.1.1")
     assert code == 2
     assert err.count("\n") == 1
+    code, _, err = run("app", "--port", 65536)
+    assert (code, err) == (2, "error: --port must be 0 to 65535, got 65536\n")
